@@ -1,5 +1,6 @@
-"""Brings the suite's plugins if pytest was given another project's settings; pyproject.toml loads
-them earlier, by `-p`.
+"""Loads the suite's plugins if pytest was given another project's settings.
+
+pyproject.toml loads them earlier, through `-p`.
 """
 
 pytest_plugins = ["fixtures.plugins"]

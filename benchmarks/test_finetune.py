@@ -1,6 +1,6 @@
 """Every cell of the grid as a test: audit, train, score, audit again, record, compare with bounds.
 
-`--ask` adds instruments, which measure before and after training, to the same row.
+With `--ask`, instruments measure before and after training and add their answers to the same row.
 """
 
 import pytest

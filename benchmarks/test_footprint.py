@@ -1,11 +1,11 @@
-"""Memory and time of every cell at its true size, from random weights and tokens, without a hub."""
+"""Memory and time of every cell at its true size, with random weights and tokens, without a hub."""
 
 import pytest
 
 
 @pytest.fixture
 def held_bytes(device):
-    """The bytes that the device holds before the model is on it."""
+    """The bytes in use on the device before the model is loaded."""
     from tunegrid.run.footprint import baseline_bytes
 
     return baseline_bytes(device)

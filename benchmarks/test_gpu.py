@@ -1,7 +1,7 @@
 """`pytest -m gpu` checks in a few minutes that a GPU's figures can be trusted.
 
-Each test measures one thing in two ways that must agree on a GPU, from random weights, without a
-hub. The figures go to `--junitxml`. No GPU has run this yet.
+Each test takes the same measurement in two ways that must agree on a GPU, with random weights and
+without a hub. The figures are written to the `--junitxml` file. No GPU has run these tests yet.
 """
 
 import math
@@ -20,9 +20,10 @@ from tunegrid.run.prepare import prepare
 
 pytestmark = pytest.mark.gpu
 
-SPARE = 0.6  # of an update's activations: what the ladder is left with
-CLOCKS = 0.05  # the share by which CUDA events and the wall clock may differ over a run of updates
-# Relative: micro-batches of other sizes round differently, in bf16 by up to a percent.
+SPARE = 0.6  # share of an update's activations for which the ladder has memory left
+# Largest relative difference between CUDA events and the wall clock over many updates
+CLOCKS = 0.05
+# Relative: micro-batches of different sizes round differently, by up to a percent in bf16.
 SAME_LOSS = 1e-2
 
 
@@ -38,7 +39,7 @@ def device():
 
 @pytest.fixture
 def get_trainer(device):
-    """A trainer of a cell at its true size, over random tokens."""
+    """Makes a trainer of a cell at its true size, on random tokens."""
 
     def make(cell_id, updates=8, **changes):
         cell = STUDY.cell(cell_id, replace(FOOTPRINT_PROFILE, device="cuda", max_steps=updates))
@@ -54,20 +55,20 @@ def get_trainer(device):
 def train(trainer, updates):
     for group in islice(trainer.updates(0), updates):
         trainer.update(group)
-    trainer.part()  # brings to the host what is still on the device
+    trainer.part()  # copies to the host what is still on the device
     return trainer
 
 
 def test_a_cell_leaves_nothing_behind(get_trainer, device, record_property):
     before = baseline_bytes(device)
-    # accelerate ties fp16's optimizer into a cycle.
+    # accelerate puts fp16's optimizer into a reference cycle.
     train(get_trainer("bert_sa_lora", precision="fp16"), 3)
     held_bytes = torch.cuda.memory_allocated(device)
     free_memory(device)
     after = torch.cuda.memory_allocated(device)
     record_property("bytes", {"before": before, "held": held_bytes, "after": after})
     left_gib = (after - before) / GIB
-    # Libraries' workspaces are less.
+    # The libraries' workspaces take less than this.
     assert left_gib <= LEFT_GIB, f"a cell left {left_gib:.2f} GiB on the device"
 
 
@@ -123,14 +124,14 @@ def test_the_ladder_holds_where_memory_really_runs_out(get_trainer, device, reco
     record_property("ladder", figures)
     assert log.micro_batch < trainer.cell.recipe.per_device_train_batch_size
     assert any(sentence.startswith("out of memory at update") for sentence in log.fallbacks)
-    assert math.isclose(whole_loss, pieces_loss, rel_tol=SAME_LOSS)  # the same update
+    assert math.isclose(whole_loss, pieces_loss, rel_tol=SAME_LOSS)  # the update is the same
 
 
 def test_lost_updates_are_counted(get_trainer, record_property):
     updates = 60
     high = 2.0**40
     trainer = get_trainer("bert_sa_lora", updates=updates, precision="fp16")
-    # Far too high: the first updates overflow until it has come down.
+    # The scale is far too high, so the first updates overflow until it has come down.
     trainer.accelerator.scaler._init_scale = high
     train(trainer, updates)
     halvings = math.log2(high / trainer.accelerator.scaler.get_scale())
@@ -139,15 +140,15 @@ def test_lost_updates_are_counted(get_trainer, record_property):
     figures = {"skipped": skipped_updates, "halvings": halvings, "scheduled": scheduled}
     record_property("updates", figures)
     assert skipped_updates, "no update was lost, so nothing was checked"
-    assert len(skipped_updates) == halvings  # each halved the scale once
-    assert scheduled == updates - len(skipped_updates)  # and did not advance the schedule
+    assert len(skipped_updates) == halvings  # each lost update halved the scale once
+    assert scheduled == updates - len(skipped_updates)  # lost updates do not advance the schedule
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_update_waits_for_nothing(precision, get_trainer):
-    """Outside the model's own forward pass, in which transformers may look at a mask."""
+    """An update never synchronizes, except in the forward pass, which may look at a mask."""
     trainer = train(get_trainer("bert_sa_sft", precision=precision), 3)
     trainer.model.register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("default"))
     trainer.model.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode("error"))
-    torch.cuda.set_sync_debug_mode("error")  # the device's fixture takes it back
+    torch.cuda.set_sync_debug_mode("error")  # the `device` fixture resets it
     trainer.update(next(trainer.updates(0)))

@@ -1,9 +1,4 @@
-"""Settings that must be equal: two ways to compute the same, on which cells, how nearly, and why.
-
-From top to bottom: how two results are compared, what a setting runs, the table `ROWS`, and the
-test. A setting takes a `Bench` and returns fields. A plant breaks each row: a row that nothing
-breaks proves nothing. What an audit or a library's own test checks has no row.
-"""
+"""Settings that must be equal: two ways to one result, on which cells, how closely, and why."""
 
 import copy
 import math
@@ -34,7 +29,7 @@ from tunegrid.run.serving import Serving
 from tunegrid.run.train import Trainer
 from tunegrid.tests.small import cell_trainer, silent, still
 
-FIRST = "default"  # PEFT's name for an adapter without a name
+FIRST = "default"  # PEFT's name for an unnamed adapter
 SECOND = "second"
 Fields = Mapping[str, Any]
 doubles = partial(torch.tensor, dtype=torch.float64)
@@ -44,17 +39,17 @@ doubles = partial(torch.tensor, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far apart a field may be: the difference's norm, relative to the norm; 0: equal bits."""
+    """Limits on a field's relative difference, in norm; 0 means equal bits."""
 
     most: float = 0.0
-    least: float = -1.0  # something must differ by more than this
-    # Relative to the whole field's norm: some gradients are but rounding, as of a bias that is
-    # added to all keys.
+    least: float = -1.0  # the largest difference must exceed this
+    # Relative to the whole field's norm, because some gradients are mere rounding, for example the
+    # gradient of a bias that is added to all keys.
     whole: bool = False
 
 
 def difference(name: str, first: Any, second: Any, tolerance: Tolerance) -> str:
-    """A sentence on a field that is not as it should be; empty if it is."""
+    """A sentence on a field that misses its tolerance; empty if it does not."""
     first_leaves = leaves(first)
     second_leaves = leaves(second)
     if not first_leaves or not second_leaves:
@@ -75,7 +70,7 @@ def difference(name: str, first: Any, second: Any, tolerance: Tolerance) -> str:
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Every tensor or plain value by the path to it."""
+    """Every tensor or plain value, keyed by its path."""
     if isinstance(value, Mapping):
         items = value.items()
     elif isinstance(value, list):
@@ -89,9 +84,9 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def relative_gap(first: Any, second: Any, unit: float | None = None) -> float:
-    """The norm of the difference relative to the larger norm or `unit`.
+    """The norm of the difference, relative to `unit` or else to the larger of both norms.
 
-    Equal bits are 0; infinity stands for values that are no numbers or cannot be compared.
+    Equal bits give 0. Infinity stands for values that are not finite or cannot be compared.
     """
     if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
         return 0.0 if type(first) is type(second) and first == second else math.inf
@@ -111,7 +106,7 @@ def relative_gap(first: Any, second: Any, unit: float | None = None) -> float:
 
 @dataclass(frozen=True)
 class Bench:
-    """The parts that settings work with."""
+    """The parts that settings use."""
 
     cell: Cell
     codec: Codec
@@ -121,7 +116,7 @@ class Bench:
     folder: Path
 
     def features(self, count: int) -> list[Any]:
-        """The first features."""
+        """The first `count` features of the training rows."""
         return self.codec.encode(self.splits.train[:count], training=True)[:count]
 
     def model(self, attention: str = "sdpa") -> Any:
@@ -136,7 +131,7 @@ Setting = Callable[[Bench], Fields]
 
 
 def setting(run: Callable[..., Fields]) -> Callable[..., Setting]:
-    """Takes options first and the bench later: `trained(resumed=2)` is a setting."""
+    """Lets a function take options first and the bench later: `trained(resumed=2)` is a setting."""
 
     def with_options(**options: Any) -> Setting:
         return partial(run, **options)
@@ -151,7 +146,7 @@ def get_trainer(
     ranks: Ranks = ALONE,
     **changes: Any,
 ) -> Trainer:
-    """A trainer of three updates of four rows in their order; the last one has two."""
+    """A trainer for ten rows in order: two updates of four rows, then one of two."""
     fields = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
@@ -166,15 +161,15 @@ def get_trainer(
             yield [[*rows]]
 
     trainer.updates = updates
-    return trainer if dropout else still(trainer)  # ranks would drop differently
+    return trainer if dropout else still(trainer)  # each rank would drop differently
 
 
 @setting
 def trained(bench: Bench, *, resumed: int = 0, together: str = "", **changes: Any) -> Fields:
-    """A training.
+    """Trains the cell.
 
-    `resumed`: by another trainer, from a file, after so many updates. `together`: ranks have
-    weights as a "whole" or in "parts".
+    `resumed`: a second trainer continues from a file after this many updates. `together`: ranks
+    hold the weights as a "whole" or in "parts".
     """
     is_fsdp = together == "parts"
     if is_fsdp:
@@ -208,17 +203,17 @@ def trained(bench: Bench, *, resumed: int = 0, together: str = "", **changes: An
 
 
 class TheirTrainer(hf.Trainer):
-    """`transformers.Trainer` with our micro-batches, our order, our loss and an update's mean."""
+    """`transformers.Trainer` with our micro-batches, order and loss, averaged over an update."""
 
     loss_is_scaled_for_ga = True
     ours: Trainer
 
     def get_train_dataloader(self) -> Any:
-        """One epoch; `max_steps` gives their number."""
+        """A loader for one epoch; `max_steps` determines the number of epochs."""
         return MicroBatches(self.ours)
 
     def get_batch_samples(self, batches: Any, count: int, device: Any) -> tuple[list[Any], int]:
-        """The next batches, and the number of their targets."""
+        """The next batches and the number of their targets."""
         batches = list(islice(batches, count))
         return batches, sum(map(self.ours.codec.targets, batches))
 
@@ -229,46 +224,46 @@ class TheirTrainer(hf.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Our sum over their count."""
+        """Our summed loss, divided by the number of targets."""
         batch = self.ours.codec.to_device(inputs, self.args.device)
         return self.ours.codec.loss(model, batch) / num_items_in_batch
 
 
 class MicroBatches:
-    """A loader in our order for Trainer; a `DataLoader` would draw random numbers."""
+    """A loader for Trainer that keeps our order; a `DataLoader` would draw random numbers."""
 
     def __init__(self, trainer: Trainer) -> None:
-        """Takes the batches of a trainer of ours."""
+        """Takes the batches from one of our trainers."""
         self.trainer = trainer
         self.dataset = trainer.features
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Trainer calls it before each epoch."""
+        """Sets the epoch; Trainer calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """The number of micro-batches of an epoch."""
+        """The number of micro-batches in an epoch."""
         return sum(map(len, self.trainer.updates(self.epoch)))
 
     def __iter__(self) -> Iterator[Any]:
-        """The micro-batches of an epoch in our order."""
+        """Yields the micro-batches of an epoch in our order."""
         for group in self.trainer.updates(self.epoch):
             for rows in group:
                 yield self.trainer.codec.collate(rows)
 
 
 class Seed(hf.TrainerCallback):
-    """Starts random numbers as ours start."""
+    """Seeds random numbers as our loop does."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """Trainer calls it before the first update."""
+        """Sets the seed; Trainer calls this before the first update."""
         hf.set_seed(args.seed)
 
 
 @setting
 def looped(bench: Bench, *, by_trainer: bool = False, **changes: Any) -> Fields:
-    """Twelve updates by our loop, or by `Trainer` with its own optimizer and schedule."""
+    """Runs twelve updates with our loop, or with `Trainer`, its own optimizer and schedule."""
     fields = {"max_steps": 12, "head_learning_rate": None}  # Trainer's arguments have one rate
     cell = replace(bench.cell, recipe=replace(bench.cell.recipe, **fields | changes))
     trainer = cell_trainer(cell, bench.splits.train[:200])
@@ -303,7 +298,7 @@ def looped(bench: Bench, *, by_trainer: bool = False, **changes: Any) -> Fields:
 
 
 def answers(bench: Bench, model: Any, batch: Mapping[str, Tensor]) -> list[Tensor]:
-    """A model's logits of a batch; an extractor has two."""
+    """A model's logits for a batch; an extractor returns two tensors."""
     inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name != "labels"}
     if bench.codec.generates:
         inputs["use_cache"] = False
@@ -313,15 +308,18 @@ def answers(bench: Bench, model: Any, batch: Mapping[str, Tensor]) -> list[Tenso
 
 @setting
 def read(bench: Bench, *, left: bool = False, attention: str = "sdpa") -> Fields:
-    """Logits of four rows at their real tokens, and gradients; padding is behind or `left`."""
+    """Logits of four rows at their real tokens, and gradients.
+
+    Padding follows the text, or precedes it if `left`.
+    """
     model = bench.model(attention)
     features = sorted(bench.features(40), key=lambda feature: len(feature.input_ids))
     last = len(features) - 1
-    # From the shortest to the longest.
+    # The rows go from the shortest to the longest.
     batch = bench.codec.collate([features[i * last // 3] for i in range(4)])
     if left:
         roll_padding(batch)
-    if left and not bench.cell.id.startswith("t5"):  # T5 knows distances only
+    if left and not bench.cell.id.startswith("t5"):  # T5 knows only distances
         batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     outputs = answers(bench, model, batch)
     masks = batch.get("decoder_attention_mask", batch["attention_mask"]).bool()
@@ -330,7 +328,7 @@ def read(bench: Bench, *, left: bool = False, attention: str = "sdpa") -> Fields
         for output in outputs:
             row = output[i]
             logits.append(row[mask] if row.shape[:1] == mask.shape else row)
-    # Unlike that of a usual loss, its gradient does not vanish where a model is sure.
+    # Unlike the gradient of a usual loss, this one does not vanish where a model is sure.
     sum((row.flatten() * torch.arange(row.numel()).cos()).sum() for row in logits).backward()
     gradients = {}
     for name, p in model.named_parameters():
@@ -340,7 +338,7 @@ def read(bench: Bench, *, left: bool = False, attention: str = "sdpa") -> Fields
 
 
 def roll_padding(batch: dict[str, Tensor]) -> None:
-    """Moves the padding of the source from behind to the front."""
+    """Moves the source's padding from the end to the front."""
     mask = batch["attention_mask"]
     pads = (mask == 0).sum(-1).tolist()
     for name, tensor in batch.items():
@@ -351,7 +349,7 @@ def roll_padding(batch: dict[str, Tensor]) -> None:
 
 @setting
 def packed(bench: Bench, *, alone: bool = False) -> Fields:
-    """Logits of three texts with own positions: each `alone`, or in one row without a mask."""
+    """Logits of three texts with their own positions: `alone`, or in one row without a mask."""
     model = bench.model()
     texts = [torch.tensor([*feature.input_ids, *feature.target]) for feature in bench.features(3)]
     rows = [[text] for text in texts] if alone else [texts]
@@ -368,13 +366,13 @@ def packed(bench: Bench, *, alone: bool = False) -> Fields:
 
 
 def make_model(bench: Bench, second: str | None = None) -> Any:
-    """A model with one adapter or two; noise on what trains makes a new adapter add something."""
+    """A model with one or two adapters; noise on their weights gives new adapters an effect."""
     model = bench.model()
     if second:
         model.add_adapter(second, model.peft_config[FIRST])
     for name, p in model.named_parameters():
         if p.requires_grad or second in name.split("."):
-            # The same noise, whatever other adapter there is.
+            # The noise is the same whether or not there is another adapter.
             generator = torch.Generator().manual_seed(sum(name.encode()))
             p.data.add_(torch.randn(p.shape, generator=generator) * 0.05)
     return model.eval()
@@ -382,7 +380,7 @@ def make_model(bench: Bench, second: str | None = None) -> Any:
 
 @setting
 def served(bench: Bench, *, saved: bool) -> Fields:
-    """A model's weights and answers, and its tokenizer's settings; `saved` and loaded again."""
+    """A model's weights, its answers and its tokenizer's settings; if `saved`, as loaded again."""
     model = make_model(bench)
     tokenizer = copy.deepcopy(bench.codec.tokenizer)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -390,7 +388,7 @@ def served(bench: Bench, *, saved: bool) -> Fields:
     tokenizer.truncation_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.model_max_length = 37
-    # The backend keeps both settings.
+    # The tokenizer's backend remembers both settings.
     tokenizer(["a b c d e f"], truncation=True, max_length=4, padding="max_length")
     if saved:
         Serving().save(bench.cell, model, tokenizer, bench.folder / "saved")
@@ -417,7 +415,7 @@ def served(bench: Bench, *, saved: bool) -> Fields:
 
 @setting
 def filed(bench: Bench, *, second: str | None = None) -> Fields:
-    """The tensors in an adapter's file; the model has no other adapter, or a `second` one."""
+    """The tensors in an adapter's file; the model may have a `second` adapter."""
     folder = bench.folder / str(second)
     make_model(bench, second).save_pretrained(folder)
     return {"tensors": load_file(folder / "adapter_model.safetensors")}
@@ -426,7 +424,7 @@ def filed(bench: Bench, *, second: str | None = None) -> Fields:
 @setting
 @torch.no_grad()
 def merged(bench: Bench, *, groups: Sequence[list[str]] = (), second: str | None = None) -> Fields:
-    """Adapted layers' outputs of random numbers, logits and base weights, after merging in turn."""
+    """Layers' outputs for random inputs, logits and base weights, after adapters merge in turn."""
     model = make_model(bench, second)
     for names in groups:
         model.merge_adapter(names)
@@ -454,7 +452,7 @@ def merged(bench: Bench, *, groups: Sequence[list[str]] = (), second: str | None
 
 @dataclass(frozen=True)
 class Row:
-    """Two settings that are equal on some cells, how nearly by field, and why."""
+    """Two settings that are equal on some cells, the tolerance of each field, and the reason."""
 
     id: str
     cells: tuple[str, ...]
@@ -462,20 +460,20 @@ class Row:
     second: Setting
     equal: Mapping[str, Tolerance]
     why: str
-    ranks: int = 1  # processes that run both together
+    ranks: int = 1  # processes that run both settings together
 
 
 SAME_BITS = Tolerance()
-# fp32 has 24 bits: one rounding is 6e-8. Sums of some hundred products in another order come out
-# 1e-7 to 2e-6 apart.
+# fp32 has 24 bits, so one rounding is 6e-8. Sums of a few hundred products in another order differ
+# by 1e-7 to 2e-6.
 ROUNDING = Tolerance(2e-5)
 READ = {"logits": ROUNDING, "gradients": Tolerance(2e-5, whole=True)}
-# AdamW divides a gradient by its own size: if that is next to zero, rounding turns the direction of
-# a whole step.
+# AdamW divides a gradient by its own size. If the gradient is close to zero, rounding can reverse
+# the direction of a whole step.
 TRAINED = {"losses": ROUNDING, "norms": Tolerance(1e-4), "moves": Tolerance(2e-2, whole=True)}
 EXACTLY_TRAINED = dict.fromkeys(("losses", "norms", "rates", "moves", "order"), SAME_BITS)
 LOOPED = dict.fromkeys(("rates", "losses", "norms", "weights"), SAME_BITS)
-# Every method of the zoo that has an adapter, on a cell that it can train.
+# Every method of the zoo that has an adapter, each on a cell that it can train.
 ADAPTERS = (
     "gpt2_sa_lora",
     "gpt2_sa_rslora",
@@ -489,7 +487,7 @@ ADAPTERS = (
     "gpt2_sa_ln",
 )
 OVER_NF4 = ("gpt2_sa_qlora", "gpt2_sa_qdora", "bert_sa_qoft", "gpt2_sa_qia3")
-OTHERS = ("gpt2_sa_bitfit", "t5_sum_prompt")  # without an adapter that merges
+OTHERS = ("gpt2_sa_bitfit", "t5_sum_prompt")  # methods without an adapter that merges
 still_trained = partial(trained, dropout=False)
 RECOMPUTED = (trained(gradient_checkpointing=False), trained(gradient_checkpointing=True))
 SIXES = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 5, "max_grad_norm": 1.0}
@@ -669,7 +667,7 @@ ROWS = (
 
 
 def unequal(row: Row, bench: Bench) -> list[str]:
-    """A sentence for each field of a row that is not as it should be."""
+    """A sentence for each field of a row that misses its tolerance."""
     first = row.first(bench)
     second = row.second(bench)
     sentences = []
@@ -702,7 +700,7 @@ def bench(cell, codec, splits, device, ranks, tmp_path) -> Bench:
 
 
 @pytest.mark.equivalent
-@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # on what a row does to adapters on purpose
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # PEFT warns of what rows do on purpose
 @pytest.mark.parametrize(("row", "cell_id"), list(cases()))
 def test_equal(row: Row, bench: Bench) -> None:
     assert unequal(row, bench) == [], row.why

@@ -1,7 +1,7 @@
-"""With each plant, the check that its row names objects; without it, none does.
+"""With each plant, the checks that it names object; without it, no check does.
 
-The pipeline is the one that users run: the fixtures below replace the one that a plant breaks.
-`-m faults`, `library_bugs`, `controls`, `equivalent` and `stock` choose the tables.
+The pipeline is the one that users run; the fixtures below replace only what a plant breaks. `-m`
+chooses the tables: `faults`, `library_bugs`, `controls`, `equivalent` or `stock`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from benchmarks.proof.plants.stock import STOCK
 from benchmarks.proof.plants.study import STUDY
 from benchmarks.proof.stock.stages import Pair as Sides
 from benchmarks.proof.stock.stages import first_difference
-from benchmarks.proof.test_equivalent import ROWS, bench, unequal  # noqa: F401 # a fixture among them
+from benchmarks.proof.test_equivalent import ROWS, bench, unequal  # noqa: F401 # bench: a fixture
 from fixtures.pipeline import keep_rows
 from fixtures.session import Session, get_session
 from tunegrid import ROOT
@@ -56,12 +56,12 @@ TABLES: Mapping[str, Sequence[Plant]] = {
 PLANTS = list(chain.from_iterable(TABLES.values()))
 EQUAL_ROWS = {row.id: row for row in ROWS}
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
-TEST_ROWS = 96  # of a cell with settings of its own
-FIRST_ROWS = 256  # of training, to name a module
+TEST_ROWS = 96  # test or validation rows of a cell with its own settings
+FIRST_ROWS = 256  # training rows of a run that names a module
 
 
 def marks_of(plant: Plant) -> list[pytest.MarkDecorator]:
-    """The markers of a plant's table; controls of other grids have the grid's, too."""
+    """The markers of a plant's table; controls of another grid also have that grid's marker."""
     names = [marker for marker, table in TABLES.items() if plant in table]
     if plant in CONTROLS and plant.profile != "quick":
         names.append(plant.profile)
@@ -81,12 +81,12 @@ def is_in_a_cell(plant: Plant) -> bool:
 
 
 def differs_from_grid(plant: Plant) -> bool:
-    """Checks whether the grid does not run the plant's cell as it is."""
+    """Checks whether the plant's cell has settings that the grid does not run."""
     return bool(plant.settings) or plant.ranks > 1 or plant.cell_as is not unchanged
 
 
 def find_twins() -> list[Plant]:
-    """One plant for each cell that the grid does not run: without its plant, the cell must pass."""
+    """One plant for each cell that the grid does not run; the cell must pass without its plant."""
     twins = {}
     for plant in PLANTS:
         if not (is_in_a_cell(plant) and plant.caught_by and differs_from_grid(plant)):
@@ -100,13 +100,13 @@ def find_twins() -> list[Plant]:
 
 @pytest.fixture
 def planted(request: pytest.FixtureRequest) -> bool:
-    """True unless the test runs a twin."""
+    """True unless the test runs a healthy twin."""
     return "twin" not in request.node.originalname
 
 
 @pytest.fixture
 def planting(monkeypatch: pytest.MonkeyPatch, plant: Plant, planted: bool) -> Iterator[Planting]:
-    """Patches libraries, and fails if the plant never acted."""
+    """Patches libraries; fails the test if the plant never acted."""
     planting = Planting(monkeypatch)
     yield planting
     has_acted = planting.acts or not planted or plant.breaks != "libraries"
@@ -115,7 +115,7 @@ def planting(monkeypatch: pytest.MonkeyPatch, plant: Plant, planted: bool) -> It
 
 @pytest.fixture
 def broken(plant: Plant, planted: bool, tmp_path: Path) -> Callable[..., Any]:
-    """Replaces the value of the fixture that the plant breaks."""
+    """Makes a function that replaces a fixture's value if the plant breaks that fixture."""
 
     def replaced(noun: str, value: Any, material: Any = tmp_path) -> Any:
         if planted and plant.breaks == noun:
@@ -127,7 +127,7 @@ def broken(plant: Plant, planted: bool, tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def cell(request, plant, planted, planting, broken, monkeypatch, tmp_path) -> Cell:
-    """The cell, over the broken library; it shares no rows with cells over the sound one."""
+    """The cell with the broken library; it shares no encoded rows with sound cells."""
     if plant.breaks == "libraries" and planted and plant.caught_by not in EQUAL_ROWS:
         monkeypatch.setattr("tunegrid.codecs.features._by_codec", {})
         plant.broken_by(planting)
@@ -135,7 +135,7 @@ def cell(request, plant, planted, planting, broken, monkeypatch, tmp_path) -> Ce
 
 
 def cell_without(plant: Plant, session: Session, folder: Path) -> Cell:
-    """The plant's cell without the plant."""
+    """The plant's cell, without the plant."""
     profile = replace(session.profile(plant.profile), ranks=plant.ranks)
     cell = session.get_grid(profile).cell(plant.cell, profile)
     recipe = replace(cell.recipe, **plant.settings)
@@ -164,7 +164,7 @@ def validation_rows(splits, broken):
 
 
 def breakable(noun: str) -> Any:
-    """The pipeline's fixture of this name, whose value a plant may replace."""
+    """Makes a fixture that overrides the pipeline's fixture of this name; plants may break it."""
 
     @pytest.fixture(name=noun)
     def fixture(request: pytest.FixtureRequest, broken: Callable[..., Any]) -> Any:
@@ -187,9 +187,10 @@ def bounds(bounds, plant) -> Mapping[str, float]:
 
 @pytest.fixture
 def train(train, model, trainer, cell, broken):
-    """Trains, and breaks the trained model.
+    """Trains, then breaks the trained model.
 
-    The plant gets the adapter's start: all that trains, but the head and new tokens.
+    The plant gets the adapter's initial weights, that is all trainable weights except the head and
+    new tokens.
     """
     head_parts = (*cell.head.new_modules, TOKEN_ROWS)
     start = {}
@@ -219,7 +220,7 @@ def objections(
     plant,
     planted,
 ) -> dict[str, str]:
-    """Runs the cell; returns what objects by audit, stage of numerics, "bound" and "gate"."""
+    """Runs the cell; returns the objections by audit, stage of numerics, "bound" or "gate"."""
     benchmark.group = f"plants {plant.id}"
     findings = audit()
     training = benchmark.pedantic(train, args=(findings,), rounds=1)
@@ -251,7 +252,10 @@ def objections(
 
 
 def against_baseline(record: Record) -> tuple[list[Judgement], str]:
-    """The gate's judgements against the committed baseline's first seed, or why there are none."""
+    """Judges a record against the committed baseline's first seed.
+
+    Returns the judgements, and the reason if the gate could not judge.
+    """
     run = Run.make([record])
     baseline = read_run(BASELINE)
     if not run.records:
@@ -265,7 +269,7 @@ def against_baseline(record: Record) -> tuple[list[Judgement], str]:
 
 
 def gate_objections(judgements: Sequence[Judgement]) -> dict[str, str]:
-    """The sentences of the gate and of the first stage of numerics, by "gate" and stage."""
+    """The gate's objections: changed numerics under their stages, drops under "gate"."""
     sentences = {}
     for judgement in judgements:
         if judgement.verdict is Verdict.CHANGED and judgement.quantity == "numerics":
@@ -305,7 +309,7 @@ def test_a_plant_of_several_records_is_caught(plant):
 
 
 def failed_audits(records: Sequence[Record]) -> set[str]:
-    """The names of the failed audits of several records."""
+    """The names of the cross-cell audits that fail for these records."""
     findings = chain.from_iterable(cross_cell_audits(records).values())
     return {finding.name for finding in findings if not finding.passed}
 
@@ -337,7 +341,7 @@ def test_a_plant_names_its_module(plant, request, planting, monkeypatch, tmp_pat
 
 
 def first_updates(cell: Cell) -> tuple[TrainingRecord, pd.DataFrame]:
-    """A cell's first three updates: the record's part, and the figures of modules."""
+    """Trains a cell for three updates; returns the training record and the figures of modules."""
     figures: list[Any] = []
     short_cell = replace(cell, recipe=replace(cell.recipe, max_steps=3))
     rows = load_splits(short_cell.task, short_cell.profile).train[:FIRST_ROWS]
@@ -347,7 +351,7 @@ def first_updates(cell: Cell) -> tuple[TrainingRecord, pd.DataFrame]:
 
 
 def named_modules(change: Change, modules: pd.DataFrame) -> list[str]:
-    """The module that a change names first, and the one around it, each as library and class."""
+    """The module that a change names first, and the module around it, each as library and class."""
     if not change.modules:
         return []
     module_rows = modules[modules.module == change.modules[0][0]]
@@ -371,14 +375,14 @@ def test_a_plant_breaks_its_invariant(plant, planting):
     assert not INVARIANTS[plant.caught_by](), f"{plant.caught_by} holds all the same: {plant.what}"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # on what a row does to adapters on purpose
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # PEFT warns of what rows do on purpose
 @pytest.mark.parametrize("plant", cases(p for p in PLANTS if p.caught_by in EQUAL_ROWS))
 def test_a_plant_makes_equal_settings_differ(plant, bench, planting):  # noqa: F811
     plant.broken_by(planting)
     assert unequal(EQUAL_ROWS[plant.caught_by], bench), f"they are equal all the same: {plant.what}"
 
 
-@pytest.mark.filterwarnings("default")  # what the libraries' own path warns of is theirs
+@pytest.mark.filterwarnings("default")  # the libraries' own path may warn
 @pytest.mark.parametrize("plant", cases(STOCK))
 def test_a_plant_makes_the_own_path_of_libraries_differ(plant, request, planting, tmp_path):
     cell = cell_without(plant, get_session(request.config), tmp_path)

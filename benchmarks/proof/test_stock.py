@@ -1,4 +1,4 @@
-"""The libraries' own path is ours at every stage, but for known differences."""
+"""The libraries' own path equals ours at every stage, except for known differences."""
 
 from dataclasses import replace
 from itertools import product
@@ -14,12 +14,12 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import CELLS
 from tunegrid.terminal import defuse
 
-# What the libraries' own path warns of is theirs.
+# The libraries' own path may warn.
 pytestmark = [pytest.mark.stock, pytest.mark.filterwarnings("default")]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Makes one case for each of the study's cells and seed; none leaves a row in a record."""
+    """Makes one case for each of the study's cells and each seed; none leaves rows in a record."""
     session = get_session(metafunc.config)
     if "seed" in metafunc.fixturenames:
         ids = [cell_id for cell_id in session.ids("stock") if cell_id in CELLS]

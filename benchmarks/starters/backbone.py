@@ -1,25 +1,24 @@
-"""A pretrained model of your own, on every task by every method.
+"""A pretrained model of your own, on every task with every method.
 
-tunegrid run -m quick --grid=NAME.py --cells=NAME_sa_lora    # runs at once, on the micro backbone
-tunegrid run -m footprint --grid=NAME.py -k NAME_sa_lora     # memory and speed at the size of
-`shape`, without weights tunegrid run -m full --grid=NAME.py --cells=NAME_sa_lora     # the
-checkpoint
+tunegrid run -m quick --grid=NAME.py --cells=NAME_sa_lora   # runs right away, on a micro backbone
+tunegrid run -m footprint --grid=NAME.py -k NAME_sa_lora    # full-size memory and speed, no weights
+tunegrid run -m full --grid=NAME.py --cells=NAME_sa_lora    # the checkpoint
 """
 
 from dataclasses import replace
 
 from tunegrid.grid.backbones import BERT
 
-# Another size of BERT. benchmarks/guides/add-your-own.md shows another architecture, field by
+# Another size of BERT. benchmarks/guides/add-your-own.md explains another architecture field by
 # field.
 BACKBONE = replace(
     BERT,
     id="NAME",  # the first part of a cell's id: lower-case letters and digits
     name="NAME",
-    # On the hub, or a folder of its last name below --checkpoint-root
+    # An id on the hub, or a folder with the id's last name below --checkpoint-root
     checkpoint="google/bert_uncased_L-8_H-512_A-8",
-    revision=None,  # a commit of the hub pins it
-    micro="bert-micro",  # stands in for it with -m quick; None: it has no quick cells
+    revision=None,  # a commit on the hub pins it
+    micro="bert-micro",  # replaces the checkpoint with -m quick; None: no quick cells
     shape={
         **BERT.shape,
         "hidden_size": 512,
@@ -31,6 +30,6 @@ BACKBONE = replace(
 
 
 def pytest_tunegrid_grid(grid):
-    # Copies of BERT's recipes, with their quick form. Keyword arguments change them, as
+    # Copies BERT's recipes, including their quick form. Keyword arguments change them, for example
     # learning_rate=1e-3.
     grid.add_backbone(BACKBONE, like="bert")

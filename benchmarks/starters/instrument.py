@@ -1,6 +1,6 @@
-"""One more question to a trained cell.
+"""One more question for a trained cell.
 
-tunegrid run -m quick --grid=NAME.py --cells=bert_sa_lora --ask=NAME  # runs at once
+tunegrid run -m quick --grid=NAME.py --cells=bert_sa_lora --ask=NAME  # runs right away
 """
 
 from typing import ClassVar
@@ -11,20 +11,21 @@ ROWS = 40
 
 
 class Longest(Instrument):
-    """Asks for the points of the longest rows."""
+    """Measures the points of the longest rows."""
 
-    id = "NAME"  # as --ask names it
-    # The heading of its table
+    id = "NAME"  # the name that --ask takes
+    # The heading of its table in reports
     question = f"how right is it on its {ROWS} longest test rows? Points"
-    # A gate with --gate-on=instruments judges it if `better` is "higher" or "lower"; a change of
-    # less than `margin` does not count. Without `better` the figure is only shown.
+    # A gate with --gate-on=instruments judges the figure if `better` is "higher" or "lower"; a
+    # change smaller than `margin` does not count. Without `better`, the figure is only shown.
     figures: ClassVar = {"points": Figure(better="higher", margin=3.0, shown=".1f")}
 
     def measure(self, cell, before):
-        """Their points, one line for each row, so that two runs are compared row by row."""
-        # `cell.evaluation` has what the cell answered; `cell.score(rows)` scores other rows, and
-        # `cell.score(rows, model)` another model. If a method `before(cell)` measures before
-        # training, `before` is what it returned. A single number is tidy("points", 93.0).
+        """The longest rows' points, one line per row, so that runs can be compared row by row."""
+        # `cell.evaluation` holds the cell's answers. `cell.score(rows)` scores other rows, and
+        # `cell.score(rows, model)` another model. If the class has a method `before(cell)`, it
+        # measures before training and `before` is what it returned. A single number is
+        # tidy("points", 93.0).
         points = cell.row_points(cell.evaluation)
         by_length = []
         for row, name, score in zip(cell.test_rows, cell.row_names, points, strict=True):

@@ -1,12 +1,12 @@
-"""A score of your own, with bounds and a gate as any other.
+"""A score of your own, with bounds and a gate like any other.
 
-tunegrid run -m quick --grid=NAME.py --cells=bert_sa_lora  # runs at once, on a micro backbone
+tunegrid run -m quick --grid=NAME.py --cells=bert_sa_lora  # runs right away, on a micro backbone
 tunegrid calibrate --grid=NAME.py --cells=bert_sa_lora     # writes bounds to NAME.quick.toml
 """
 
 
 def NAME(predictions, references):
-    """Matthews correlation of two labels, which are numbers here; a task of texts has texts."""
+    """Matthews correlation of two labels; they are numbers here, but texts in a task with texts."""
     pairs = list(zip(predictions, references, strict=True))
     hits = pairs.count((1, 1))
     passes = pairs.count((0, 0))
@@ -17,12 +17,12 @@ def NAME(predictions, references):
 
 
 def pytest_tunegrid_grid(grid):
-    # Scores are points from 0 to 100: `worst` is the number that is 0 points, `best` the one that
-    # is 100. If less is better, as of an error rate, give worst=1, best=0.
+    # Scores are points from 0 to 100: `worst` is the value that counts as 0 points, `best` the
+    # value that counts as 100. If less is better, as with an error rate, pass worst=1, best=0.
     #
-    # In place of the function, evaluate.load("/path/to/file.py") does, too;
+    # You can also pass evaluate.load("/path/to/file.py") instead of the function;
     # evaluate.load("accuracy") needs the hub.
     #
-    # by_row=True asks for each row alone: the score is their mean, and a gate can compare rows. A
-    # correlation is no such mean.
+    # by_row=True calls the function for each row alone: the score is the mean over rows, and a gate
+    # can compare rows. A correlation is not such a mean.
     grid.add_metric("NAME", NAME, task="sa", worst=-1, best=1, main=True)

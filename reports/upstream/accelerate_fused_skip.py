@@ -1,9 +1,9 @@
-"""accelerate: a step of fp16 that a fused optimizer skips does not count as skipped, and the
-learning rate goes on.
+"""accelerate: a fused optimizer's skipped fp16 step is not reported as skipped.
 
-Prints, for AdamW fused and not, whether a step with an infinite gradient moved the weight, and what
-accelerate says of it; both should say that it was skipped. The scaler is the one for CPUs, so that
-no GPU is needed. Exit code 1 shows the fault, 0 a version without it.
+The learning rate therefore moves on. Prints, for AdamW with and without `fused`, whether a step
+with an infinite gradient moved the weight, and what accelerate reports. Both should say that the
+step was skipped. The scaler is the one for CPUs, so no GPU is needed. Exits with 1 if the fault
+shows, with 0 if it does not.
 """
 
 import sys

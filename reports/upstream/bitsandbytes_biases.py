@@ -1,8 +1,7 @@
-"""bitsandbytes: the first forward pass of a 4-bit layer rounds its fp32 bias in place, to the type
-it computes in.
+"""bitsandbytes: a 4-bit layer's first forward pass rounds its fp32 bias in place.
 
-Prints the bias's type before and after, and how far it moved. Exit code 1 shows the fault, 0 a
-version without it.
+The bias is rounded to the layer's compute type. Prints the bias's type before and after, and how
+far the bias moved. Exits with 1 if the fault shows, with 0 if it does not.
 """
 
 import sys
@@ -13,7 +12,8 @@ import torch
 torch.manual_seed(0)
 print(f"bitsandbytes {bnb.__version__}, torch {torch.__version__}")
 layer = bnb.nn.Linear4bit(128, 128, compute_dtype=torch.bfloat16, quant_type="nf4").to("cpu")
-layer.support_avx512bf16_for_cpu = False  # the other report's fault
+# This turns off another fault, shown in bitsandbytes_repacking.py
+layer.support_avx512bf16_for_cpu = False
 layer.bias.requires_grad_(False)
 before = layer.bias.detach().clone()
 layer(torch.randn(4, 128))

@@ -1,10 +1,9 @@
-"""bitsandbytes on a CPU with AVX512-bf16: after one evaluation, whoever unpacks a 4-bit layer gets
-other numbers.
+"""bitsandbytes on a CPU with AVX512-bf16: a 4-bit layer unpacks differently after one evaluation.
 
-PEFT's merge, its DoRA and the `dequantize` of transformers unpack `weight.data` with
-`weight.quant_state`. An evaluation repacks both for another product. Compares the unpacked weight,
-and a LoRA's merge, before and after an evaluation. Exit code 1 shows the fault, 0 a version without
-it, 2 a CPU without AVX512-bf16.
+PEFT's merge, its DoRA and transformers' `dequantize` unpack `weight.data` with
+`weight.quant_state`, but an evaluation repacks both for another kernel. Compares the unpacked
+weight and a LoRA's merge before and after an evaluation. Exits with 1 if the fault shows, with 0 if
+it does not, with 2 on a CPU without AVX512-bf16.
 """
 
 import sys
@@ -18,10 +17,10 @@ warnings.filterwarnings("ignore", "Merge lora module")
 
 
 class Net(torch.nn.Module):
-    """One layer packed to 4 bits."""
+    """A model with one layer packed to 4 bits."""
 
     def __init__(self) -> None:
-        """Over random weights, the same each time."""
+        """Packs random weights, which are the same each time."""
         super().__init__()
         torch.manual_seed(0)
         self.is_loaded_in_4bit = True
@@ -35,7 +34,7 @@ class Net(torch.nn.Module):
 
 
 def unpacked(layer: torch.nn.Module) -> torch.Tensor:
-    """As PEFT and transformers do it."""
+    """Unpacks a layer's weight the way PEFT and transformers do."""
     return (
         bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         .float()
@@ -44,7 +43,7 @@ def unpacked(layer: torch.nn.Module) -> torch.Tensor:
 
 
 def distance(before: torch.Tensor, after: torch.Tensor) -> float:
-    """Of two tensors, in units of the first."""
+    """The norm of the difference between two tensors, relative to the norm of the first."""
     return float((after - before).norm() / before.norm())
 
 

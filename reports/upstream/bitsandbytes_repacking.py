@@ -1,8 +1,7 @@
-"""bitsandbytes on a CPU with AVX512-bf16: one evaluation repacks a 4-bit layer, and training after
-it goes wrong.
+"""bitsandbytes on a CPU with AVX512-bf16: an evaluation repacks 4-bit layers and breaks training.
 
-Compares the gradient of the layer's input before and after an evaluation; both should be the same.
-Exit code 1 shows the fault, 0 a version without it, 2 a CPU without AVX512-bf16.
+Compares the gradient of the layer's input before and after an evaluation; the two should be equal.
+Exits with 1 if the fault shows, with 0 if it does not, with 2 on a CPU without AVX512-bf16.
 """
 
 import sys
@@ -12,7 +11,7 @@ import torch
 
 
 def gradient(layer: torch.nn.Module, row: torch.Tensor) -> torch.Tensor | None:
-    """Of the layer's input, in training; None where the layer gives none."""
+    """The gradient of the layer's input in training; None if the layer gives none."""
     row = row.clone().requires_grad_()
     layer.train()
     layer(row).float().sum().backward()

@@ -1,6 +1,4 @@
-"""bitsandbytes unpacks 4-bit weights to fp32 on a CPU and rounds them to bf16, for each backward
-pass.
-"""
+"""bitsandbytes on a CPU: each backward pass unpacks 4-bit weights to fp32 and rounds to bf16."""
 
 import sys
 from collections.abc import Callable
@@ -16,14 +14,12 @@ QUICK = "--quick" in sys.argv
 
 
 def race(label: str, library: Callable[[], object], proposed: Callable[[], object]) -> None:
-    """Time both ways in turn; print the median of each, and of how many times as fast the proposed
-    one is.
-    """
+    """Time both ways in turn; print their medians and the proposed way's median speedup."""
     rounds = [
         [1e3 * timeit(way, number=1) for way in (library, proposed)]
         for _ in range(2 if QUICK else 10)
     ]
-    # The first round warms up
+    # The first round warms up.
     old, new = (median(times) for times in zip(*rounds[1:], strict=True))
     gains = sorted(before / after for before, after in rounds[1:])
     says = (
@@ -48,7 +44,7 @@ for tokens in (32,) if QUICK else (128, 1024):
         print("this release keeps no state of the weights for the backward pass")
         sys.exit(2)
     outputs[1].grad_fn.state = copy(state)
-    outputs[1].grad_fn.state.dtype = torch.bfloat16  # to what the backward pass unpacks
+    outputs[1].grad_fn.state.dtype = torch.bfloat16  # the type that the backward pass unpacks to
     slope = torch.randn_like(outputs[0])
     passes = [partial(torch.autograd.grad, out, given, slope, retain_graph=True) for out in outputs]
     if not torch.equal(passes[0]()[0], passes[1]()[0]):

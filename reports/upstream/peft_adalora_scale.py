@@ -1,7 +1,7 @@
-"""PEFT: an AdaLoRA layer that is scaled and set back has another scale than before.
+"""PEFT: scaling an AdaLoRA layer and setting it back changes its scale.
 
-Prints the scale at the start, and after `scale_layer` and `unscale_layer`. Exit code 1 shows the
-fault, 0 a version without it.
+Prints the scale at the start, and after `scale_layer` and `unscale_layer`. Exits with 1 if the
+fault shows, with 0 if it does not.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""PEFT: where an adapter has biases (`lora_bias=True`), merging into a 4-bit layer adds them
-without the adapter's scale.
+"""PEFT: merging an adapter with biases into a 4-bit layer adds the biases without a scale.
 
-Prints what the layer's bias gains by merging, and what the adapter's forward pass adds. Exit code 1
-shows the fault, 0 a version without it.
+An adapter has biases with `lora_bias=True`; merging should multiply them by the adapter's scale.
+Prints what the layer's bias gains through merging and what the adapter's forward pass adds. Exits
+with 1 if the fault shows, with 0 if it does not.
 """
 
 import sys

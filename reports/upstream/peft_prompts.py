@@ -1,6 +1,6 @@
-"""PEFT's prompts come again, and its prefixes are lost, when a model generates.
+"""When a model generates, PEFT repeats its prompts and loses its prefixes.
 
-Exit code 1 shows it, 0 a mended version.
+Exits with 1 if the fault shows, with 0 if it does not.
 """
 
 import sys
@@ -24,7 +24,7 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 
 
 def first_logits(config: peft.PeftConfig) -> tuple[torch.Tensor, torch.Tensor | str]:
-    """The logits of the next two tokens, in one forward pass a token and by `generate`."""
+    """The logits of the next two tokens, from one forward pass per token and from `generate`."""
     torch.manual_seed(0)
     model = peft.get_peft_model(hf.GPT2LMHeadModel(hf.GPT2Config(**SMALL)), config).eval()
     with torch.no_grad():

@@ -1,5 +1,6 @@
-"""PEFT writes trainable token rows into a copy of the whole embedding in each forward pass, and
-again in the tied head.
+"""PEFT copies the whole embedding in each forward pass to insert trainable token rows.
+
+It makes a second copy in the tied head.
 """
 
 import sys
@@ -18,14 +19,12 @@ TOKENS = [5, 17]
 
 
 def race(label: str, library: Callable[[], object], proposed: Callable[[], object]) -> None:
-    """Time both ways in turn; print the median of each, and of how many times as fast the proposed
-    one is.
-    """
+    """Time both ways in turn; print their medians and the proposed way's median speedup."""
     rounds = [
         [1e3 * timeit(way, number=1) for way in (library, proposed)]
         for _ in range(2 if QUICK else 10)
     ]
-    # The first round warms up
+    # The first round warms up.
     old, new = (median(times) for times in zip(*rounds[1:], strict=True))
     gains = sorted(before / after for before, after in rounds[1:])
     says = (
@@ -37,7 +36,7 @@ def race(label: str, library: Callable[[], object], proposed: Callable[[], objec
 
 
 def embed(layer: TrainableTokensLayer, ids: torch.Tensor) -> torch.Tensor:
-    """The frozen embedding, with the trained rows where their tokens stand."""
+    """Embed ids with the frozen embedding, and with the trained rows where their tokens occur."""
     hits = ids[..., None] == torch.tensor(TOKENS)
     return torch.where(
         hits.any(-1, keepdim=True), rows_of(layer)[hits.int().argmax(-1)], layer.base_layer(ids)
@@ -45,21 +44,21 @@ def embed(layer: TrainableTokensLayer, ids: torch.Tensor) -> torch.Tensor:
 
 
 def logits(layer: TrainableTokensLayer, hidden: torch.Tensor) -> torch.Tensor:
-    """The frozen head, with the trained rows' logits in place of their tokens'."""
+    """The frozen head's logits, with those of the trained tokens computed from the trained rows."""
     return layer.base_layer(hidden).index_copy_(
         -1, torch.tensor(TOKENS), linear(hidden, rows_of(layer))
     )
 
 
 def rows_of(layer: TrainableTokensLayer) -> torch.Tensor:
-    """The trained rows."""
+    """The layer's trained rows."""
     return layer.trainable_tokens_delta["default"]
 
 
 def train(
     embed: Callable[..., torch.Tensor], logits: Callable[..., torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Logits of a batch, and the gradient of the trained rows."""
+    """The logits of a batch and the gradient of the trained rows."""
     rows_of(embedding).grad = None
     scores = logits(head, embed(embedding, batch))
     scores.logsumexp(-1).sum().backward()
@@ -70,7 +69,7 @@ def train(
 def decode(
     embed: Callable[..., torch.Tensor], logits: Callable[..., torch.Tensor]
 ) -> list[torch.Tensor]:
-    """The logits of one more token of each row."""
+    """The logits for one more token per row."""
     return [logits(head, embed(embedding, batch[:, :1]))]
 
 
@@ -78,7 +77,7 @@ torch.manual_seed(0)
 print(
     f"peft {peft.__version__}, transformers {hf.__version__}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
 )
-# Else GPT-2's
+# Without --quick, sizes are GPT-2's.
 size = (
     {"vocab_size": 1000, "n_embd": 64, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
     if QUICK

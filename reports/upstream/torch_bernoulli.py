@@ -1,5 +1,6 @@
-"""torch draws a dropout mask on a CPU element by element, on one core; eight elements can share one
-random number.
+"""On a CPU, torch draws a dropout mask one element at a time, on one core.
+
+Eight elements can share one random number.
 """
 
 import math
@@ -12,18 +13,16 @@ import numpy as np
 import torch
 
 QUICK = "--quick" in sys.argv
-LEVELS = 256  # of a byte
+LEVELS = 256  # values of a byte
 
 
 def race(label: str, library: Callable[[], object], proposed: Callable[[], object]) -> None:
-    """Time both ways in turn; print the median of each, and of how many times as fast the proposed
-    one is.
-    """
+    """Time both ways in turn; print their medians and the proposed way's median speedup."""
     rounds = [
         [1e3 * timeit(way, number=1) for way in (library, proposed)]
         for _ in range(2 if QUICK else 10)
     ]
-    # The first round warms up
+    # The first round warms up.
     old, new = (median(times) for times in zip(*rounds[1:], strict=True))
     gains = sorted(before / after for before, after in rounds[1:])
     says = (
@@ -35,13 +34,14 @@ def race(label: str, library: Callable[[], object], proposed: Callable[[], objec
 
 
 def bernoulli_(mask: torch.Tensor, p: float) -> torch.Tensor:
-    """Ones with a probability of exactly `p`, 0 < p < 1: one random byte for each element, and a
-    few zeros more by chance.
+    """Fill a mask with ones that have a probability of exactly `p`, 0 < p < 1.
 
-    The lowest of the 256 levels are zeros, as many as 1 - p allows. A Poisson number of hits, at
-    random places, makes the other zeros: a place has no hit with a probability of exp(-mean).
+    Each element takes one random byte. The lowest of the 256 levels become zeros, as many levels as
+    1 - p allows. A Poisson number of hits at random positions makes the remaining zeros: a position
+    stays without a hit with probability exp(-mean).
     """
-    source = np.random.SFC64(int(torch.randint(2**63 - 1, ())))  # torch's seed still says all
+    # Torch's seed still determines every draw
+    source = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
     count, zeros = mask.numel(), int((1 - p) * LEVELS)
     drawn = source.random_raw(-(-count // 8)).view(np.uint8)[:count]
     if not zeros:

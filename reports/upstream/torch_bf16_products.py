@@ -1,7 +1,7 @@
-"""Without AMX, an x86 CPU multiplies bf16 matrices in torch more slowly than fp32 ones; widening
-them first is faster.
+"""On an x86 CPU without AMX, torch multiplies bf16 matrices more slowly than fp32 ones.
 
-Exit codes: see README.md. `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16` hides AMX from torch's products.
+Widening them to fp32 first is faster. Exit codes: see README.md.
+`ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16` hides AMX from torch's products.
 """
 
 import os
@@ -17,14 +17,12 @@ QUICK = "--quick" in sys.argv
 
 
 def race(label: str, library: Callable[[], object], proposed: Callable[[], object]) -> None:
-    """Time both ways in turn; print the median of each, and of how many times as fast the proposed
-    one is.
-    """
+    """Time both ways in turn; print their medians and the proposed way's median speedup."""
     rounds = [
         [1e3 * timeit(way, number=1) for way in (library, proposed)]
         for _ in range(2 if QUICK else 10)
     ]
-    # The first round warms up
+    # The first round warms up.
     old, new = (median(times) for times in zip(*rounds[1:], strict=True))
     gains = sorted(before / after for before, after in rounds[1:])
     says = (
@@ -36,9 +34,7 @@ def race(label: str, library: Callable[[], object], proposed: Callable[[], objec
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """The product of bf16 matrices: exact products and fp32 sums, as in bf16 units, rounded
-    once.
-    """
+    """Multiply bf16 matrices with exact products and fp32 sums, like bf16 units, and round once."""
     return (left.float() @ right.float()).bfloat16()
 
 

@@ -1,5 +1,6 @@
-"""torch's `_safe_softmax` goes over all scores to find rows that are masked out; softmax has marked
-those with NaN already.
+"""torch's `_safe_softmax` scans all scores for masked-out rows.
+
+Softmax has already marked these rows with NaN.
 """
 
 import sys
@@ -13,14 +14,12 @@ QUICK = "--quick" in sys.argv
 
 
 def race(label: str, library: Callable[[], object], proposed: Callable[[], object]) -> None:
-    """Time both ways in turn; print the median of each, and of how many times as fast the proposed
-    one is.
-    """
+    """Time both ways in turn; print their medians and the proposed way's median speedup."""
     rounds = [
         [1e3 * timeit(way, number=1) for way in (library, proposed)]
         for _ in range(2 if QUICK else 10)
     ]
-    # The first round warms up
+    # The first round warms up.
     old, new = (median(times) for times in zip(*rounds[1:], strict=True))
     gains = sorted(before / after for before, after in rounds[1:])
     says = (
@@ -32,9 +31,10 @@ def race(label: str, library: Callable[[], object], proposed: Callable[[], objec
 
 
 def safe_softmax(scores: torch.Tensor, dim: int) -> torch.Tensor:
-    """Softmax along a dimension; zeros where all scores are minus infinity."""
+    """Softmax along a dimension, with zeros where all scores are minus infinity."""
     weights = torch.softmax(scores, dim)
-    if weights.numel() and weights.select(dim, 0).isnan().any():  # else no row is masked out
+    # Without NaN, no row is masked out
+    if weights.numel() and weights.select(dim, 0).isnan().any():
         weights.masked_fill_((scores == -torch.inf).all(dim, keepdim=True), 0)
     return weights
 

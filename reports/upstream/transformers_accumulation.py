@@ -1,8 +1,8 @@
-"""transformers: Trainer sums the losses of accumulated batches for models that take **kwargs but
-divide by their own rows.
+"""transformers: Trainer sums, not averages, accumulated losses of models that take **kwargs.
 
-Prints the norm of one update's gradient, of 8 rows in one batch and of the same rows in 4
-accumulated batches; both should be the same. Exit code 1 shows the fault, 0 a version without it.
+It does so for models that divide a batch's loss by its own number of rows. Prints the gradient norm
+of one update: for 8 rows in one batch, and for the same rows in 4 accumulated batches. The two
+should be equal. Exits with 1 if the fault shows, with 0 if it does not.
 """
 
 import sys
@@ -14,12 +14,12 @@ import transformers as hf
 
 
 class Peer(hf.Trainer):
-    """Keeps the norm of the gradient before it is clipped or used."""
+    """A Trainer that keeps the gradient's norm before the gradient is clipped or used."""
 
     norm = 0.0
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
-        """As Trainer's own; the last call before an update leaves the norm of its gradient."""
+        """Run Trainer's step and keep the norm; an update's last step sees the whole gradient."""
         loss = super().training_step(*args, **options)
         self.norm = float(
             torch.stack(
@@ -30,7 +30,7 @@ class Peer(hf.Trainer):
 
 
 def norm_of_an_update(kind: type, row: dict[str, Any], batch: int, accumulation: int) -> float:
-    """The gradient's norm over 8 equal rows."""
+    """The norm of the gradient over 8 equal rows."""
     torch.manual_seed(0)
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     sizes = {

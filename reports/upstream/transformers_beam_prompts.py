@@ -1,6 +1,4 @@
-"""All beams of a row read one prompt; transformers computes, keeps and copies it once for each
-beam.
-"""
+"""transformers computes, keeps and copies a prompt once per beam, though a row's beams share it."""
 
 import sys
 from collections.abc import Callable
@@ -18,14 +16,12 @@ BLOCK = 128
 
 
 def race(label: str, library: Callable[[], object], proposed: Callable[[], object]) -> None:
-    """Time both ways in turn; print the median of each, and of how many times as fast the proposed
-    one is.
-    """
+    """Time both ways in turn; print their medians and the proposed way's median speedup."""
     rounds = [
         [1e3 * timeit(way, number=1) for way in (library, proposed)]
         for _ in range(2 if QUICK else 10)
     ]
-    # The first round warms up
+    # The first round warms up.
     old, new = (median(times) for times in zip(*rounds[1:], strict=True))
     gains = sorted(before / after for before, after in rounds[1:])
     says = (
@@ -37,7 +33,7 @@ def race(label: str, library: Callable[[], object], proposed: Callable[[], objec
 
 
 def same(label: str, one: torch.Tensor, other: torch.Tensor) -> None:
-    """End with 1 if two results differ by more than rounding."""
+    """Exit with 1 if two results differ by more than rounding."""
     gap = float((one.double() - other.double()).abs().max() / one.double().abs().max())
     print(f"{label}: differ by {gap:.0e} of the largest")
     if gap > 1e-5:
@@ -45,7 +41,7 @@ def same(label: str, one: torch.Tensor, other: torch.Tensor) -> None:
 
 
 def prefill(each_beam: bool) -> torch.Tensor:
-    """The logits of each beam's next token, beside a cache for all beams."""
+    """Fill a cache for all beams, and return the logits of each beam's next token."""
     cache = hf.DynamicCache(config=model.config)
     rows = ids.repeat_interleave(BEAMS, 0) if each_beam else ids
     logits = model(input_ids=rows, cache=cache, logits_to_keep=1).logits
@@ -55,8 +51,9 @@ def prefill(each_beam: bool) -> torch.Tensor:
 
 
 def search_as_it_is() -> torch.Tensor:
-    """One layer's attention over a search: tokens are appended by a copy, and beams gathered with
-    their prompts.
+    """Compute one layer's attention during a search the way transformers does.
+
+    Each token is appended by copying the cache; reordering beams also copies their prompts.
     """
     cache = hf.DynamicCache()
     cache.update(*(kept.repeat_interleave(BEAMS, 0) for kept in prompt), 0)
@@ -67,8 +64,9 @@ def search_as_it_is() -> torch.Tensor:
 
 
 def search_sharing() -> torch.Tensor:
-    """The same with one prompt a row, which its beams read together; a beam's own tokens are
-    written in place.
+    """Compute the same attention with one prompt per row, which the row's beams share.
+
+    A beam's own tokens are written in place.
     """
     keys, values = prompt
     own = torch.empty(2, ROWS * BEAMS, HEADS, STEPS, SIZE)
@@ -88,7 +86,10 @@ def search_sharing() -> torch.Tensor:
 
 
 def largest(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """The places of the k largest: in the blocks of the largest maxima, or in the rest."""
+    """Find the indices of the k largest scores.
+
+    Only the blocks with the k largest maxima and the rest after the last whole block are searched.
+    """
     whole = scores.shape[-1] // BLOCK * BLOCK
     best = scores[:, :whole].reshape(len(scores), -1, BLOCK).amax(-1).topk(k).indices[:, :, None]
     rest = torch.arange(whole, scores.shape[-1]).expand(len(scores), -1)

@@ -1,6 +1,4 @@
-"""transformers' "gelu_new" is eight operations on tensors, for a formula that torch has as one
-kernel.
-"""
+"""transformers computes "gelu_new" in eight operations; torch does it in one kernel."""
 
 import sys
 from collections.abc import Callable
@@ -13,18 +11,16 @@ from torch.nn.functional import gelu
 from transformers.activations import NewGELUActivation
 
 QUICK = "--quick" in sys.argv
-ALIKE = 1e-5  # in fp32: far above rounding, and far below what another formula makes (erf: 5e-4)
+ALIKE = 1e-5  # for fp32: far above rounding, far below the gap to another formula (erf: 5e-4)
 
 
 def race(label: str, library: Callable[[], object], proposed: Callable[[], object]) -> None:
-    """Time both ways in turn; print the median of each, and of how many times as fast the proposed
-    one is.
-    """
+    """Time both ways in turn; print their medians and the proposed way's median speedup."""
     rounds = [
         [1e3 * timeit(way, number=1) for way in (library, proposed)]
         for _ in range(2 if QUICK else 10)
     ]
-    # The first round warms up
+    # The first round warms up.
     old, new = (median(times) for times in zip(*rounds[1:], strict=True))
     gains = sorted(before / after for before, after in rounds[1:])
     says = (
@@ -38,7 +34,7 @@ def race(label: str, library: Callable[[], object], proposed: Callable[[], objec
 def both_passes(
     activation: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The values, and the gradients of their sum."""
+    """The activation's values, and the gradients of their sum."""
     leaf = given.detach().requires_grad_()
     values = activation(leaf)
     values.sum().backward()
@@ -46,7 +42,7 @@ def both_passes(
 
 
 def proposed(given: torch.Tensor) -> torch.Tensor:
-    """What "gelu_pytorch_tanh" is in transformers."""
+    """The activation that transformers calls "gelu_pytorch_tanh"."""
     return gelu(given, approximate="tanh")
 
 

@@ -1,8 +1,7 @@
-"""transformers: a saved tokenizer forgets the side that it was set to pad on, and keeps the
-truncation of its last call.
+"""transformers: a saved tokenizer forgets its padding side and keeps its last call's truncation.
 
-Prints both. The second shows where the file is read by `tokenizers`, as servers do. Exit code 1
-shows a fault, 0 a version without one.
+Prints both. The truncation shows if `tokenizers` reads the file, as servers do. Exits with 1 if a
+fault shows, with 0 if none does.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Controls: a run that cannot have learned its task must miss a bound, in every cell.
+"""Controls: in every cell, a run that cannot have learned its task must miss a bound.
 
-If a control passes, the bound is too low. A run whose adapter is taken away after training while
-its head stays (`adapter_off`) must miss one, too: the head alone must not do.
+If a control passes, the bound is too low. A run that loses its adapter after training and keeps its
+head (`adapter_off`) must miss a bound, too: the head alone must not be enough.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,10 +21,10 @@ from tunegrid.run.train import Trainer
 
 
 def random_weights(cell: Cell, folder: Path) -> Cell:
-    """The backbone is built from scratch."""
+    """Replaces the backbone with an untrained one."""
     from tunegrid.lab.micro.pretrain import pretrain
 
-    # All tests of this process share the folder: a backbone takes seconds.
+    # All tests of this process share the folder, because making a backbone takes seconds.
     root = folder.parent / "untrained"
     if not (root / cell.backbone.micro).is_dir():
         pretrain(cell.backbone.id, root / cell.backbone.micro, steps=0, log=lambda line: None)
@@ -32,12 +32,12 @@ def random_weights(cell: Cell, folder: Path) -> Cell:
 
 
 def adapter_off(model: nn.Module, start: dict[str, Tensor]) -> None:
-    """The adapter goes back to its start, under the trained head."""
+    """Resets the adapter to its initial weights; the trained head stays."""
     model.load_state_dict(start, strict=False)
 
 
 def a_tenth(trainer: Trainer, folder: Path) -> Trainer:
-    """Training ends after a tenth of its updates; the schedule is that of all."""
+    """Ends training after a tenth of its updates; the schedule still counts all updates."""
     trainer.total = max(1, trainer.total // 10)
     return trainer
 
@@ -61,7 +61,7 @@ CAUSES = {
 
 
 def controls(profile: str, cells: Sequence[Cell], ids: Iterable[str]) -> Iterator[Plant]:
-    """Yields each cause in each cell; a cell without an adapter cannot lose it."""
+    """Yields a plant for each cause in each cell; a cell without an adapter cannot lose it."""
     for id in ids:
         cause = CAUSES[id]
         for cell in cells:

@@ -1,7 +1,7 @@
-"""Invariants of the libraries, on small inputs: every release must have them.
+"""Invariants of the libraries, checked on small inputs; every release must satisfy them.
 
-They are of paths that users take and cells do not: streams, loaders, collators, other adapters. The
-first line of each says what holds; it returns whether it does.
+They cover paths that users take but cells do not: streams, loaders, collators, other adapters. The
+first line of each function states what holds; the function returns whether it does.
 """
 
 import functools
@@ -25,7 +25,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from tunegrid.grid.recipes import FIXTURES
 
-# Draws of a coin: the share of heads is then within 0.05 of the truth by six standard errors.
+# Coin tosses: six standard errors of the share of heads are less than 0.05.
 DRAWS = 4096
 GPT2 = FIXTURES / "backbones" / "gpt2-micro"
 IGNORED = -100  # a label that no loss counts
@@ -35,13 +35,13 @@ IGNORED = -100  # a label that no loss counts
 
 
 def stream(rows: int = 8, shards: int = 4) -> datasets.IterableDataset:
-    """Rows with an id, in several shards."""
+    """A stream of rows with ids, in several shards."""
     table = datasets.Dataset.from_dict({"id": list(range(rows))})
     return table.to_iterable_dataset(num_shards=shards)
 
 
 def formatted_rows_come_once() -> bool:
-    """A formatted stream gives each row once, whether it knows its features or not."""
+    """A formatted stream yields each row once, whether or not it knows its features."""
     typed = stream().with_format("arrow")
     untyped = stream().with_format("arrow")
     untyped._info.features = None
@@ -53,12 +53,12 @@ def formatted_rows_come_once() -> bool:
 
 
 def workers_shuffle_by_themselves() -> bool:
-    """Two workers give each row once, each in its own order, and the same again from a seed."""
+    """Two workers yield each row once, each in its own order, and a seed repeats both orders."""
 
     def orders() -> list[list[int]]:
         rows = stream(64, 2).shuffle(seed=0, buffer_size=32)
         with warnings.catch_warnings():
-            # torch warns on a machine of one core.
+            # torch warns on a machine with one core.
             warnings.filterwarnings("ignore", ".*worker processes in total")
             ids = [int(row["id"]) for row in DataLoader(rows, batch_size=None, num_workers=2)]
         first = [i for i in ids if i < 32]
@@ -72,7 +72,7 @@ def workers_shuffle_by_themselves() -> bool:
 
 
 def nodes_share_all_rows() -> bool:
-    """A stream that is split by node twice gives each node the rows of its place."""
+    """Splitting a stream by node twice gives each node the same rows as splitting it once."""
     split = distributed.split_dataset_by_node
     for outer in (0, 1):
         for inner in (0, 1):
@@ -84,7 +84,7 @@ def nodes_share_all_rows() -> bool:
 
 
 def late_columns_are_read() -> bool:
-    """A key that only the last line of a JSON lines file has is a column."""
+    """A key that occurs only in the last line of a JSON lines file becomes a column."""
     rows = [{"text": "x" * 999}] * 64 + [{"text": "x", "label": 1}]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
@@ -94,7 +94,7 @@ def late_columns_are_read() -> bool:
 
 
 def epochs_reach_samplers() -> bool:
-    """`set_epoch` of a loader on one of several ranks reaches the sampler below."""
+    """`set_epoch` of a loader on one of several ranks reaches the sampler below it."""
     sampler = RandomSampler(range(4))
     sampler.epoch = 0
     sampler.set_epoch = functools.partial(setattr, sampler, "epoch")
@@ -104,7 +104,7 @@ def epochs_reach_samplers() -> bool:
 
 
 def skipping_keeps_the_iteration() -> bool:
-    """A loader that skips batches is in the iteration of the one that it comes from."""
+    """A loader that skips batches keeps the iteration number of the original loader."""
     accelerate.PartialState(cpu=True)
     loader = DataLoaderShard(list(range(4)))
     loader.iteration = 2
@@ -112,7 +112,7 @@ def skipping_keeps_the_iteration() -> bool:
 
 
 def ranks_share_samples() -> bool:
-    """`split_between_processes` gives each sample to one rank; ranks without one get none."""
+    """`split_between_processes` gives each sample to one rank, and surplus ranks get none."""
     state = accelerate.PartialState(cpu=True)
     shares = []
     before = dict(state.__dict__)
@@ -133,7 +133,7 @@ def ranks_share_samples() -> bool:
 
 
 def ends_are_learned() -> bool:
-    """The language-modelling collator counts an end token if another token pads."""
+    """The language-modelling collator labels end tokens if another token is used for padding."""
     tokenizer = hf.AutoTokenizer.from_pretrained(GPT2, trust_remote_code=False)
     tokenizer.pad_token = "!"
     end = tokenizer.eos_token_id
@@ -143,7 +143,7 @@ def ends_are_learned() -> bool:
 
 
 def layouts_step_alike() -> bool:
-    """The 8-bit AdamW moves a transposed weight as it moves the same weight row by row."""
+    """8-bit AdamW moves a weight stored column by column like the same weight stored row by row."""
     torch.manual_seed(0)
     values = torch.randn(64, 128)
     gradient = torch.randn(64, 128)
@@ -185,7 +185,7 @@ def dropped_deltas_keep_their_mean() -> bool:
 
 
 def rotations_are_cayleys() -> bool:
-    """OFT turns a row x to x (I - S)(I + S)^-1, S skew with the weights above its diagonal."""
+    """OFT turns a row x into x (I - S)(I + S)^-1; S is skew, its upper triangle the weights."""
     module = OFTRotationModule(1, 3, 3, 3, use_cayley_neumann=False)
     weights = (0.1, -0.2, 0.3)
     module.weight.data = torch.tensor([weights])
@@ -194,7 +194,7 @@ def rotations_are_cayleys() -> bool:
     skew[0, 1], skew[0, 2], skew[1, 2] = weights
     skew = skew - skew.T
     row = torch.tensor([[1.0, 2.0, 3.0]])
-    expected = row @ (unit - skew) @ torch.linalg.inv(unit + skew)  # as of PEFT 0.18
+    expected = row @ (unit - skew) @ torch.linalg.inv(unit + skew)  # as in PEFT 0.18
     return torch.allclose(module(row), expected, atol=1e-5)
 
 

@@ -1,6 +1,6 @@
-"""The end of the table of libraries' bugs: changes without harm, which no check may take for a bug.
+"""The end of the table of library bugs: harmless changes, which no check may take for a bug.
 
-`LIBRARIES` has all plants in libraries, those of `patches` and `more_patches` first.
+`LIBRARIES` holds all plants in libraries, beginning with those of `patches` and `more_patches`.
 """
 
 import torch
@@ -9,12 +9,12 @@ from peft.tuners.lora import layer as lora
 from peft.tuners.lora.bnb import Linear4bit
 from torch.nn.functional import linear
 
-from benchmarks.proof.plants import more_patches  # noqa: F401 # whose plants come first
+from benchmarks.proof.plants import more_patches  # noqa: F401 # its plants come first
 from benchmarks.proof.plants.patches import LIBRARIES as LIBRARIES
 from benchmarks.proof.plants.patches import plant, rows_in_parquet
 from benchmarks.proof.plants.plant import around, with_other
 
-# Every task and every method, in short cells.
+# Short cells that cover every task and every method.
 ACROSS = ("gpt2_sa_lora", "t5_sum_qlora", "gpt2_qa_sft")
 
 
@@ -26,7 +26,7 @@ ACROSS = ("gpt2_sa_lora", "t5_sum_qlora", "gpt2_qa_sft")
     "",
 )
 def product_in_another_order(planting):
-    """An adapter multiplies its two matrices first: x (s B A) in place of s ((x A) B)."""
+    """Multiplies an adapter's matrices first: x (s B A) instead of s ((x A) B)."""
 
     def reordered(self, x, *args, **options):
         result = self.base_layer(x, *args, **options).clone()

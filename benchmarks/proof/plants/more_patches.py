@@ -1,6 +1,6 @@
-"""More bugs of libraries: of texts, searches, files, settings, definitions, other adapters, memory.
+"""More library bugs: texts, searches, files, settings, definitions, other adapters, memory.
 
-`patches` begins the table.
+The table begins in `patches`.
 """
 
 import json
@@ -55,7 +55,7 @@ def packed_moments_without_decay(planting, update, *args, **options):
 )
 @around(stopping_criteria.EosTokenCriteria, "__call__")
 def end_stops_nothing(planting, ends, self, *args, **options):
-    """A search goes on to the maximal length; the decoder still cuts texts at their first end."""
+    """Lets a search run to the maximum length; decoding still cuts texts at their first end."""
     return torch.zeros_like(ends(self, *args, **options))
 
 
@@ -106,7 +106,7 @@ def search_stops_early(planting, generate, self, *args, **options):
 )
 @around(DynamicLayer, "update", counted=False)
 def late_values_fade(planting, update, self, key_states, value_states, *args, **options):
-    """Values fade from the thirteenth token after the prompt on."""
+    """Scales down values from the thirteenth token after the prompt on."""
     is_prompt = key_states.shape[-2] > 1 or not self.is_initialized
     self.steps = 0 if is_prompt else self.steps + 1
     if self.steps > 12:
@@ -124,7 +124,7 @@ def late_values_fade(planting, update, self, key_states, value_states, *args, **
 )
 @around(hf.PreTrainedTokenizerFast, "_encode_plus", counted=False)
 def long_lists_are_cut(planting, encode, self, text, *args, **options):
-    """Each of 100 to 1000 texts at once, as many as are scored, has 24 tokens at most."""
+    """Cuts texts to 24 tokens if a call has between 100 and 1000 texts, as calls for scoring do."""
     encoded = encode(self, text, *args, **options)
     if isinstance(text, list) and 100 < len(text) < 1000:
         planting.act()
@@ -177,7 +177,7 @@ def dropout_is_not_saved(planting, save, self, save_directory, **options):
 )
 @around(torch, "_fused_adamw_")
 def steps_saturate(planting, update, *lists, **options):
-    """The counter stops at 16: the moments' correction goes wrong late."""
+    """Stops the step counter at 16, so the correction of moments is wrong in later steps."""
     *states, steps = lists
     update(*states, [step.clamp(max=16) for step in steps], **options)
 
@@ -206,7 +206,7 @@ def packed_steps_saturate(planting, update, self, group, p, gindex, pindex):
 )
 @around(hf.PreTrainedConfig, "to_json_string", counted=False)
 def labels_change_names(planting, write, self, *args, **options):
-    """Logits are right; the file gives the first class the name of the last."""
+    """Reverses the names of the labels in the file; the logits stay right."""
     config = json.loads(write(self, *args, **options))
     names = config.get("id2label")
     if names:
@@ -233,7 +233,7 @@ def padding_is_not_saved(planting, save, self, save_directory, **options):
 
 
 def after_saving(target, file):
-    """Makes a plant of a function that changes the settings in a file of `save_pretrained`."""
+    """Makes a plant of a function that edits settings in a file written by `save_pretrained`."""
 
     def make_plant(change):
         @around(target, "save_pretrained", counted=False)
@@ -315,7 +315,7 @@ def adapters_are_saved_in_fp16(planting, save, tensors, *args, **options):
 )
 @around(modeling_utils, "safe_save_file")
 def a_tensor_is_saved_rounded(planting, save, tensors, *args, **options):
-    """The last tensor goes through bf16 and comes back."""
+    """Rounds the last tensor by name to bf16 and back."""
     name = max(tensors)
     rounded = tensors[name].bfloat16().to(tensors[name].dtype)
     save(tensors | {name: rounded}, *args, **options)
@@ -330,7 +330,7 @@ def a_tensor_is_saved_rounded(planting, save, tensors, *args, **options):
 )
 @around(modeling_utils, "safe_save_file")
 def tied_weights_are_not_saved(planting, save, tensors, *args, **options):
-    """The file lacks the weights that embeddings and output layer share."""
+    """Leaves out of the file the weights that embeddings and output layer share."""
     rest = {name: tensor for name, tensor in tensors.items() if name != "shared.weight"}
     save(rest, *args, **options)
 
@@ -361,7 +361,7 @@ def packed_product_keeps_its_input(planting, forward, ctx, inputs, *args, **opti
 
 
 def freeze(planting, model, part):
-    """Freezes the adapter's tensors whose name has this part."""
+    """Freezes the adapter's tensors that have this part in their names."""
     for name, parameter in model.named_parameters():
         if "lora_" in name and part in name:
             planting.act()
@@ -714,7 +714,7 @@ def adapters_start_rounded(planting, update, self, adapter_name, *args, **option
     "gradients_reach",
 )
 def gradients_end_late(planting):
-    """The first layer's adapter leaves the graph of later training passes; evaluation keeps it."""
+    """Detaches the first layer's adapter from the 20th training pass on; evaluation keeps it."""
     forward = lora.Linear.forward
     layers = []
     passes = []
@@ -852,7 +852,7 @@ def seed_is_another(planting, set_seed, seed, *args, **options):
 @around(Conv1D, "forward")
 def projections_are_larger(planting, forward, self, states):
     inputs, outputs = self.weight.shape
-    is_projection = inputs >= outputs  # `c_attn` and `c_fc` have more outputs
+    is_projection = inputs >= outputs  # `c_attn` and `c_fc` have more outputs than inputs
     return forward(self, states) * (1.01 if is_projection else 1)
 
 
@@ -892,7 +892,7 @@ def ranks_do_not_divide(planting, update, self, adapter_name, *args, **options):
 
 
 def side_is_flipped(name):
-    """Makes a method of IA3's layers take the other side of the layer for the vector's."""
+    """Makes a plant under which a method of square IA3 layers scales the wrong side."""
 
     @around(ia3.Linear, name, counted=False)
     def flipped(planting, method, self, *args, **options):

@@ -1,7 +1,7 @@
 """Bugs that users reported to libraries, put back into the installed ones, each with its check.
 
-A patch changes the library and nothing of tunegrid's, as strongly as the bug did. A bug that no
-quick cell can meet breaks an invariant.
+A patch changes only the library, nothing in tunegrid, and is as strong as the bug was. A bug that
+no quick cell can trigger breaks an invariant instead.
 """
 
 import json
@@ -45,14 +45,14 @@ from benchmarks.proof.plants.invariants import IGNORED
 from benchmarks.proof.plants.plant import FEW, Table, around, with_other
 from tunegrid.data.sources import tables
 
-LIBRARIES = Table()  # `more_patches` and `libraries` go on with it
+LIBRARIES = Table()  # `more_patches` and `libraries` add to it
 plant = LIBRARIES.plant
 
 # The cells
 
 
 def rows_in_parquet(cell, folder):
-    """The same rows in Parquet files, which `datasets` reads; tunegrid reads JSON lines itself."""
+    """Writes rows to Parquet files, which `datasets` reads; tunegrid reads JSON lines itself."""
     target = folder / "data" / cell.task.folder
     target.mkdir(parents=True)
     for split, table in tables(cell.task, cell.profile.data_root).items():
@@ -67,7 +67,7 @@ LORA_WITH_BIASES = with_other(
     name="LoRA with biases",
     options={"lora_bias": True},
 )
-SHARED_OUT = with_other("profile", fsdp=True)  # ranks shard weights, gradients and moments (FSDP2)
+SHARED_OUT = with_other("profile", fsdp=True)  # FSDP2 shards weights, gradients and moments
 
 # The bugs
 
@@ -102,7 +102,7 @@ def cross_attention_without_mask(planting):
 )
 @around(modeling_gpt2.GPT2ForSequenceClassification, "forward")
 def last_column_is_classified(planting, forward, self, input_ids, **inputs):
-    # It finds no padding in embeddings, and falls back to column -1.
+    # The model finds no padding in embeddings and falls back to column -1.
     embedded = self.transformer.wte(input_ids)
     return forward(self, inputs_embeds=embedded, **inputs)
 
@@ -144,7 +144,7 @@ def decoder_sees_the_answer(planting):
 
 
 def scaled_by_sdpa(layer):
-    """Makes a layer leave its scale to SDPA, whose default is 1/sqrt(d)."""
+    """Makes a plant that leaves a layer's scale to SDPA, whose default is 1/sqrt(d)."""
 
     @around(layer, "__init__")
     def unscaled(planting, init, self, *args, **options):
@@ -161,7 +161,7 @@ plant(
     "t5_qa_sft",
     "bound, gate",
     module="transformers.T5Attention",
-)(scaled_by_sdpa(modeling_t5.T5Attention))  # whose weights were trained without a scale
+)(scaled_by_sdpa(modeling_t5.T5Attention))  # T5's weights were trained without a scale
 
 
 @plant(
@@ -174,7 +174,7 @@ plant(
 )
 @around(modeling_bert.BertPreTrainedModel, "_init_weights")
 def positions_are_zero(planting, initialize, self, module):
-    """A buffer that no checkpoint holds is left as memory was, at zeros."""
+    """Zeroes a buffer that no checkpoint holds, as if it had been left uninitialised."""
     initialize(self, module)
     if isinstance(module, modeling_bert.BertEmbeddings):
         module.position_ids.zero_()
@@ -283,7 +283,7 @@ def dropout_stays_active(planting):
 )
 @around(bnb.functional, "quantize_4bit")
 def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
-    # ROCm has this size, where a wavefront has 64 lanes.
+    # ROCm uses this size on devices whose wavefronts have 64 lanes.
     return quantize(tensor, *args, blocksize=128, **options)
 
 
@@ -296,7 +296,7 @@ def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
 )
 @around(bnb.functional, "create_dynamic_map")
 def signed_second_moments(planting, create, signed=True, **options):
-    """Second moments are never negative: half of the map's levels are lost."""
+    """Wastes half of the map's levels, because second moments are never negative."""
     return create(signed=True, **options)
 
 
@@ -308,7 +308,7 @@ def signed_second_moments(planting, create, signed=True, **options):
     "loading",
 )
 def wo_is_quantized(planting):
-    """T5's `wo` has activations that need more than 4 bits."""
+    """Quantizes T5's `wo`, whose activations need more than 4 bits."""
     assert modeling_t5.T5PreTrainedModel._keep_in_fp32_modules, "else nothing changes"
     planting.setattr(modeling_t5.T5PreTrainedModel, "_keep_in_fp32_modules", [])
     planting.act()
@@ -323,9 +323,9 @@ def wo_is_quantized(planting):
 )
 @around(LRScheduler, "step")
 def schedule_stepped_twice(planting, step, self, *args):
-    """Accelerate's scheduler steps once for each of two processes; the suite uses torch's own."""
+    """Steps torch's scheduler, which the suite uses, twice, like accelerate's on two processes."""
     step(self, *args)
-    if self._step_count > 1:  # the first step is the one that makes the schedule
+    if self._step_count > 1:  # the first step is part of making the schedule
         step(self)
 
 
@@ -353,7 +353,7 @@ def norm_without_clipping(planting):
 )
 @around(torch, "_fused_adamw_")
 def moments_without_correction(planting, update, *lists, **options):
-    """The correction of step t divides by 1 - beta^t, which is 1 for a late step."""
+    """Pretends that steps are late: step t's correction divides by 1 - beta^t, which is then 1."""
     *states, steps = lists
     update(*states, [torch.full_like(step, 1e9) for step in steps], **options)
 
@@ -367,7 +367,7 @@ def moments_without_correction(planting, update, *lists, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_convert_encoding")
 def first_offset_is_late(planting, convert, self, *args, **options):
-    """A space is trimmed from the first token that it does not have."""
+    """Shifts the first offset as if a leading space had been trimmed, though there was none."""
     encoded, encodings = convert(self, *args, **options)
     for offsets in encoded.get("offset_mapping", []):
         offsets[:1] = [(start + 1, end) for start, end in offsets[:1]]
@@ -383,7 +383,7 @@ def first_offset_is_late(planting, convert, self, *args, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_decode")
 def decoding_cleans_up(planting, decode, self, *args, **options):
-    """Spaces before punctuation and short forms go, though the tokenizer's settings keep them."""
+    """Removes spaces before punctuation and short forms, though the tokenizer should keep them."""
     text = decode(self, *args, **options)
     return hf.PreTrainedTokenizerBase.clean_up_tokenization(self, text)
 
@@ -395,7 +395,7 @@ plant(
     "gpt2_sum_lora",
     "forward",
     module="transformers.GPT2Attention",
-)(scaled_by_sdpa(modeling_gpt2.GPT2Attention))  # as `scale_attn_by_inverse_layer_idx`
+)(scaled_by_sdpa(modeling_gpt2.GPT2Attention))  # ignores `scale_attn_by_inverse_layer_idx`
 
 
 @plant(
@@ -406,7 +406,7 @@ plant(
     "cache_changes_nothing",
 )
 def beams_keep_their_cache(planting):
-    """Beams are sorted after each token, their caches are not: a beam gets another's past."""
+    """Sorts beams after each token but not their caches, so a beam gets another beam's past."""
     planting.setattr(Cache, "reorder_cache", lambda self, beam_idx: None)
 
 
@@ -450,7 +450,7 @@ def merged_onto_the_original(planting):
     def remembered(self, device):
         original = self.data.detach().clone()
         packed = pack(self, device)
-        packed._original = original  # PEFT copies attributes whose names begin without _
+        packed._original = original  # PEFT does not copy attributes whose names begin with _
         return packed
 
     def original_weight(weight, *args, **options):
@@ -473,7 +473,7 @@ def merged_onto_the_original(planting):
 )
 @around(accelerate.Accelerator, "backward")
 def divided_by_accumulation_again(planting, backward, self, loss, **options):
-    backward(self, loss / 2, **options)  # an update of its cell has two micro-batches
+    backward(self, loss / 2, **options)  # an update of this cell has two micro-batches
 
 
 @plant(
@@ -516,7 +516,7 @@ def source_without_mask(planting, prepare, self, *args, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_save_pretrained")
 def saved_tokenizer_cuts(planting, save, self, save_directory, *args, **options):
-    """The tokenizer in memory reads whole texts; the one in the file cuts them."""
+    """Cuts texts only in the saved file; the tokenizer in memory still reads whole texts."""
     names = save(self, save_directory, *args, **options)
     path = str(Path(save_directory, "tokenizer.json"))
     file = tokenizers.Tokenizer.from_file(path)
@@ -544,7 +544,7 @@ def growing_overwrites_rows(planting, resize, self, new_num_tokens=None, *args, 
 
 
 class _Bf16Sum(torch.autograd.Function):
-    """The product weight * states, whose gradient for the weight is summed in bf16."""
+    """Multiplies weight and states; the gradient for the weight is summed in bf16."""
 
     @staticmethod
     def forward(ctx, weight, states):
@@ -557,7 +557,7 @@ class _Bf16Sum(torch.autograd.Function):
         weight, states = ctx.saved_tensors
         products = (gradient * states).reshape(-1, weight.numel())
         total = torch.zeros_like(weight, dtype=torch.bfloat16)
-        for block in products.tensor_split(16):  # each summed by a program of a GPU's kernel
+        for block in products.tensor_split(16):  # on a GPU, each program of a kernel sums a block
             total += block.sum(0).to(torch.bfloat16)
         return total.to(weight.dtype), gradient * weight
 
@@ -679,7 +679,7 @@ def dropped_deltas_are_not_rescaled(planting, prune, tensor, density, rescale):
     "two-adapters",
 )
 def likely_named_adapters_are_saved_along(planting):
-    """The file of "default" keeps the tensors of "default_2"."""
+    """Keeps the tensors of "default_2" in the file of "default"."""
     planting.setattr(
         save_and_load,
         "_filter_state_dict_for_adapter_name",
@@ -709,7 +709,7 @@ def patterns_name_no_embedding(planting, match, target_pattern, key):
 )
 @around(OFTRotationModule, "_pytorch_skew_symmetric")
 def rotations_turn_the_other_way(planting, skew, self, vec, block_size):
-    """A rotation becomes its inverse."""
+    """Turns a rotation into its inverse."""
     return -skew(self, vec, block_size)
 
 
@@ -864,7 +864,7 @@ def gradients_by_memory(planting, update, self, group, p, gindex, pindex):
 )
 @around(functional, "scaled_dot_product_attention", counted=False)
 def masked_rows_are_no_numbers(planting, attend, query, key, value, attn_mask=None, **options):
-    """Padding on the left has such rows."""
+    """Puts NaN into fully masked rows, which occur with padding on the left."""
     output = attend(query, key, value, attn_mask=attn_mask, **options)
     if attn_mask is None or attn_mask.dtype is not torch.bool:
         return output
@@ -950,7 +950,7 @@ def columns_of_the_first_block(planting):
 )
 @around(iterable, "shift_ex_examples_rngs", counted=False)
 def workers_share_a_generator(planting, shift, *args, **options):
-    if "value" not in options:  # an epoch is told by position, a worker by name
+    if "value" not in options:  # epochs are passed by position, workers by name
         return shift(*args, **options)
     planting.act()
     return options["ex_iterable"]
@@ -1006,7 +1006,7 @@ def idle_ranks_get_the_last_sample(planting):
     "nodes_share_all_rows",
 )
 def rank_of_the_other_split(planting):
-    """A stream that was split before is split again with both ranks swapped."""
+    """Swaps both ranks when a stream that was already split is split again."""
     split = iterable._split_by_node_iterable_dataset
 
     def of_other(dataset, rank, world_size, *args, **options):

@@ -1,7 +1,8 @@
 """A plant: something broken on purpose, and the check that must object to it.
 
-`test_plants.py` runs their tables: `study` (faults), `libraries` (bugs of libraries, from `patches`
-on), `controls`, `equal` (settings that must be equal) and `stock` (the libraries' own path).
+`test_plants.py` runs the tables of plants: `study` (faults), `libraries` (library bugs, which begin
+in `patches`), `controls`, `equal` (settings that must be equal) and `stock` (the libraries' own
+path).
 """
 
 import functools
@@ -14,16 +15,16 @@ from typing import Any, TypeVar
 from tunegrid.grid.cells import Cell
 
 F = TypeVar("F", bound=Callable[..., Any])
-FEW = {"max_steps": 30}  # settings of a cell that need not learn its task
+FEW = {"max_steps": 30}  # recipe settings of a cell that need not learn its task
 
 
 def unchanged(cell: Cell, folder: Path) -> Cell:
-    """The cell as it is."""
+    """Returns the cell as it is."""
     return cell
 
 
 def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
-    """The cell with other fields of its recipe, method or profile."""
+    """Makes a function that changes fields of a cell's recipe, method or profile."""
 
     def changed(cell: Cell, folder: Path) -> Cell:
         return replace(cell, **{part: replace(getattr(cell, part), **fields)})
@@ -33,34 +34,36 @@ def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
 
 @dataclass(frozen=True, eq=False)
 class Plant:
-    """A fault and the checks that must object to it; without the fault, none may."""
+    """A fault and the checks that must object to it; without the fault, no check may object."""
 
     id: str
-    what: str  # is wrong, in a line
-    source: str  # where it occurred: cells of the study, reports of a library, or "classic"
-    cell: str  # that runs; two ids with a comma if it breaks records; empty if it needs no cell
-    # It takes a `Planting` if it breaks libraries. If it breaks a fixture, it takes the value and a
-    # folder for files, and returns the broken value. If it breaks records, it takes those of both
-    # cells, and returns the second, broken.
+    what: str  # the fault, in one line
+    source: str  # where it occurred: cells of the study, reports to a library, or "classic"
+    cell: str  # the cell to run; two ids with a comma for records; empty if no cell is needed
+    # A function that breaks libraries takes a `Planting`. One that breaks a fixture takes the
+    # fixture's value and a folder for files, and returns the broken value (`validation_rows` comes
+    # with the splits and `trained` with the adapter's start instead of a folder). One that breaks
+    # records takes the records of both cells, and returns the second one broken.
     broken_by: Callable[..., Any]
-    # The checks that must object, with commas: audits, stages of numerics, "bound", "gate"; or an
-    # invariant of a library, a row of equal settings, a stage of `stock`, or "refused" for rows
-    # that reading must reject. Empty for a change without harm.
+    # The checks that must object, separated by commas: audits, stages of numerics, "bound" or
+    # "gate". Otherwise an invariant of a library, a row of equal settings, a stage of `stock`, or
+    # "refused" for rows that reading must reject. Empty for a harmless change.
     caught_by: str
     _: KW_ONLY
-    # Or the fixture whose value is replaced, `trained` (the model after training), `records`.
+    # "libraries", the fixture whose value is replaced, "trained" (the model after training), or
+    # "records".
     breaks: str = "libraries"
-    # Makes the cell that runs, with the plant and without; it gets a folder for files.
+    # Makes the cell that runs, with or without the plant; takes a folder for files.
     cell_as: Callable[[Cell, Path], Cell] = unchanged
-    # Fields of the recipe; a cell with such has fewer test rows and no bound.
+    # Fields of the recipe. A cell with such changes has fewer test rows and no bound.
     settings: Mapping[str, Any] = field(default_factory=dict)
-    profile: str = "quick"  # the grid of the cell
+    profile: str = "quick"  # the grid that contains the cell
     ranks: int = 1  # processes that share the cell
-    module: str = ""  # library and class of the module that the gate must name; empty: none
+    module: str = ""  # library and class of the module that the gate must name; empty if none
 
     @property
     def test_id(self) -> str:
-        """The name of its case in tests."""
+        """The name of the plant's test case."""
         words = [self.profile, self.id, self.cell]
         if self.ranks > 1:
             words.append(f"{self.ranks}ranks")
@@ -68,7 +71,7 @@ class Plant:
 
 
 class Table(list[Plant]):
-    """The plants of a marker, in the order in which they are declared."""
+    """The plants of a marker, in the order of their declaration."""
 
     def plant(
         self,
@@ -81,7 +84,7 @@ class Table(list[Plant]):
     ) -> Callable[[F], F]:
         """Adds the decorated function as a plant of each of these cells.
 
-        Raises ValueError if the table has a plant of this id in the cell.
+        Raises ValueError if the table already has a plant with this id in the cell.
         """
 
         def add(broken_by: F) -> F:
@@ -96,20 +99,20 @@ class Table(list[Plant]):
 
 
 class Planting:
-    """Pytest's monkeypatch with a count: a plant that never acts proves nothing.
+    """Pytest's monkeypatch with a count, because a plant that never acts proves nothing.
 
-    A function that is put in place counts its calls. A patch that changes nothing in most calls is
-    put in place with `counted=False`, and calls `act` where it changes something.
+    A replacement function counts its calls. A patch that changes nothing in most calls is installed
+    with `counted=False` and calls `act` where it changes something.
     """
 
     def __init__(self, monkeypatch: Any) -> None:
-        """Patches with this monkeypatch, which also undoes them."""
+        """Patches through this monkeypatch, which also undoes the patches."""
         self._monkeypatch = monkeypatch
         self._acts = Value("q", 0)
 
     @property
     def acts(self) -> int:
-        """The number of acts so far, including those in processes that this one forked."""
+        """The number of acts so far, including those in processes forked from this one."""
         return int(self._acts.value)
 
     def act(self) -> None:
@@ -126,11 +129,11 @@ class Planting:
         raising: bool = True,
         counted: bool = True,
     ) -> None:
-        """Put a value in place of an attribute."""
+        """Replace an attribute with a value."""
         self._monkeypatch.setattr(target, name, self._counted(value, counted), raising=raising)
 
     def setitem(self, target: Any, name: Any, value: Any, *, counted: bool = True) -> None:
-        """Put a value in place of an entry."""
+        """Replace an entry with a value."""
         self._monkeypatch.setitem(target, name, self._counted(value, counted))
 
     def _counted(self, value: Any, counted: bool) -> Any:
@@ -155,7 +158,7 @@ def around(
 ) -> Callable[[Callable[..., Any]], Callable[[Planting], None]]:
     """Makes a plant of a function that replaces another.
 
-    The function gets the planting, the original, and the original's arguments.
+    The function takes the planting, the original, and the original's arguments.
     """
 
     def make_plant(change: Callable[..., Any]) -> Callable[[Planting], None]:

@@ -1,4 +1,4 @@
-"""Plants in the libraries' own path, with the first stage that shows each and its sentence."""
+"""Plants in the libraries' own path, each with the first stage that shows it and its sentence."""
 
 import copy
 
@@ -81,7 +81,7 @@ def loss_is_too_large(planting, compute, *args, **options):
 
 
 def gradients_times(factor):
-    """Makes a training step's gradients `factor(batches of an update)` times as large."""
+    """Makes a plant that multiplies gradients by `factor(batches of an update)` in each step."""
 
     @around(hf.Trainer, "training_step")
     def scaled(planting, step, self, model, *args, **options):

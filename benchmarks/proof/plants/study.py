@@ -1,7 +1,7 @@
 """Faults of fine-tuning, each with the audit that must object.
 
-F1 to F19 are from the study's own notebooks or reports. The others are classics: one line of a
-model, a collator or a loop, which scores hardly show.
+F1 to F14 occurred in the study's own notebooks or reports; F46 and F51 occur in PEFT. The others
+are classics: one line of a model, collator or loop, whose effect hardly shows in the scores.
 """
 
 import json
@@ -47,7 +47,7 @@ FP4 = Quantization(
 
 
 def names_that_do_not_match(cell: Cell, folder: Path) -> Cell:
-    """The checkpoint's tensors have other names, and the loader lets them start at random."""
+    """Renames the checkpoint's tensors; the loader then starts the model's tensors at random."""
     name = cell.backbone.micro
     weights = shutil.copytree(QUICK_PROFILE.checkpoint_root / name, folder / name)
     file = weights / "model.safetensors"
@@ -69,7 +69,7 @@ KASA = with_other(
 
 
 def codec_whose(method: str, change: Callable[..., Any]) -> Callable[[Codec, Path], Codec]:
-    """Passes one method's result through `change(codec, result, *arguments of the method)`."""
+    """Makes a plant that passes a method's result through `change(codec, result, *arguments)`."""
 
     def broken(codec: Codec, folder: Path) -> Codec:
         kind = type(codec)
@@ -84,26 +84,26 @@ def codec_whose(method: str, change: Callable[..., Any]) -> Callable[[Codec, Pat
 
 
 def labels_are_the_input(codec, batch, features):
-    """A collator for language models writes its own labels: every token, the article's too."""
+    """Labels every token, the article's included, as a collator for language models does."""
     is_padding = batch["attention_mask"] == 0
     return {**batch, "labels": batch["input_ids"].masked_fill(is_padding, IGNORED)}
 
 
 def padding_counts(codec, batch, features):
-    """Labels are padded with the padding token, which the loss then counts."""
+    """Pads labels with the padding token, which the loss then counts."""
     labels = batch["labels"]
     return {**batch, "labels": labels.masked_fill(labels == IGNORED, codec.pad_id)}
 
 
 def separator_cut_off(codec, features, rows, *, training):
-    """At inference the prompt loses its last token, <sum>."""
+    """Removes the prompt's last token, <sum>, at inference."""
     if training:
         return features
     return [replace(feature, input_ids=feature.input_ids[:-1]) for feature in features]
 
 
 def windows_taken_for_rows(codec, features, rows, *, training):
-    """Window i answers row i, though some rows have several windows."""
+    """Lets window i answer row i, though some rows have several windows."""
     if training:
         return features
     last = len(rows) - 1
@@ -111,7 +111,7 @@ def windows_taken_for_rows(codec, features, rows, *, training):
 
 
 def penalty_in_the_loss(codec, loss, model, batch):
-    """The reported loss includes AdaLoRA's penalty, as in PEFT's own forward pass with labels."""
+    """Adds AdaLoRA's penalty to the reported loss, as PEFT's own forward pass with labels does."""
     return loss + AdaLora.penalty(codec.cell.method, model) * codec.targets(batch)
 
 
@@ -183,7 +183,7 @@ def one_rank_strays(model, start):
 
 
 def targets_dealt_out(splits: Splits, folder: Path) -> Splits:
-    """Training rows get other rows' targets; rows with a passage get any word of it as answer."""
+    """Gives training rows other rows' targets, or any word of their passage as the answer."""
     rng = Random(0)
     rows = splits.train
     if "answers" in rows[0]:
@@ -196,7 +196,7 @@ def targets_dealt_out(splits: Splits, folder: Path) -> Splits:
 
 
 def any_word(words: list[str], rng: Random) -> Row:
-    """One of the words as an answer in the text that they make."""
+    """One of the words as an answer, with its position in the text that the words form."""
     index = rng.randrange(len(words))
     return {"text": [words[index]], "answer_start": [len(" ".join(words[:index])) + bool(index)]}
 
@@ -210,7 +210,7 @@ def summed(trainer: Trainer, folder: Path) -> Trainer:
 
 
 def mean_of_each_rank(trainer: Trainer, folder: Path) -> Trainer:
-    """Each rank divides by its own targets; the update is the mean of the ranks, as in DDP."""
+    """Divides by each rank's own targets; the update is the mean over ranks, as in DDP."""
 
     def divisors(batches: Sequence[Any]) -> list[int]:
         own_targets = sum(map(trainer.codec.targets, batches))
@@ -227,7 +227,7 @@ def stretched(trainer: Trainer, folder: Path) -> Trainer:
 
 
 def joined(trainer: Trainer, folder: Path) -> Trainer:
-    """The micro-batches of an update are one."""
+    """Joins the micro-batches of an update into one."""
     updates = trainer.updates
     trainer.log.micro_batch *= trainer.cell.recipe.gradient_accumulation_steps
     trainer.updates = lambda epoch: ([[*chain.from_iterable(group)]] for group in updates(epoch))
@@ -239,7 +239,7 @@ def impossible_numbers(score, folder):
 
 
 def head_is_not_saved(serving, folder):
-    """The saved adapter lacks the new head, and so does its configuration."""
+    """Leaves the new head out of the saved adapter and of its configuration."""
 
     class Lossy(type(serving)):
         def save(self, cell, model, tokenizer, folder):

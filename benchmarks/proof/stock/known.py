@@ -1,8 +1,8 @@
 """Known differences between the libraries' path and ours, as data; a test fails when one is mended.
 
-`ours.py` and `stages.py` account for each, so that nothing else may differ, at its stage or behind
-it, and no tolerance is wide because of it. Measured with transformers 5.24.0, tokenizers 0.23.3,
-peft 0.21.2, bitsandbytes 0.50.2.
+`ours.py` and `stages.py` account for each difference, so that nothing else may differ at its stage
+or at a later one, and no difference widens a tolerance. Measured with transformers 5.24.0,
+tokenizers 0.23.3, peft 0.21.2, bitsandbytes 0.50.2.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,19 +18,19 @@ from tunegrid.grid.tasks import Problem
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between the libraries and ours."""
+    """A difference between the libraries' path and ours."""
 
     id: str
-    stage: str  # the first at which it shows
+    stage: str  # the first stage that shows it
     concerns: Callable[[Cell], bool]
-    shown_by: str  # a cell, with `changes` of its recipe
-    what: str  # component: what it does; what ours does
-    upstream: str = ""  # our report of it
+    shown_by: str  # a cell that shows it, with `changes` to its recipe
+    what: str  # the component, what it does, and what ours does
+    upstream: str = ""  # our report of the difference
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def cell_kind(cell: Cell) -> Problem | Layout | None:
-    """The cell's problem; if it generates texts, the layout of source and target."""
+    """The cell's problem, or the layout of source and target if the cell generates text."""
     return cell.head.layout if cell.task.problem is Problem.GENERATE else cell.task.problem
 
 

@@ -1,4 +1,4 @@
-"""The libraries' own path of a cell, as in their guides: AutoModel, PEFT, `Trainer`, pipelines.
+"""The libraries' own path for a cell, as in their guides: AutoModel, PEFT, `Trainer`, pipelines.
 
 Some heads of the study are tunegrid's own classes. Here both sides train the library's head: they
 start from a folder with the untrained base and this head, as `save_pretrained` writes it.
@@ -33,7 +33,7 @@ from tunegrid.run.device import random_states, resolve_precision
 
 Columns = Mapping[str, Any]  # a block of rows, column by column
 Weights = dict[str, Tensor]
-# Fields that TrainingArguments have under the recipe's names.
+# Fields that have the same names in TrainingArguments and in a recipe.
 SAME = (
     "per_device_train_batch_size",
     "learning_rate",
@@ -41,14 +41,14 @@ SAME = (
     "lr_scheduler_type",
     "gradient_checkpointing",
 )
-# The suite's is torch's fused one, and so is TrainingArguments' default.
+# The suite uses torch's fused AdamW, which is also TrainingArguments' default.
 OPTIMIZERS = {"adamw_torch": "adamw_torch_fused"}
 SPAN = ("start_positions", "end_positions")
 N_BEST = 20  # the default of run_qa.py
-TEST_BATCH = 4  # so that the last of three is smaller
-# A search's `length_penalty` decides between texts of several lengths, and after six updates a
-# micro model ends few texts, so that ten rows would not tell 1.2 from 1. On both sides a bias of
-# their logit makes ends likelier, and short texts win.
+TEST_BATCH = 4  # leaves the last of three batches smaller
+# A search's `length_penalty` decides between texts of different lengths. After six updates, a micro
+# model ends so few texts that ten rows would not tell 1.2 from 1. A bias on the end token's logit
+# makes ends likelier on both sides, and lets short texts win.
 END_BIAS = 6.0
 SEARCH = {"num_beams": 4, "length_penalty": -3.0}
 
@@ -56,12 +56,13 @@ SEARCH = {"num_beams": 4, "length_penalty": -3.0}
 def start_tokenizer(cell: Cell) -> Any:
     """The cell's tokenizer, with the tokens that guides set.
 
-    t5-micro's puts no end token behind a text, as t5-small's does: it is added.
+    The tokenizer of t5-micro, unlike that of t5-small, puts no end token after a text, so it is
+    added here.
     """
     tokenizer = load_tokenizer(cell)
-    # Every guide for GPT-2 says so.
+    # Every guide for GPT-2 does this.
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    if is_paired(cell):  # the guide to pairs of encoders says so
+    if is_paired(cell):  # as in the guide to pairs of encoders
         tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
     end = cell.backbone.wrap.after and getattr(tokenizer, cell.backbone.wrap.after)
     if not (cell.profile.micro and end):
@@ -77,11 +78,11 @@ def start_tokenizer(cell: Cell) -> Any:
 
 
 def write_start(cell: Cell, folder: Path) -> Cell:
-    """Saves the cell's untrained base with the library's head; returns the cell over it."""
+    """Saves the cell's untrained base with the library's head; returns a cell that starts there."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
     auto_classes = KITS[cell_kind(cell)].auto._model_mapping
-    kind = auto_classes.get(type(config), hf.EncoderDecoderModel)  # an encoder alone makes a pair
+    kind = auto_classes.get(type(config), hf.EncoderDecoderModel)  # a lone encoder becomes a pair
     tokenizer = start_tokenizer(cell)
     head = cell.head
     # TrainingArguments has one rate for all weights.
@@ -130,7 +131,7 @@ def encoded(
     *,
     training: bool = True,
 ) -> datasets.Dataset:
-    """The rows in tokens, with labels if for `training`; `example` is the number of the row."""
+    """The rows as tokens, with labels if `training`; `example` is the row's number."""
     columns = {
         "example": [*range(len(rows))],
         "first": [cell.recipe.prefix + stitch(row, cell.text) for row in rows],
@@ -147,7 +148,7 @@ def encoded(
 
 
 def encode_labelled(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
-    """Texts or pairs of texts, and their labels or target texts."""
+    """Encodes texts or pairs of texts, and their labels or target texts."""
     texts = [block["first"]]
     if cell.task.text_pair:
         texts.append(block["second"])
@@ -163,9 +164,9 @@ def encode_labelled(cell: Cell, tokenizer: Any, block: Columns, training: bool) 
 
 
 def encode_windows(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
-    """Windows by `stride`, as in transformers' guide and run_qa.py.
+    """Encodes windows with a `stride`, as in transformers' guide and run_qa.py.
 
-    A window without the answer points at its first token.
+    The labels of a window without the answer point at its first token.
     """
     stride = cell.recipe.doc_stride
     encoding = tokenizer(
@@ -205,7 +206,7 @@ def find_span(
     context: Sequence[int],
     offsets: Sequence[tuple[int, int]],
 ) -> tuple[int, int]:
-    """The answer's first and last token; (0, 0) if it is not whole in the window."""
+    """The answer's first and last token; (0, 0) if the window does not hold the whole answer."""
     begin = answer["answer_start"][0]
     end = begin + len(answer["text"][0])
     if not context or offsets[context[0]][0] > begin or offsets[context[-1]][1] < end:
@@ -216,9 +217,9 @@ def find_span(
 
 
 def encode_continued(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
-    """Source, separator and target as one text.
+    """Encodes source, separator and target as one text.
 
-    The source is cut so that the longest target fits behind it.
+    The source is cut so that the longest target fits after it.
     """
     longest = cell.recipe.max_target_length or 0
     separator = tokenizer.convert_tokens_to_ids(cell.head.new_token or tokenizer.eos_token)
@@ -238,7 +239,7 @@ def encode_continued(cell: Cell, tokenizer: Any, block: Columns, training: bool)
 
 
 class Kit(NamedTuple):
-    """The classes and functions that the guides to a kind of problem use."""
+    """The classes and functions that guides use for a kind of problem."""
 
     auto: Any
     task_type: peft.TaskType
@@ -283,7 +284,7 @@ KITS: Mapping[Problem | Layout | None, Kit] = {
 
 
 def quant_option(cell: Cell) -> dict[str, Any]:
-    """The option that `from_pretrained` and pipelines take; none if the base is not packed."""
+    """The option of `from_pretrained` and pipelines that packs a base; empty if none is packed."""
     if cell.quantization is None:
         return {}
     config = hf.BitsAndBytesConfig(
@@ -295,10 +296,10 @@ def quant_option(cell: Cell) -> dict[str, Any]:
 
 
 def make_model(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
-    """Trainer's model, over the folder of `write_start`; PEFT's over the base for an adapter."""
+    """Loads Trainer's model from the folder of `write_start`; PEFT wraps it for an adapter."""
     options = quant_option(cell)
     if cell.quantization:
-        options["device_map"] = {"": device}  # a packed base goes to its device at once
+        options["device_map"] = {"": device}  # a packed base goes straight to its device
     dtype = BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
     source, _ = checkpoint_source(cell.backbone, cell.profile)
     kit = KITS[cell_kind(cell)]
@@ -316,7 +317,7 @@ def make_model(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
 
 
 def make_collator(cell: Cell, tokenizer: Any, model: Any) -> Any:
-    """The collator of the guides; a pair's makes the decoder's inputs with the model."""
+    """The collator of the guides, which for a pair makes the decoder's inputs with the model."""
     collator = KITS[cell_kind(cell)].collator
     if is_paired(cell):
         return collator(tokenizer, model=model)
@@ -333,7 +334,7 @@ def trainer_settings(cell: Cell, folder: Path, device: torch.device) -> dict[str
         "seed": cell.profile.seed,
         "train_sampling_strategy": "group_by_length",
         "per_device_eval_batch_size": TEST_BATCH,
-        "warmup_steps": recipe.warmup_steps or recipe.warmup_ratio,  # below 1 it is a share
+        "warmup_steps": recipe.warmup_steps or recipe.warmup_ratio,  # a number below 1 is a share
         "max_grad_norm": recipe.max_grad_norm or 0.0,
         "optim": OPTIMIZERS.get(recipe.optim, recipe.optim),
         "bf16": precision == "bf16",
@@ -357,7 +358,7 @@ def get_trainer(
     device: torch.device,
     **changes: Any,
 ) -> Any:
-    """The library's trainer of rows in tokens; `changes` are fields of TrainingArguments."""
+    """The library's trainer for encoded rows; `changes` are fields of TrainingArguments."""
     kind = hf.Trainer
     arguments = hf.TrainingArguments
     if cell.task.problem is Problem.GENERATE:
@@ -375,7 +376,7 @@ def get_trainer(
 
 
 class Pass(NamedTuple):
-    """A forward pass of a training: its inputs, the weights, and the random generators' states."""
+    """A forward pass in training: its inputs, the weights, and the states of random generators."""
 
     batch: Weights
     weights: Weights
@@ -383,7 +384,7 @@ class Pass(NamedTuple):
 
 
 class Course(NamedTuple):
-    """A training's passes, the figures that Trainer logs of each update, the last weights."""
+    """A training's passes, the figures that Trainer logs for each update, and the last weights."""
 
     passes: list[Pass]
     loss: list[float]
@@ -393,7 +394,7 @@ class Course(NamedTuple):
 
 
 def train(trainer: Any, resume_from: str | None = None) -> Course:
-    """Trains, with a hook that only looks on."""
+    """Trains with a hook that only observes; returns the training's course."""
     passes: list[Pass] = []
     model = trainer.model
 
@@ -419,7 +420,7 @@ def train(trainer: Any, resume_from: str | None = None) -> Course:
 
 
 def make_batch(inputs: Mapping[str, Any]) -> Weights:
-    """The tensors among a model's inputs; `labels` are both ends of a span."""
+    """The tensors among a model's inputs; for a span, `labels` holds both ends."""
     batch = {}
     for name, value in inputs.items():
         if isinstance(value, Tensor) and value.ndim:
@@ -430,7 +431,7 @@ def make_batch(inputs: Mapping[str, Any]) -> Weights:
 
 
 def trained(model: nn.Module) -> Weights:
-    """Copies of the weights that train."""
+    """Copies of the trainable weights."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -438,7 +439,7 @@ def trained(model: nn.Module) -> Weights:
 
 
 def predicted_labels(trainer: Any, table: datasets.Dataset) -> list[int]:
-    """The label of each row by `Trainer.predict`."""
+    """The label that `Trainer.predict` gives each row."""
     outputs = trainer.predict(table).predictions
     logits = outputs[0] if isinstance(outputs, tuple) else outputs
     return [int(label) for label in logits.argmax(-1)]
@@ -450,7 +451,7 @@ def predicted_spans(
     rows: Sequence[Row],
     table: datasets.Dataset,
 ) -> list[str]:
-    """The best span of each row as text, as `postprocess_qa_predictions` of transformers' guide."""
+    """The best span of each row as text, like `postprocess_qa_predictions` of the guide."""
     start_logits, end_logits = trainer.predict(table).predictions[:2]
     best_scores = [-math.inf] * len(rows)
     answers = [""] * len(rows)
@@ -470,15 +471,15 @@ def predicted_spans(
 
 
 def best_tokens(scores: np.ndarray[Any, Any]) -> list[int]:
-    """The `N_BEST` tokens of the highest scores, the best first."""
+    """The `N_BEST` tokens with the highest scores, best first."""
     best: list[int] = np.argsort(scores)[: -N_BEST - 1 : -1].tolist()
     return best
 
 
 def search_options(cell: Cell, tokenizer: Any) -> dict[str, Any]:
-    """The recipe's search as arguments of `generate`.
+    """The recipe's search as arguments for `generate`.
 
-    A causal model counts its prompt in `min_length`.
+    A causal model would count its prompt in `min_length`, so it gets `min_new_tokens`.
     """
     fields = asdict(cell.recipe.generation)
     search = {name: value for name, value in fields.items() if value is not None}
@@ -488,12 +489,12 @@ def search_options(cell: Cell, tokenizer: Any) -> dict[str, Any]:
 
 
 def predicted_texts(cell: Cell, trainer: Any, table: datasets.Dataset) -> list[str]:
-    """The text of each row by `predict_with_generate`, of all rows in one batch."""
+    """The text that `predict_with_generate` gives each row, with all rows in one batch."""
     tokenizer = trainer.processing_class
-    # Guides to causal models say so.
+    # Guides to causal models pad on the left.
     tokenizer.padding_side = "left" if is_separated(cell) else "right"
     ids = trainer.predict(table, **search_options(cell, tokenizer)).predictions
-    if is_separated(cell):  # prompts are padded to the longest
+    if is_separated(cell):  # outputs begin with the prompts, padded to the longest
         ids = ids[:, max(map(len, table["input_ids"])) :]
     padded_ids = np.where(ids < 0, tokenizer.pad_token_id, ids)
     return [text.strip() for text in tokenizer.batch_decode(padded_ids, True)]
@@ -507,7 +508,7 @@ def piped(
     device: torch.device,
     **search: Any,
 ) -> list[Any]:
-    """The pipeline's answers over the folder of `save_model`; prompts go in as text."""
+    """The pipeline's answers with the model that `save_model` wrote; prompts are passed as text."""
     pipeline = hf.pipeline(
         KITS[cell_kind(cell)].pipeline,
         str(saved),

@@ -1,7 +1,8 @@
 """Our side: the cell's own codec and model, which account for known differences.
 
-Each id of `known.py` that concerns arithmetic is here or in `stages` once, where ours then does as
-the library does. So a stage after a known difference is compared as tightly as one before it.
+Each id of `known.py` that concerns arithmetic occurs once, here or in `stages`, where our side then
+does what the library does. A stage after a known difference is therefore compared as tightly as a
+stage before it.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -23,7 +24,7 @@ from tunegrid.run.prepare import make_codec
 
 
 class Extract(ExtractCodec):
-    """Spans."""
+    """A codec for spans."""
 
     known: Set[str]
 
@@ -34,13 +35,13 @@ class Extract(ExtractCodec):
             self.between = []
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """`answerless_rows`: rows whose answer is in no window train, too."""
+        """`answerless_rows`: rows train even if no window holds their answer."""
         if "answerless_rows" in self.known:
             training = False
         return super().encode(rows, training=training)
 
     def _window_starts(self, length: int, room: int) -> list[int]:
-        """`short_last_window`: the last window begins a step later, and may be short."""
+        """`short_last_window`: the last window begins one step later and may be short."""
         starts = super()._window_starts(length, room)
         if "short_last_window" not in self.known or len(starts) == 1:
             return starts
@@ -63,20 +64,20 @@ class Extract(ExtractCodec):
 
 
 class Ending:
-    """Texts whose end is likelier."""
+    """A mixin for codecs that makes the end of a text likelier."""
 
     def generate(self, *args: Any) -> Any:
-        """Generates with the libraries' bias."""
+        """Generates with the same bias as the libraries' side."""
         return super().generate(*args, sequence_bias={(self.end_id,): END_BIAS})
 
 
 class Pairs(Ending, EncoderDecoderCodec):
-    """Source and target in two sequences."""
+    """A codec with source and target in two sequences."""
 
     known: Set[str]
 
     def answers(self, rows: Sequence[Row]) -> list[list[int]]:
-        """`labels_begin_with_cls`: BERT's tokenizer frames a target as it does a source."""
+        """`labels_begin_with_cls`: BERT's tokenizer frames a target like a source."""
         if "labels_begin_with_cls" not in self.known:
             return super().answers(rows)
         room = self.max_target_length - 2
@@ -85,12 +86,12 @@ class Pairs(Ending, EncoderDecoderCodec):
 
 
 class Separated(Ending, SeparatedCodec):
-    """Source and target in one sequence."""
+    """A codec with source and target in one sequence."""
 
     known: Set[str]
 
     def collate(self, features: Sequence[Feature]) -> dict[str, Tensor]:
-        """`prompt_counts`: every token is a label; `end_is_padding`: but padding tokens."""
+        """`prompt_counts`: every token is a label; `end_is_padding`: padding tokens are not."""
         batch = super().collate(features)
         if "prompt_counts" in self.known:
             batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
@@ -100,7 +101,7 @@ class Separated(Ending, SeparatedCodec):
         return batch
 
     def targets(self, batch: Mapping[str, Tensor]) -> int:
-        """`first_label_counts`: the first token counts, which is not predicted."""
+        """`first_label_counts`: the first token counts, though nothing predicts it."""
         first = 0 if "first_label_counts" in self.known else 1
         return int((batch["labels"][:, first:] != IGNORED).sum())
 
@@ -114,13 +115,13 @@ KINDS: Mapping[type, Any] = {
 
 
 def knowing_codec(cell: Cell, tokenizer: Any, known: Set[str]) -> Any:
-    """Our codec of the cell, which accounts for known differences."""
+    """Our codec for the cell, which accounts for these known differences."""
     kind = KINDS[type(make_codec(cell, tokenizer))]
     return type(kind.__name__, (kind,), {"known": known})(cell, tokenizer)
 
 
 def put(model: Any, weights: Mapping[str, Tensor]) -> Any:
-    """Gives a model those of the weights that it has in the same shape."""
+    """Copies weights into the model's parameters of the same name and shape; returns the model."""
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name in weights and p.shape == weights[name].shape:
@@ -129,7 +130,7 @@ def put(model: Any, weights: Mapping[str, Tensor]) -> Any:
 
 
 def round_adapters(model: Any) -> None:
-    """`adapter_rounded_when_loaded`: rounds PEFT's weights of packed layers to bf16."""
+    """`adapter_rounded_when_loaded`: rounds the adapters of packed layers to bf16."""
     for module in model.modules():
         if not isinstance(module, BaseTunerLayer):
             continue

@@ -1,6 +1,6 @@
-"""Both sides of a cell, and the stages at which they are compared, in the order of the flow.
+"""Both sides of a cell, and the stages that compare them, in the order of the flow.
 
-A stage takes a `Pair` and yields comparisons; the first that differs ends all.
+A stage takes a `Pair` and yields comparisons; the first difference ends the run of stages.
 """
 
 import math
@@ -26,9 +26,9 @@ from tunegrid.grid.cells import Cell
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.device import autocast, resolve_precision, set_random_states
 
-UPDATES = 6  # an epoch of five batches, the last of which is half as large, and one more
-# An epoch is an update of three batches and one of two. The run is saved after the first update, in
-# the middle of an epoch.
+UPDATES = 6  # an epoch of five batches, the last of which is half as large, and one more batch
+# An epoch has one update of three batches and one of two. The checkpoint after the first update is
+# in the middle of an epoch.
 ACCUMULATED = {
     "max_steps": 3,
     "gradient_accumulation_steps": 3,
@@ -37,18 +37,19 @@ ACCUMULATED = {
 }
 TEST_ROWS = 10
 # Both sides run the same kernels on the same weights, rows and random numbers. By definition they
-# differ in a mean and a sum that is divided. That rounds each of up to a thousand losses by 2^-24,
-# independently: 32 x 2^-24 on any CPU; 3e-7 at most with AVX-512, with AVX2 and without either.
-# Gradients are sums that largely cancel: ten times as much (1e-7).
+# differ in one way: one takes a mean, the other divides a sum. This rounds each of up to a thousand
+# losses by 2^-24, independently: 32 x 2^-24 on any CPU. Measured: at most 3e-7 with AVX-512, with
+# AVX2 and without either. Gradients are sums that largely cancel, so they get ten times as much
+# (1e-7).
 LOSS = 32 * 2**-24
-# In bf16 or fp16, a last digit of fp32 may round a gradient to another number, 4e-3 apart; a norm
-# takes the mean of thousands.
+# In bf16 or fp16, fp32's last digit may decide how a gradient rounds, and the results are 4e-3
+# apart; a norm averages over thousands of gradients.
 NORM = {"fp32": 10 * LOSS, "bf16": 5e-4, "fp16": 5e-4}
 OWN_MEANS = {"batches_add_up", "batches_weigh_alike"}
 
 
 class Comparison(NamedTuple):
-    """Two values of a stage, and how far numbers may be apart."""
+    """Two values to compare at a stage, and how far apart numbers may be."""
 
     what: str
     theirs: Any
@@ -57,7 +58,7 @@ class Comparison(NamedTuple):
 
 
 class Pair:
-    """Both sides of a cell, over the library's head and the folder that both start from."""
+    """Both sides of a cell, with the library's head and the folder from which both start."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class Pair:
         device: torch.device,
         without: str = "",
     ) -> None:
-        """Takes a few rows of each split; `without` is a known difference that ours keeps."""
+        """Takes a few rows of each split; `without` is a known difference not to account for."""
         hf.logging.set_verbosity_error()
         hf.logging.disable_progress_bar()
         libraries.datasets.disable_progress_bars()
@@ -91,7 +92,7 @@ class Pair:
         self.start_weights = libraries.trained(self.our_model())
 
     def _count_rows(self, rows: Sequence[Row]) -> int:
-        """The number of rows that leaves the last batch short; rows may have several windows."""
+        """The number of rows that leaves the last batch short; a row may have several windows."""
         count = math.ceil(4.5 * self.size)
         while count > 1 and self.size > 1:
             if len(self.codec.encode(rows[:count], training=True)) % self.size:
@@ -104,13 +105,13 @@ class Pair:
         return build(self.cell, load_tokenizer(self.cell), self.device)
 
     def model(self) -> Any:
-        """The libraries' untrained model, with the weights of ours."""
+        """The libraries' untrained model, with our model's weights."""
         hf.set_seed(self.cell.profile.seed)
         model = libraries.make_model(self.cell, self.tokenizer, self.device)
         return ours.put(model, self.start_weights)
 
     def trainer(self, name: str, model: Any = None, **changes: Any) -> Any:
-        """The libraries' trainer, of a model of its own if none is given."""
+        """The libraries' trainer; it trains a model of its own unless one is given."""
         return libraries.get_trainer(
             self.cell,
             model or self.model(),
@@ -123,7 +124,7 @@ class Pair:
 
     @cached_property
     def batches(self) -> list[tuple[Weights, Weights]]:
-        """The rows in order, in batches of the libraries and of ours, under our names."""
+        """The rows in order, as batches of the libraries and of ours, under our names."""
         extra = {"example", "offset_mapping"}.intersection(self.table.column_names)
         table = self.table.remove_columns(sorted(extra))
         collate = libraries.make_collator(self.cell, self.tokenizer, self.model())
@@ -136,7 +137,7 @@ class Pair:
 
     @cached_property
     def trained(self) -> tuple[Any, Course]:
-        """The libraries' trainer after a training without accumulation, and its course."""
+        """The libraries' trainer after training without accumulation, and the training's course."""
         trainer = self.trainer("trained", max_steps=UPDATES)
         return trainer, libraries.train(trainer)
 
@@ -146,7 +147,7 @@ class Pair:
         return libraries.train(self.trainer("accumulated", **ACCUMULATED))
 
     def updates(self, course: Course, accumulation: int = 1) -> Iterator[Comparison]:
-        """Losses and unclipped gradient norms of updates, from the libraries' weights."""
+        """Compares losses and unclipped gradient norms of updates from the libraries' weights."""
         model = self.our_model().train()
         losses = []
         norms = []
@@ -169,7 +170,7 @@ class Pair:
     def _accumulate(self, model: Any, passes: Sequence[Pass]) -> float:
         """Sums our gradients over the batches of an update; returns the loss.
 
-        `batches_add_up`, `batches_weigh_alike`: the sum or mean of the batches' own means.
+        `batches_add_up`, `batches_weigh_alike`: the sum or the mean of each batch's own mean.
         """
         counts = [self.codec.targets(each.batch) for each in passes]
         loss = 0.0
@@ -187,11 +188,11 @@ class Pair:
 
     @cached_property
     def trained_updates(self) -> list[Comparison]:
-        """Losses and norms of the training without accumulation."""
+        """Comparisons of losses and norms in the training without accumulation."""
         return [*self.updates(self.trained[1])]
 
     def answers(self, model: Any) -> list[Any]:
-        """The libraries' answers: labels, or texts of spans, or generated texts."""
+        """The libraries' answers: labels, texts of spans, or generated texts."""
         training = not is_separated(self.cell)
         test = libraries.encoded(self.cell, self.tokenizer, self.test, training=training)
         settings: dict[str, Any] = {**self.ungrouped}
@@ -210,7 +211,7 @@ class Pair:
         if "repacked_for_evaluation" in self.known:
             for module in model.modules():
                 if isinstance(module, bnb.nn.Linear4bit):
-                    # The default, which `keep_packed_layers` switches off.
+                    # This is the default, which `keep_packed_layers` switches off.
                     module.support_avx512bf16_for_cpu = True
         return model.eval()
 
@@ -233,7 +234,7 @@ class Pair:
 
 
 def first_difference(pair: Pair, last: str = "pipeline") -> str:
-    """A sentence on the first comparison that differs, up to a last stage; empty if none does."""
+    """A sentence on the first comparison that differs, up to a last stage; empty if all agree."""
     for name, stage in STAGES.items():
         for comparison in stage(pair):
             sentence = unequal(comparison)
@@ -245,9 +246,9 @@ def first_difference(pair: Pair, last: str = "pipeline") -> str:
 
 
 def unequal(comparison: Comparison) -> str:
-    """A sentence on the first place where two values differ; empty if none does.
+    """A sentence on the first position where two values differ; empty if none does.
 
-    Numbers may differ by the tolerance, in units of themselves if above 1.
+    Numbers may differ by the tolerance, which is relative for numbers above 1.
     """
     their_values = leaves(comparison.theirs)
     our_values = leaves(comparison.ours)
@@ -260,7 +261,7 @@ def unequal(comparison: Comparison) -> str:
 
 
 def is_equal(theirs: Any, own: Any, tolerance: float) -> bool:
-    """Checks numbers by the tolerance, and everything else exactly, with its type."""
+    """Compares numbers within the tolerance, and everything else exactly, including its type."""
     if isinstance(theirs, float) and isinstance(own, float):
         return math.isclose(theirs, own, rel_tol=tolerance, abs_tol=tolerance)
     if isinstance(theirs, Tensor) and isinstance(own, Tensor):
@@ -269,7 +270,7 @@ def is_equal(theirs: Any, own: Any, tolerance: float) -> bool:
 
 
 def shown(value: Any) -> str:
-    """The value in a sentence; a tensor by type, shape and norm."""
+    """The value as text for a sentence; a tensor as its type, shape and norm."""
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{dtype} {tuple(value.shape)} of norm {float(value.double().norm()):.7g}"
@@ -279,7 +280,7 @@ def shown(value: Any) -> str:
 
 
 def windows(pair: Pair) -> Iterator[Comparison]:
-    """Token ids of each row, and the windows of a long one."""
+    """Compares each row's token ids, and the windows of a long row."""
     count = len(pair.rows)
     their_ids = zip(pair.table["example"], pair.table["input_ids"], strict=True)
     their_windows = group_by_row(count, their_ids)
@@ -303,7 +304,7 @@ def group_by_row(count: int, numbered_ids: Iterable[tuple[int, list[int]]]) -> M
 
 
 def start(pair: Pair) -> Iterator[Comparison]:
-    """Which weights train, and what they start from."""
+    """Compares which weights train, and what they start from."""
     their_weights = dict(pair.model().named_parameters())
     our_weights = dict(pair.our_model().named_parameters())
     their_training = {name: p.requires_grad for name, p in their_weights.items()}
@@ -317,7 +318,7 @@ def start(pair: Pair) -> Iterator[Comparison]:
 
 
 def labels(pair: Pair) -> Iterator[Comparison]:
-    """The labels that the collator gives."""
+    """Compares the labels that the collators make."""
     no_labels = torch.empty(0)
     their_labels = [their_batch.get("labels", no_labels) for their_batch, _ in pair.batches]
     our_labels = [our_batch.get("labels", no_labels) for _, our_batch in pair.batches]
@@ -334,11 +335,11 @@ def labels(pair: Pair) -> Iterator[Comparison]:
 
 
 def batch(pair: Pair) -> Iterator[Comparison]:
-    """The collator's other tensors: ids, masks, kinds of token, the decoder's inputs."""
+    """Compares the collators' other tensors: ids, masks, token types, the decoder's inputs."""
     for number, (their_batch, our_batch) in enumerate(pair.batches):
         for name in sorted({*their_batch, *our_batch} - {"labels"}):
             if name == "decoder_attention_mask" and name not in their_batch:
-                continue  # a decoder may read anything behind the end of a target
+                continue  # a decoder may read anything after the end of a target
             missing = torch.zeros_like(their_batch.get(name, our_batch.get(name)))
             theirs = their_batch.get(name, missing)
             own = our_batch.get(name, missing)
@@ -350,7 +351,7 @@ def batch(pair: Pair) -> Iterator[Comparison]:
 
 
 def order(pair: Pair) -> Iterator[Comparison]:
-    """Trainer's loader gives every row once an epoch, in full batches but for the last."""
+    """Checks that Trainer's loader gives every row once an epoch; only the last batch is short."""
     their_batches = [each.batch for each in pair.trained[1].passes[: len(pair.batches)]]
     our_batches = [our_batch for _, our_batch in pair.batches]
     yield Comparison(
@@ -362,7 +363,7 @@ def order(pair: Pair) -> Iterator[Comparison]:
 
 
 def sort_rows(batches: Iterable[Weights]) -> list[list[int]]:
-    """The real tokens of each row, sorted."""
+    """The real tokens of each row, in sorted order."""
     rows = []
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
@@ -371,17 +372,20 @@ def sort_rows(batches: Iterable[Weights]) -> list[list[int]]:
 
 
 def loss(pair: Pair) -> Iterator[Comparison]:
-    """The loss of each update."""
+    """Compares the loss of each update."""
     yield pair.trained_updates[0]
 
 
 def gradient(pair: Pair) -> Iterator[Comparison]:
-    """The gradient norm of each update."""
+    """Compares the gradient norm of each update."""
     yield pair.trained_updates[1]
 
 
 def optimizer(pair: Pair) -> Iterator[Comparison]:
-    """The class, and each weight's decay, betas, epsilon; equal settings compare rates."""
+    """Compares optimizers' classes and each weight's decay, betas and epsilon.
+
+    `test_equivalent.py` compares the rates.
+    """
     trainer = pair.trained[0]
     their_optimizer = trainer.optimizer.optimizer
     model = pair.our_model()
@@ -401,16 +405,16 @@ def optimizer(pair: Pair) -> Iterator[Comparison]:
 
 
 def optimizer_class(optimizer: Any) -> list[Any]:
-    """The class and the bits of moments.
+    """The optimizer's class and the number of bits of its moments.
 
-    bitsandbytes has moments of 8 bits as an argument of AdamW, or as a class of its own.
+    bitsandbytes offers 8-bit moments as an argument of AdamW or as a class of its own.
     """
     bits = getattr(getattr(optimizer, "args", None), "optim_bits", 32)
     return [type(optimizer).__name__.removesuffix("8bit"), bits]
 
 
 def weight_settings(optimizer: Any, model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The optimizer's settings for each weight by its name, without rates."""
+    """The optimizer's settings for each weight, by the weight's name, without rates."""
     names = {p: name for name, p in model.named_parameters()}
     settings = {}
     for group in optimizer.param_groups:
@@ -421,13 +425,13 @@ def weight_settings(optimizer: Any, model: nn.Module) -> dict[str, dict[str, Any
 
 
 def accumulation(pair: Pair) -> Iterator[Comparison]:
-    """Losses and gradient norms with accumulation."""
+    """Compares losses and gradient norms with accumulation."""
     yield from pair.updates(pair.whole, ACCUMULATED["gradient_accumulation_steps"])
 
 
 def resume(pair: Pair) -> Iterator[Comparison]:
-    """A training resumed in its middle is the whole one, which takes the place of ours."""
-    whole = pair.whole  # it saves in its middle
+    """Compares a training resumed in its middle with the whole one, which replaces our side."""
+    whole = pair.whole  # saves a checkpoint in the middle of training
     checkpoint = pair.folder / "accumulated" / "checkpoint-1"
     rest = libraries.train(pair.trainer("resumed", **ACCUMULATED), str(checkpoint))
     for field in ("learning_rate", "loss", "grad_norm", "weights"):
@@ -435,9 +439,9 @@ def resume(pair: Pair) -> Iterator[Comparison]:
 
 
 def scores(pair: Pair) -> Iterator[Comparison]:
-    """`evaluate()`, and the answers of `predict()`, on the same weights.
+    """Compares the results of `evaluate()` and `predict()` with the same weights.
 
-    `batches_evaluated_alike`: a mean of the batches' means.
+    `batches_evaluated_alike`: the loss is a mean of the batches' means.
     """
     model = pair.trained[0].model
     our_model = pair.our_trained()
@@ -459,7 +463,7 @@ def scores(pair: Pair) -> Iterator[Comparison]:
 
 
 def pipeline(pair: Pair) -> Iterator[Comparison]:
-    """Answers over the folder of `save_model`, by the pipeline or else by AutoModel."""
+    """Compares answers of the model that `save_model` wrote, by the pipeline or by AutoModel."""
     folder = pair.folder / "saved"
     known_ids = set(pair.known)
     has_pipeline = "no_pipeline" not in known_ids

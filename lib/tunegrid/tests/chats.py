@@ -1,4 +1,4 @@
-"""Chat models for tests: templates, a tokenizer of a few words, and an untrained Llama."""
+"""Chat models for tests: templates, a tokenizer with few words, and an untrained Llama."""
 
 from dataclasses import replace
 from functools import cache
@@ -22,7 +22,8 @@ DATED = (
     "{% set day = strftime_now('%d %B %Y') %}{% if date_string is defined %}{{ date_string }}{% endif %}{{ day }}"
     + CHATML
 )
-# No special tokens and spaces around the turns; the model's turn ends with a token that is not EOS.
+# Plain words and spaces mark the turns in place of special tokens; the model's turn ends with a
+# token that is not EOS.
 PLAIN = (
     "{% for message in messages %}{{ 'Human: ' if message['role'] == 'user' else 'Robot: ' }}{{ message['content'] | trim }}"
     "{{ '\n' if message['role'] == 'user' else '<end>' }}{% endfor %}{% if add_generation_prompt %}Robot: {% endif %}"
@@ -69,7 +70,7 @@ LLAMA = Backbone(
 
 @cache
 def chat_tokenizer(template: str | None, texts: tuple[str, ...] = WORDS):
-    """A byte-level BPE of these texts, or of this file's own words."""
+    """A byte-level BPE tokenizer trained on these texts, by default on the words of this file."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -113,9 +114,7 @@ def chat_codec(template, task=SUM, **changes):
 
 
 def tiny_llama(folder, text):
-    """A Llama of two layers with random weights, and a tokenizer with a chat template, saved as
-    users save them.
-    """
+    """Saves an untrained two-layer Llama and a tokenizer with a chat template, as users do."""
     fast = chat_tokenizer(CHATML, tuple(text.read_text().splitlines()[:300]))
     fast.save_pretrained(folder)
     ids = {

@@ -1,4 +1,4 @@
-"""A fixture of the project's own tests."""
+"""A fixture for the project's own tests."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from tunegrid.runs import examples
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """A store of examples of its own, so that those of made-up runs stay out of the machine's."""
+    """A separate store of examples, so that made-up runs leave the machine's store alone."""
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
     return tmp_path / "store"

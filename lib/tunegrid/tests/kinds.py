@@ -1,8 +1,8 @@
-"""Ten kinds of runs beside an older one, made of the committed baseline, which every machine judges
-alike.
+"""Ten kinds of runs, most of them compared with an older run.
 
-Each is the older records, the new ones, the gate's judgements, and the kinds of figures that fail
-the run.
+They are made from the committed baseline, so that every machine judges them alike. Each function
+returns the older records, the new records, the gate's judgements, and the kinds of figures that
+fail the run.
 """
 
 import re
@@ -49,9 +49,7 @@ def passed():
 
 
 def one_cause():
-    """LoRA's scale is another in all 18 cells with adapters, of which two miss their bounds,
-    too.
-    """
+    """LoRA's scale is wrong in all 18 cells with adapters; two of them also miss their bounds."""
     old = baseline()
     new = [broken(record) if record.recipe.adapter else record for record in old]
     return old, new, judged(old, new), DEFAULT_KINDS
@@ -76,7 +74,7 @@ def broken(record):
 
 
 def changed_module():
-    """Another layer in each of five cells, all of one class; a sixth names another."""
+    """Five cells change in different layers of the same class; a sixth names another class."""
     old = baseline()
     new = [
         replace(record, versions={**record.versions, "transformers": "5.25.0"}) for record in old
@@ -101,7 +99,7 @@ def changed_module():
 
 
 def other_cpus():
-    """Rounding moves all losses, and a score of few rows with them."""
+    """On another CPU, rounding moves every loss and, with them, a score measured on few rows."""
     old = baseline(SIX)
     new = [
         replace(rounded(record), device=replace(record.device, name="AMD EPYC")) for record in old
@@ -124,7 +122,7 @@ def rounded(record):
 
 
 def five_seeds():
-    """Three points less of every seed of one cell."""
+    """Every seed of one cell scores three points less."""
     old = baseline(SIX, (0, 1, 2, 3, 4))
     fewer = [
         replace(
@@ -137,7 +135,7 @@ def five_seeds():
 
 
 def changed_numerics():
-    """Another gradient in all cells of GPT-2, and nothing else, by the default of what counts."""
+    """The gradient changes in all GPT-2 cells and nothing else does; the default kinds count."""
     old = baseline()
     stage, module = "backward without dropout", ("h.1.mlp.act", "NewGELUActivation", "transformers")
     words = f"{stage}: the gradient changes inside h.1.mlp.act (NewGELUActivation, transformers), by 79 % of its norm"
@@ -153,17 +151,18 @@ def changed_numerics():
 
 
 def fresh_seed():
-    """The baseline's seed 1 beside its seed 0: nothing is one training, and small drops cannot be
-    seen.
+    """Compares seed 1 of the baseline with seed 0.
+
+    The two share no training, so small drops cannot be seen.
     """
-    # Another machine may have other rows at hand
+    # Another machine may hold other example rows.
     old = [replace(record, examples=None) for record in baseline()]
     new = [replace(record, examples=None) for record in baseline(seeds=(1,))]
     return old, new, judged(old, new), DEFAULT_KINDS
 
 
 def low_score(record):
-    """The record with a score below its bound, as the pipeline would end it."""
+    """The record with a score below its bound, as the pipeline would have saved it."""
     scores = record.scores | {"f1": record.bounds["f1"] - 1}
     missed = [locate(record, f"f1 {scores['f1']:.1f} is below {record.bounds['f1']:.1f}")]
     return replace(record, scores=scores, missed=missed, status="missed", examples=None)
@@ -179,20 +178,20 @@ def second_training(record):
 
 
 def confirmed_miss():
-    """A cell that missed its bound at two seeds."""
+    """A cell that missed its bound with two seeds."""
     [record] = baseline(("bert_qa_lora",))
     new = [low_score(record), low_score(second_training(record))]
     return [], weigh_misses(new), [], DEFAULT_KINDS
 
 
 def unconfirmed_miss():
-    """A cell that missed its bound, and reached it when it trained again."""
+    """A cell that missed its bound, but reached it when it was trained again."""
     [record] = baseline(("bert_qa_lora",))
     return [], weigh_misses([low_score(record), second_training(record)]), [], DEFAULT_KINDS
 
 
 def too_short():
-    """A cell that gives one answer for all rows after 12 of 48 updates."""
+    """A cell that gives the same answer for all rows after 12 of 48 updates."""
     [record] = baseline(("bert_sa_lora",))
     name = "predictions_not_collapsed"
     audits = [finding for finding in record.audits if finding.name != name]
@@ -218,7 +217,7 @@ def kind_verdict(kind):
 
 def kind_page(kind):
     old, new, judgements, _ = KINDS[kind]()
-    place = Path(BASELINE)  # whose examples are beside it
+    place = Path(BASELINE)  # its examples are beside it
     older = (
         [
             PageRun(
@@ -244,8 +243,9 @@ def kind_page(kind):
 
 
 def page_text(page, cells=False):
-    """What a reader sees of a page, a line for each row of a table; what single cells say only if
-    asked.
+    """The text that a reader sees on a page, one line per table row.
+
+    Leaves out what the page says about single cells unless `cells` is set.
     """
     html = re.sub(r"<(style|script|svg|title)[ >].*?</\1>", "", render.html(page), flags=re.S)
     html = html if cells else re.sub(r"<article.*?</article>", "", html, flags=re.S)

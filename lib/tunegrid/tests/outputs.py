@@ -1,6 +1,4 @@
-"""What a terminal, or a CI that reads a log, would obey in an output; and the sentence of a command
-that refuses.
-"""
+"""Checks of output: what a terminal or CI would obey in it, refusals, and snapshots."""
 
 import os
 import re
@@ -8,24 +6,23 @@ from pathlib import Path
 
 from tunegrid.errors import InputError
 
-COMMAND = re.compile(r"^\s*::|##\w*\[")  # of GitHub Actions, old and new, and of Azure Pipelines
+# Commands of GitHub Actions, old and new, and of Azure Pipelines
+COMMAND = re.compile(r"^\s*::|##\w*\[")
 
 
 def obeyed(output):
-    """The lines that hold a control character or a command."""
+    """The lines that hold a control character or a CI command."""
     return [line for line in output.split("\n") if not line.isprintable() or COMMAND.search(line)]
 
 
 def refusal(capsys, main, *arguments):
-    """What a command that refuses these arguments says on one line, or wrapped; its exit code is
-    2.
-    """
+    """The message, on one line, of a command that must refuse these arguments with exit code 2."""
     code = 2
     try:
         code = main([*map(str, arguments)])
     except SystemExit as ended:
         code = ended.code
-    except (InputError, OSError) as error:  # which `tunegrid NAME` prints
+    except (InputError, OSError) as error:  # `tunegrid NAME` prints such errors
         return f"error: {error}"
     assert code == 2
     return " ".join(capsys.readouterr().err.split())
@@ -35,8 +32,9 @@ SNAPSHOTS = Path(__file__).parent / "report" / "snapshots"
 
 
 def is_snapshot(text, name):
-    """Whether an output is what a person has read: `TUNEGRID_SNAPSHOTS=new pytest ...` writes the
-    files anew, to be read.
+    """Checks that output equals a snapshot that a person has reviewed.
+
+    `TUNEGRID_SNAPSHOTS=new pytest ...` rewrites the snapshots for review.
     """
     file = SNAPSHOTS / name
     if os.environ.get("TUNEGRID_SNAPSHOTS") == "new":

@@ -1,4 +1,4 @@
-"""Wheels and checkouts of a small package in the place of a library, and git for checkouts."""
+"""Wheels and checkouts of a small package that replaces a library, and git for the checkouts."""
 
 import hashlib
 import subprocess
@@ -16,7 +16,7 @@ backend-path = ["."]
 
 
 def wheel(folder, version, rows, name="planted", needs=()):
-    """A wheel of a package that holds one number, written by hand: building it installs nothing."""
+    """Writes a wheel by hand, since a build would install tools; its package holds one number."""
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     metadata += "".join(f"Requires-Dist: {need}\n" for need in needs)
     files = {
@@ -37,7 +37,7 @@ def wheel(folder, version, rows, name="planted", needs=()):
 
 
 def pack(folder, name):
-    """A wheel of a package that is installed here, of the very files."""
+    """Writes a wheel from the files of an installed package."""
     package = distribution(name)
     with ZipFile(Path(folder) / f"{name}-{package.version}-py3-none-any.whl", "w") as archive:
         for file in package.files:
@@ -46,7 +46,7 @@ def pack(folder, name):
 
 
 def checkout(repo, version, rows, name="planted"):
-    """A git repository of such a package, which builds without a network."""
+    """Makes a git repository of such a package; it builds offline. Returns the commit's hash."""
     git(repo.parent, "init", "--quiet", repo)
     build = (
         f"def build_wheel(folder, *_):\n    return wheel(folder, {version!r}, {rows!r}, {name!r})\n"

@@ -1,4 +1,4 @@
-"""Runs made up for the tests of the page: no cell is trained."""
+"""Made-up runs for the tests of the page; no cell is trained."""
 
 import json
 import math
@@ -18,14 +18,14 @@ SOUND = ("checkpoint_loaded", True, "all 53 tensors equal the checkpoint's")
 
 
 def make_points(right, count=40):
-    """So many rows right of `count`."""
+    """The points of `count` rows, of which the first `right` are correct."""
     return [100.0 if index < right else 0.0 for index in range(count)]
 
 
 def get_record(
     cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SOUND,), rows=None, **changes
 ):
-    """A record with test rows of which so many are right; one holds a script."""
+    """A record with 40 test rows, `right` of them correct; the text of one row holds a script."""
     task, points = cell.split("_")[1], make_points(right)
     words = [("negative", "positive")[index % 2] for index in range(len(points))]
     labels = [str(index % 2 if hit else 1 - index % 2) for index, hit in enumerate(points)]
@@ -72,7 +72,7 @@ def get_record(
 
 
 def add_audits(cell, audits):
-    """These findings, and the cell's others, which passed."""
+    """These findings, followed by the cell's other audits as passed."""
     findings = [
         {"name": name, "passed": passed, "detail": detail} for name, passed, detail in audits
     ]
@@ -89,9 +89,7 @@ def make_run(records, name="run.json", when="2026-11-25T09:00:00", **facts):
 
 
 def failing():
-    """Two cells below their bound, one failed audit, one that broke off, and two cells worse than
-    before.
-    """
+    """Two cells below their bound and worse than before, a failed audit, and a crashed cell."""
     before = make_run(
         (get_record(cell, 39) for cell in STUDY_IDS), "before.json", "2026-11-24T09:00:00"
     )
@@ -128,7 +126,7 @@ def one_cell():
 
 
 def many_cells():
-    """120 cells of a user's grid: ten backbones, three tasks, four methods."""
+    """120 cells of a user's grid: ten backbones, three tasks and four methods."""
     cells = [
         (f"net{b}", task, method)
         for task in MAIN

@@ -1,6 +1,4 @@
-"""Processes of a server that has loaded the libraries, so that they start at once; and what /proc
-says of any.
-"""
+"""Processes forked from a server that has loaded the libraries, and their state in /proc."""
 
 import multiprocessing
 from pathlib import Path
@@ -10,12 +8,12 @@ CONTEXT.set_forkserver_preload(["tunegrid.tests.small", "tunegrid.audits"])
 
 
 def runs(pid):
-    """Whether a process is there, and no zombie that nobody has waited for."""
+    """Checks that a process exists and is not a zombie that nobody has waited for."""
     return _stat(pid)[:1] not in ([], ["Z"])
 
 
 def parent_pid(pid):
-    """None if it has ended meanwhile."""
+    """The pid of a process's parent; None if the process has ended."""
     return int(stat[1]) if (stat := _stat(pid)) else None
 
 

@@ -1,6 +1,4 @@
-"""Records made up for tests: those of a finished cell, with changes; with points for each row; and
-files of them.
-"""
+"""Made-up records of finished cells, changed or with points per row, and files of them."""
 
 import json
 from dataclasses import replace
@@ -186,14 +184,12 @@ FOOTPRINT = {
         },
     },
 }
-# Test rows of each task at the quick profile.
+# Numbers of test rows per task in the quick profile.
 ROWS = {"sa": 512, "qa": 384, "sum": 400}
 
 
 def complete_json(cell_id="bert_sa_lora", **changes):
-    """A finished cell's record as JSON, with changes to its fields; each seed has losses of its
-    own.
-    """
+    """A finished cell's record as JSON, with changes to its fields; losses differ between seeds."""
     cell = CELLS[cell_id]
     start, seed = to_json(new_record(cell)), (changes.get("seeds") or {}).get("seed") or 0
     parts = {
@@ -206,7 +202,7 @@ def complete_json(cell_id="bert_sa_lora", **changes):
 
 
 def audit_ids(cell):
-    """Those that every whole run of it has."""
+    """The names of the audits that every complete run of the cell has."""
     parts = {
         "adapter": cell.method.adapts,
         "quantization": cell.method.quantization,
@@ -218,12 +214,12 @@ def audit_ids(cell):
 
 
 def complete(cell_id="bert_sa_lora", **changes) -> Record:
-    """The same as a record; its parts must be sound, but its status need not fit them."""
+    """Like `complete_json`, but a record; its parts must be valid, but its status need not fit."""
     return adapter().validate_json(json.dumps(complete_json(cell_id, **changes)))
 
 
 def altered(record, place, value):
-    """A record, or a part of one, with another value in one place, as "training.losses"."""
+    """A record, or a part of one, with another value at a path such as "training.losses"."""
     name, _, rest = place.partition(".")
     return replace(record, **{name: altered(getattr(record, name), rest, value) if rest else value})
 
@@ -231,7 +227,7 @@ def altered(record, place, value):
 def begun(
     cell="bert_sa_lora", losses=(0.7, 0.5), training=MEASURED["training"], **changes
 ) -> Record:
-    """A record of a cell that made its first updates alone."""
+    """A record of a cell that has made only its first updates."""
     nothing = {"scores": {}, "bounds": {}, "evaluation": None, "examples": None}
     trained = training | {"losses": list(losses), "updates": len(losses)}
     return complete(
@@ -247,7 +243,7 @@ def hits(count, right, lost=0):
 
 
 def get_record(cell, points=None, seed=0, ids=None, **changes):
-    """A record whose scores are the means of these points, with the points kept."""
+    """A record whose scores are the means of these points; it keeps the points of each row."""
     reference, count = None, 0
     scores = {}
     if points is not None:
@@ -272,8 +268,9 @@ def get_record(cell, points=None, seed=0, ids=None, **changes):
 
 
 def trained(cell, *scores, **changes):
-    """A record for each of these main scores, of seeds 0, 1 ...; on so many rows that they resolve
-    small deviations.
+    """Yields a record for each of these main scores, with seeds 0, 1, and so on.
+
+    Each record has enough test rows to resolve small deviations.
     """
     task = next(task for task in TASKS if task.id == cell.split("_")[1])
     data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
@@ -284,15 +281,17 @@ def trained(cell, *scores, **changes):
 
 
 def scored(cell, score, seed=0, **seeds):
-    """A whole record of this main score on many rows, of at least 50 as its bound says; below 0 an
-    audit fails, too.
+    """A complete record with this main score on many rows, and a bound of 50.
+
+    A score of 0 or less loses its sign, and the audit `no_leakage` fails, too.
     """
     audits = [
         {"name": name, "passed": name != "no_leakage" or score > 0, "detail": "3 rows of both"}
         for name in audit_ids(CELLS[cell])
     ]
     data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
-    evaluation = MEASURED["evaluation"] | {"loss": [*CELLS].index(cell) + seed / 1e5}  # of its own
+    # Different for each cell and seed
+    evaluation = MEASURED["evaluation"] | {"loss": [*CELLS].index(cell) + seed / 1e5}
     parts = {
         "audits": audits,
         "data": data,
@@ -305,20 +304,18 @@ def scored(cell, score, seed=0, **seeds):
 
 
 def draws(sd, df, rows, metric="accuracy"):
-    """Pairs of scores around 50 that have this deviation, on their scale, with so many degrees of
-    freedom.
-    """
+    """`df` pairs of scores around 50, each with this standard deviation on the metric's scale."""
     scale = make_scale(rows, metric)
     return [[scale.shift(50.0, side * sd / 2**0.5) for side in (-1, 1)]] * df
 
 
 def make_seeds(seed, draw=None):
-    """The part of a record that says its seeds."""
+    """The part of a record that names its seeds."""
     return {"seed": seed, "split_seed": 42, "perturbation": draw}
 
 
 def saved(path, *records):
-    """A run's file with these records, or with the rows of another benchmark."""
+    """Writes a run's file with these records, or with rows of another benchmark."""
     table = [
         {"extra_info": to_json(record) if isinstance(record, Record) else record}
         for record in records
@@ -338,10 +335,10 @@ def run_file(path, records, dirty=False):
 
 
 def sealed(run):
-    """A run with the seals that `save` gives it."""
+    """The run with the seals that `save` adds."""
     return add_seal(run | {"benchmarks": [add_seal(row) for row in run["benchmarks"]]})
 
 
 def read_records(path, profile=None):
-    """Records of a saved run by cell id, all or one profile's."""
+    """The records of a saved run by cell id, of all profiles or of one."""
     return {record.cell: record for record in read_list(path) if profile in (None, record.profile)}

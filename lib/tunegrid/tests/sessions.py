@@ -1,6 +1,4 @@
-"""Sessions of the suite in processes of their own, as a user starts them: run, or only
-collected.
-"""
+"""Runs sessions of the suite in their own processes, as a user starts them, or collects only."""
 
 import json
 import os
@@ -19,11 +17,12 @@ from tunegrid import ROOT
 from tunegrid.grid.recipes import FIXTURES
 from tunegrid.launcher import Child
 
-SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed
+# This checkout, whichever version is installed
+SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))
 TOO_SHORT = 6  # exit code of a run in which no cell made enough updates to be judged
 SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")
-# A process that has loaded the libraries, which take seconds, and forks one program after the
-# other. It sees no GPU, which a forked process could not use.
+# A process that loads the libraries, which takes seconds, and then forks one program after another.
+# It sees no GPU, because a forked process could not use one.
 SERVER = """
 import gc, json, os, runpy, signal, sys
 import accelerate, bitsandbytes, datasets, peft, pyarrow, pytest, rouge_score.rouge_scorer, scipy.stats, torch
@@ -68,21 +67,21 @@ def _server():
 
 
 def environment(**variables):
-    """Without the outer session's variables: a session in it is not one of its workers."""
+    """The environment without the outer session's variables, so that sessions stay separate."""
     return {
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
     } | variables
 
 
 class ForkedProcess:
-    """Python that runs a module, or a file, in a folder.
+    """A Python process that runs a module or a file in a folder.
 
-    Libraries are loaded already: they have not seen `variables`.
+    The libraries are loaded before it is forked, so they never see `variables`.
     """
 
     def __init__(self, program, *arguments, folder=ROOT, timeout=300, **variables):
         own = environment(**variables)
-        # Of a plugin that libraries load
+        # A plugin that the libraries load causes this warning.
         own["PYTEST_ADDOPTS"] = "-W ignore::pytest.PytestAssertRewriteWarning"
         self.streams = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
         self.server = _server()
@@ -97,8 +96,9 @@ class ForkedProcess:
         self.pid = self._told(b"pid")
 
     def _told(self, name):
-        """What the server says next under this name, whatever it still had to say of a process that
-        nobody waited for.
+        """Reads the server's next value under this name.
+
+        Skips lines that are left over from a process that nobody waited for.
         """
         lines = iter(self.server.stdout.readline, b"")
         return int(next(line for line in lines if line.startswith(name)).split()[1])
@@ -107,7 +107,7 @@ class ForkedProcess:
         return not select.select([self.server.stdout], [], [], 0)[0]
 
     def ended(self):
-        """What `subprocess.run` answers."""
+        """Waits for the process and returns the same as `subprocess.run`."""
         code = self._told(b"code")
         texts = []
         for stream in self.streams:
@@ -120,12 +120,12 @@ SessionProcess = partial(ForkedProcess, "pytest")
 
 
 def benchmark_rows(path):
-    """What a run's file holds of each cell."""
+    """The data that a run's file holds for each cell."""
     return [row["extra_info"] for row in json.loads(Path(path).read_text())["benchmarks"]]
 
 
 def run(tmp_path, *options, **how):
-    """Exit code, output and the rows of the JSON that a run of the suite writes."""
+    """Runs the suite; returns the exit code, the output, and the rows of its JSON file."""
     path = tmp_path / "run.json"
     path.unlink(missing_ok=True)
     answer = SessionProcess(f"--benchmark-json={path}", *SMALL, *options, **how).ended()
@@ -137,9 +137,7 @@ def run(tmp_path, *options, **how):
 
 
 def run_folder(folder, plugins, *options, **variables):
-    """Exit code and output of a session over a folder's own tests, with some of the suite's
-    plugins.
-    """
+    """Runs a folder's tests with some of the suite's plugins; returns the exit code and output."""
     command = [
         sys.executable,
         "-m",
@@ -155,8 +153,10 @@ def run_folder(folder, plugins, *options, **variables):
 
 
 def full_options(folder, **named):
-    """Options of a full run on checkpoints and data in a folder; in it, micro backbones under these
-    names, and data sets.
+    """Options of a full run on checkpoints and data in a folder.
+
+    Copies a micro backbone into the folder under each name, or the data sets if the value is
+    "data".
     """
     for name, micro in named.items():
         source = FIXTURES / ("data" if micro == "data" else "backbones")
@@ -165,8 +165,9 @@ def full_options(folder, **named):
 
 
 def run_lines(command_lines, **variables):
-    """Exit code, standard output and errors of pytest for each of these command lines, which all
-    come in one process.
+    """Runs pytest with each of these command lines, all in one process.
+
+    Returns the exit code, standard output and standard error of each.
     """
     answer = ForkedProcess(
         "tunegrid.tests.together", json.dumps(list(command_lines)), timeout=600, **variables
@@ -179,7 +180,7 @@ def run_lines(command_lines, **variables):
 
 
 def new_session(settings=None, **options):
-    """A session of a command line with these options; `settings` are those of `--set`."""
+    """A session with these command-line options; `settings` holds the values of `--set`."""
     named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     values = {
         "--set": tuple((settings or {}).items()),
@@ -191,7 +192,7 @@ def new_session(settings=None, **options):
 
 
 def gpu_path(folder):
-    """The PATH of a machine whose nvidia-smi lists one GPU."""
+    """The PATH of a machine on which nvidia-smi lists one GPU."""
     program = folder / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'Tesla T4, 15360 MiB, 550.54'\n")
     program.chmod(0o755)

@@ -1,6 +1,4 @@
-"""Small real objects for the tests of heads and runs: quick cells with other settings, rows,
-tokenizers, untrained models.
-"""
+"""Small real objects for tests: quick cells, rows, tokenizers, and untrained models."""
 
 import json
 from dataclasses import replace
@@ -43,14 +41,14 @@ def quick_model(cell_id: str):
 
 @cache
 def read_rows(name: str) -> list[dict]:
-    """Every row of a file below fixtures/data, as in "squad/train"."""
+    """Every row of a file below fixtures/data, for example "squad/train"."""
     return [
         json.loads(line) for line in (FIXTURES / "data" / f"{name}.jsonl").read_text().splitlines()
     ]
 
 
 def train_rows(cell_id: str) -> list[dict]:
-    """Every row that a quick cell of a task of the study may train on."""
+    """Every row that a quick cell may train on if its task is one of the study's."""
     folders = {task.id: task.folder for task in TASKS}
     return read_rows(f"{folders[cell_id.split('_')[1]]}/train")
 
@@ -62,30 +60,28 @@ def silent() -> Progress:
 def fine_tuner(
     cell_id: str, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None, **changes
 ) -> Trainer:
-    """A trainer of a quick cell on these rows; `codec` is a class to use in place of the cell's
-    own.
-    """
+    """A trainer of a quick cell on these rows; the class `codec` replaces the cell's own codec."""
     return cell_trainer(quick_cell(cell_id, **changes), rows, codec, ranks, after_update)
 
 
 def cell_trainer(
     cell: Cell, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None
 ) -> Trainer:
-    """The same for a cell of any grid."""
+    """The same as `fine_tuner`, for a cell of any grid."""
     torch.set_num_threads(1)
     own = codec and codec(cell, load_tokenizer(cell))
     return prepare(cell, rows, CPU, codec=own, ranks=ranks, after_update=after_update)
 
 
 def get_evidence(trainer: Trainer, run: bool = False, **more) -> Evidence:
-    """What a trainer shows the audits, as it is or after its updates; nothing was scored."""
+    """A trainer's evidence for the audits, before or after its updates; nothing is scored."""
     if run:
         trainer.run(silent())
     return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer, **more)
 
 
 def still(trainer: Trainer) -> Trainer:
-    """The trainer without dropout, which cuts of a batch would draw differently."""
+    """Turns off the trainer's dropout, which would draw differently for parts of a batch."""
     for module in (*trainer.model.modules(), *trainer.sharded_model.modules()):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

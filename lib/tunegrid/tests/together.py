@@ -1,8 +1,8 @@
-"""Answers of several command lines of pytest in one process: `python -m tunegrid.tests.together
-JSON` prints a list of them.
+"""Runs several pytest command lines in one process.
 
-For what ends before a test runs, a refusal or a list: each takes a fraction of a second, where a
-process takes seconds.
+`python -m tunegrid.tests.together JSON` prints a list of exit codes, outputs and errors. It suits
+command lines that end before a test runs, such as refusals and listings: each takes a fraction of a
+second, whereas a new process takes seconds.
 """
 
 import contextlib
