@@ -96,7 +96,7 @@ class Codec(ABC):
         return self.recipe.prefix + stitch(row, self.cell.text)
 
     def fit(self, tokens: Sequence[int]) -> list[int]:
-        """Makes an input: `before`, the tokens, truncated on the right to fit, and `after`."""
+        """Makes an input from `before`, the tokens, truncated on the right to fit, and `after`."""
         return [*self.before, *tokens[: self.room], *self.after]
 
     def frame(self) -> tuple[list[int], list[int]]:
@@ -239,7 +239,7 @@ def token_counts(batch: Batch) -> tuple[int, int]:
 
 
 def alphanumeric(text: str) -> str:
-    """A text's ASCII letters and digits, lowercase and without accents; tokenizers keep these."""
+    """A text's ASCII letters and digits, lowercase and unaccented, which tokenizers preserve."""
     return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text.lower()))
 
 

@@ -43,7 +43,7 @@ class AdamW:
 
     optimizer: Any
     parameters: Mapping[str, Tensor]  # by name
-    gap: float | None = None  # the largest error of a tensor's movement, relative to that movement
+    gap: float | None = None  # the largest relative error of a tensor's movement
     late_gap: float | None = None  # the same for one update near the end
     packed: bool = False  # whether the optimizer keeps moments in 8 bits
     _last: int = field(default=0, init=False)  # the last update to follow
@@ -52,7 +52,7 @@ class AdamW:
     _state: dict[str, AdamState] = field(default_factory=dict, init=False)
 
     def before_step(self, update: int, total: int) -> None:
-        """Makes the reference step of this update, counted from 0, out of `total` updates."""
+        """Makes the reference step for `update`, which counts from 0 to `total` - 1."""
         if update in (0, max(MOVED, int(LATE * total))):
             self._follow(update)
         gradients = {}

@@ -161,7 +161,7 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     kind = architecture(head.architecture)
     source = None
     options: dict[str, Any] = {}
-    # The saved model names its labels.
+    # These options name the labels in the saved model.
     if cell.task.problem is Problem.CLASSIFY and cell.task.labels:
         options["id2label"] = dict(enumerate(cell.task.labels))
         options["label2id"] = {label: i for i, label in enumerate(cell.task.labels)}
@@ -244,7 +244,7 @@ def embedding_name(model: Any) -> str:
 
 
 def train_in_fp32(model: nn.Module) -> None:
-    """Casts trained weights to fp32; their modules then cast inputs, which the base computed."""
+    """Casts trained weights to fp32, and makes their modules cast inputs from the base as well."""
 
     def inputs_in_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         values = list(inputs)

@@ -85,7 +85,7 @@ class Checkpoints:
             target.load_state_dict(state)
 
     def _read_state(self) -> dict[str, Any] | None:
-        """The file's state, or None if it is unreadable, for example truncated; renames it then."""
+        """The file's state; if it is unreadable (say, truncated), renames it and returns None."""
         try:
             with safe_open(self.path, "pt") as file:
 

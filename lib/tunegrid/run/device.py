@@ -93,7 +93,7 @@ def used_by_others_gib(device: torch.device) -> float:
 
 
 def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
-    """Raises InputError if other processes, or an earlier cell's tensors, hold memory of a GPU."""
+    """Raises InputError if other processes, or an earlier cell's tensors, hold GPU memory."""
     if device.type != "cuda":
         return
     used_gib = 0.0 if allow_busy else used_by_others_gib(device)
@@ -110,7 +110,7 @@ def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
 
 
 def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
-    """Resolves cpu, cuda or cuda:N, or by default CUDA if it is here; workers take GPUs in turn.
+    """Resolves cpu, cuda, cuda:N or the default to a device; workers take GPUs in turn.
 
     Raises InputError if the device does not exist.
     """
@@ -239,7 +239,7 @@ def check_memory() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Makes this process keep freed memory until `give_back_memory`, for good, if it uses glibc.
+    """With glibc, makes this process keep freed memory from now on, until `give_back_memory`.
 
     By default glibc returns large blocks immediately and the kernel zeroes them again, which takes
     a large part of a CPU's time in training.

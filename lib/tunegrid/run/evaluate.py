@@ -23,7 +23,7 @@ from tunegrid.run.metrics import Metrics, score_rows
 from tunegrid.run.ranks import ALONE, Ranks
 
 EVAL_BATCH = 64  # features; large, because no gradients are kept and sorting leaves little padding
-# Most tokens per batch on a CPU, including padding. Larger batches gain nothing there, and the
+# The most tokens per batch on a CPU, including padding. Larger batches gain nothing there, and the
 # longest rows differ much in length.
 ROOM = 2048
 
@@ -37,7 +37,7 @@ class Evaluation:
     examples: dict[str, list[float]]  # points of each row, by metric
     rows: Sequence[Row]
     features: Sequence[Feature]  # the rows as the model read them
-    outputs: Sequence[Any]  # the model's, one per feature
+    outputs: Sequence[Any]  # one model output per feature
     predictions: list[Prediction]  # decoded from the outputs
     samples_per_second: float | None = None  # predicted rows
     generated_tokens_per_second: float | None = None  # None if nothing was generated

@@ -1,6 +1,7 @@
 """Figures that reveal a change without statistics, by group, such as "layer 1 attention".
 
-The training loop takes the figures of its first updates, `tunegrid.run.before_training` all others.
+The training loop takes the figures of its first updates; `tunegrid.run.before_training` takes all
+others.
 """
 
 import math
@@ -103,7 +104,7 @@ def figure(value: Any) -> float | None:
 
 
 def digest(value: Any) -> str:
-    """Sixteen hex digits of a value; an iterator is hashed as a list, but never made into one."""
+    """Sixteen hex digits that identify a value; an iterator is hashed like a list, item by item."""
     if not isinstance(value, Iterator):
         return sha256(repr(value).encode()).hexdigest()[:16]
     hasher = sha256(b"[")
@@ -147,7 +148,7 @@ class FirstUpdates:
         return {"gradients": sizes, "reached": counts, "drawn": digest(state.tolist())}
 
     def movement(self) -> dict[str, Any]:
-        """Norms by group of how sampled values have moved since; empty without a first update."""
+        """Norms, by group, of sampled values' movement so far; empty without a first update."""
         if not self._start:
             return {}
         ends = sample({name: self.parameters[name] for name in self._start})

@@ -33,7 +33,7 @@ MATRIX_SECONDS = 1.0  # time spent on products, or on a single product if it tak
 CUDA_ROOM = 0.02  # the share of bytes that the allocator's rounding may add
 # The most that an adapter may need of full fine-tuning's gradients and moments.
 ADAPTER_SHARE = 0.05
-# Even T5's encoder, whose embeddings and wo stay in fp32, shrinks by a third in NF4.
+# In NF4 even T5's encoder, whose embeddings and wo stay in fp32, shrinks by a third.
 WEIGHTS_SHARE = 0.75
 
 
@@ -185,7 +185,7 @@ def matmul_peak(device: torch.device, precision: str) -> float:
     # The timer warms up and synchronizes with a GPU.
     seconds = min(timer.blocked_autorange(min_run_time=MATRIX_SECONDS).times)
     del matrix, timer
-    free_memory(device)  # else it would stay reserved and count in the first cell's peaks
+    free_memory(device)  # otherwise it would stay reserved and count in the first cell's peaks
     return float(2 * side**3 / seconds)
 
 
@@ -244,7 +244,7 @@ def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> l
 
 
 def wrong_savings(cell: Cell, ledger: Ledger, total_params: int) -> list[str]:
-    """Checks that quantization shrinks weights, and an adapter its gradients and moments."""
+    """Checks that quantized weights, and an adapter's gradients and moments, are small enough."""
     weights = ledger.weights_bytes or 0
     unpacked = base_type(cell).itemsize * total_params
     training = (ledger.gradients_bytes or 0) + (ledger.optimizer_bytes or 0)

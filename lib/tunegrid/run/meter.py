@@ -88,7 +88,7 @@ class Meter:
     """Collects one cell's measurements."""
 
     device: torch.device
-    counter: Joules | None = None  # the GPU's; see `gpu_counter`
+    counter: Joules | None = None  # the GPU's energy counter; see `gpu_counter`
     cells_before: int | None = None  # earlier cells in the same process; None if unknown
     updates: list[Update] = field(default_factory=list)
     # Taken after `SETTLED` updates or a few more, and after the last one.
@@ -115,12 +115,12 @@ class Meter:
         self.updates.append(update)
 
     def note_tensors(self, expected: Collection[Tensor], *, is_last: bool) -> None:
-        """Notes held tensors other than `expected`, if due, since it walks through all objects."""
+        """If due, notes held tensors other than `expected`; this walks through all objects."""
         if is_last != bool(self.held) or len(self.updates) < SETTLED:
             return
         held = held_tensors(self.device, len(self.updates), expected)
         if self.held and held.tensors > self.held[0].tensors:
-            gc.collect()  # garbage must not count
+            gc.collect()  # drops garbage, which must not count
             held = held_tensors(self.device, len(self.updates), expected)
         self.held.append(held)
 
@@ -178,7 +178,7 @@ class Meter:
         )
 
     def memory(self, ledger: Ledger | None = None, *, contended: bool | None = False) -> Memory:
-        """Peaks by phase, without joules if contended, and the ledger, empty if nothing trained."""
+        """Peaks by phase (no joules if contended) and the ledger (empty if nothing trained)."""
         ledger = ledger or Ledger(**dict.fromkeys(Ledger.__annotations__))
         resets: dict[str, Any] = {"gpu_energy_joules": None} if contended else {}
         phases = {name: replace(phase, **resets) for name, phase in self.phases.items()}
@@ -189,7 +189,7 @@ class Meter:
         eval_samples: float | None = None,
         generated_tokens: float | None = None,
     ) -> Throughput:
-        """Training rates after warm-up, None if a run was too short, and evaluation rates."""
+        """Training rates after warm-up (None if a run was too short) and evaluation rates."""
         updates = self.updates[WARMUP_UPDATES:]
         durations = self.durations(updates)
         total = sum(durations)
@@ -254,7 +254,7 @@ def reset_peaks(device: torch.device) -> None:
 
 
 def peaks(device: torch.device, seconds: float) -> Phase:
-    """High-water marks of the process, and on CUDA, since the last reset `seconds` ago."""
+    """High-water marks of the process, and of CUDA, since the last reset `seconds` ago."""
     cuda = device.type == "cuda"
     rss_peak_gib = None
     with suppress(OSError):  # only Linux has a high-water mark that can be reset
@@ -300,7 +300,7 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def weight_tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters, buffers, and scales of bitsandbytes' packed weights, even scales of scales."""
+    """Parameters, buffers, and the scales (also nested) of bitsandbytes' packed weights."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)

@@ -1,6 +1,6 @@
 """Scores predictions with a task's metrics, in points from 0 to 100.
 
-Scores equal those of the field's implementations: SQuAD v1.1's official script, `rouge_score` and
+Scores equal those of the standard implementations: SQuAD v1.1's official script, `rouge_score` and
 scikit-learn.
 """
 
@@ -92,7 +92,7 @@ def classification_scores(
 
 
 def simplify(answer: str) -> str:
-    """Lowers case, and removes punctuation, articles and extra white space."""
+    """Lowercases an answer and removes punctuation, articles and extra white space."""
     letters = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
 
@@ -176,7 +176,7 @@ def score_rows(
     rows: Sequence[Row],
     predicted: Sequence[Any],
 ) -> Scored:
-    """Scores by the metrics of a task's problem and by the user's own metrics."""
+    """Scores rows with the metrics of the task's problem and the user's own."""
     scored = METRICS[task.problem](metrics, task, rows, predicted)
     references = [row[task.target] for row in rows]
     if task.problem is Problem.EXTRACT:

@@ -1,4 +1,4 @@
-"""Figures of single modules: of their inputs, their outputs, and the gradients there."""
+"""Figures of single modules: of their inputs, their outputs, and the outputs' gradients."""
 
 import math
 import weakref
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-# Each figure of a module's inputs, its output or the gradient is a norm plus projections on fixed
-# random vectors. Permuted values keep their norm, and two tensors may share a projection by chance,
-# but hardly all of them.
+# Inputs, outputs and gradients are each reduced to a norm and projections on fixed random vectors.
+# Permuted values keep their norm, and two tensors may share a projection by chance, but hardly all
+# of them.
 LARGE = 1e6  # masks have larger values, which would hide all other inputs
 PROJECTIONS = 3
 MOST_PRODUCTS = 2**20  # the most products with random values held at a time, per projection
@@ -139,7 +139,7 @@ class ModuleFigures:
         figures: dict[str, list[Projected]] = defaultdict(list)
         for name, gradient in gradients.items():
             module = name.rpartition(".")[0]
-            # Never called, such as a list of parameters.
+            # This module is never called; it may be a list of parameters.
             while module and module not in first_calls:
                 module = module.rpartition(".")[0]
             figures[module].append(tensor_figures(gradient))

@@ -1,4 +1,4 @@
-"""Probes a trained model for logits, gradients and texts, for audits; leaves no trace."""
+"""Gets logits, gradients and texts from a trained model for audits, and leaves no trace."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,8 +21,8 @@ from tunegrid.run.train import Trainer
 FIRST_ROWS = 32  # the shortest and the longest of this many training rows are probed
 MOST_VALUES = 2**24  # the most gradient values to add up, smallest tensors first; 64 MiB of fp32
 # Largest differences on the quick cells: in fp32, 7e-6 for logits and 2e-6 for gradients; with NF4,
-# which computes in bf16 and so only to 4e-3, 4e-3 for logits and 1.3e-2 for gradients. Real models
-# are four times as deep.
+# which computes in bf16 and is thus accurate to 4e-3, 4e-3 for logits and 1.3e-2 for gradients.
+# Real models are four times as deep.
 FINE = 1e-4
 COARSE = 0.1
 APART = 3.0  # clipping is tried on norms this many times above and below the bound
@@ -40,8 +40,8 @@ class Probe:
     # Logits of the rows as one batch, each (B, ...).
     together: list[Tensor] = field(default_factory=list)
     # Distance between the batch's gradient and the sum of the rows' gradients, relative to the norm
-    # of that sum; None if the batch may not fit. If rounding does not explain it, the smaller of
-    # this gap and the gap of two other rows, since a ReLU at 0 can fall to its other side.
+    # of that sum; None if the batch may not fit. If rounding cannot explain it, the smaller of this
+    # gap and the gap of two other rows, since a ReLU at 0 can flip.
     gap: float | None = None
     called: set[nn.Module] = field(default_factory=set)  # modules that the model called
     # Relative error of the last row's gradient right after an evaluation.
@@ -148,7 +148,7 @@ def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | N
 
 
 def _other_gap(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
-    """The gap of two rows of middling length; infinite if there are not two."""
+    """The gap of two rows of middling length; infinite if there are no two such rows."""
     rows = spread_features(trainer.features[:FIRST_ROWS], 4)[1:3]
     if len(rows) < 2:
         return math.inf
@@ -241,7 +241,7 @@ def logits_and_loss(
 
 
 def output_logits(output: Any) -> list[Tensor]:
-    """The logits in a model's output, under any of their usual names."""
+    """The logits in a model's output, under whichever name it has them."""
     tensors = [getattr(output, name, None) for name in ("logits", "start_logits", "end_logits")]
     return [logits for logits in tensors if logits is not None]
 
@@ -270,7 +270,7 @@ def target_rows(
 ) -> list[Tensor]:
     """Picks the logits (T, V) that predict each row's target tokens from a batch's (B, L, V).
 
-    Earlier turns of a conversation that are also learned are left out if `features` are given.
+    If `features` are given, learned earlier turns of a conversation are left out.
     """
     labels = batch["labels"]
     # The model computed kept positions only.
@@ -292,7 +292,8 @@ class FoundTexts(NamedTuple):
 
     texts: list[list[int]]
     gap: float  # error of a token's score, against one pass over the whole text without a cache
-    total_gap: float  # error of a text's score, against its tokens' sum under the length penalty
+    # Error of a text's score, against its tokens' summed scores (length penalty undone).
+    total_gap: float
 
 
 def run_search(
@@ -319,7 +320,7 @@ def run_search(
         for feature, own_texts in zip(features, chunks(texts, beams), strict=True):
             drafts = [replace(feature, target=ids) for ids in own_texts]
             whole += target_logits(trainer, drafts)
-    # Log-probabilities (texts, T) of the texts' tokens during the search, before it adjusted any.
+    # Log-probabilities (texts, T) of the texts' tokens, before the search adjusted any score.
     beam_scores = torch.stack(output.logits).float().log_softmax(-1)  # (T, texts, V)
     tokens = output.sequences[:, : len(beam_scores)]
     beams_of_texts = getattr(output, "beam_indices", None)

@@ -39,7 +39,7 @@ from tunegrid.run.build import (
 from tunegrid.run.prepare import make_codec
 from tunegrid.terminal import strip_places
 
-BASE = "base"  # the folder beside the adapter that holds a base no checkpoint holds
+BASE = "base"  # folder, beside the adapter, for a base that no checkpoint holds
 PIPELINES = {  # the hub's task names; summarization has its own
     Problem.CLASSIFY: "text-classification",
     Problem.EXTRACT: "question-answering",

@@ -484,7 +484,7 @@ class Trainer:
                         loss = loss / count
                     self.accelerator.backward(loss)
                 total += loss.detach()
-                del loss  # frees its graph, whose memory the next batch may need
+                del loss  # frees the graph, whose memory the next batch may need
             if self.ranks.count == 1:
                 self._penalize()
         return self.ranks.sum_ranks(total)
@@ -509,13 +509,13 @@ class Trainer:
 
 
 def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
-    """The hash of an order of rows after an update on these micro-batches is appended."""
+    """Extends the hash of a row order by an update on these micro-batches."""
     examples = [feature.example for features in group for feature in features]
     return sha256(f"{order}{examples}".encode()).hexdigest()[:16]
 
 
 class Stepper:
-    """Moves weights along gradients: clipping, the optimizer, fp16's loss scale, the schedule.
+    """Updates weights: clips gradients, steps the optimizer, and runs loss scale and schedule.
 
     Only the device knows whether fp16 lost a step, and asking it (`get_scale`) would stall the
     host, then the GPU. The answer is therefore copied asynchronously and read when the next step is
@@ -537,8 +537,7 @@ class Stepper:
         # A method's own optimizer may freeze weights.
         optimizer = cell.method.make_optimizer(stepped, cell)
         self._trained = [p for p in stepped.parameters() if p.requires_grad]
-        # A method's `after_step` needs the gradients of its step, so it cannot wait for the next
-        # one.
+        # `after_step` needs the gradients of its step, so it cannot wait for the next step.
         self.acts_after_step = type(cell.method).after_step is not Method.after_step
         # The schedule wraps the optimizer's step, so it must be made before accelerate wraps that.
         self.schedule = make_schedule(optimizer, cell, updates)

@@ -1,4 +1,4 @@
-"""Records how one update ran: passes through the model, and layers that computed twice."""
+"""Records how one update ran: passes through the model, and layers that were recomputed."""
 
 from collections import Counter
 from collections.abc import Iterator
