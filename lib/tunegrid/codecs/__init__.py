@@ -1,1 +1,1 @@
-"""Turns rows into batches for a model, and its outputs into predictions: text or labels."""
+"""Turns rows into batches for a model, and model outputs into predictions: text or labels."""

@@ -1,7 +1,6 @@
-"""Model classes by the names in `Head.architecture`: transformers', and four of our own.
+"""Model classes by their names in `Head.architecture`: transformers', and four of our own.
 
-All load with `from_pretrained`, so that quantization and the report on missing weights are
-transformers'.
+All load with `from_pretrained`, so transformers quantizes them and reports missing weights.
 """
 
 from difflib import get_close_matches
@@ -14,15 +13,15 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput, Sequence
 
 from tunegrid.errors import InputError
 
-INITIALIZER_RANGE = 0.02  # BERT's and GPT-2's
-HIDDEN = 512  # of the two-layer head; the study's
+INITIALIZER_RANGE = 0.02  # as in BERT and GPT-2
+HIDDEN = 512  # width of the two-layer head, as in the study
 
 
 class BertMLPClassifier(hf.BertPreTrainedModel):
-    """BERT, pooled output, two linear layers with ReLU and dropout 0.2 between."""
+    """BERT's pooled output and two linear layers, with ReLU and dropout 0.2 between them."""
 
     def __init__(self, config: Any) -> None:
-        """Layers by config; fc1 and fc2 are new."""
+        """Builds layers from the config; fc1 and fc2 are new."""
         super().__init__(config)
         self.bert = hf.BertModel(config)
         self.fc1 = nn.Linear(config.hidden_size, HIDDEN)
@@ -36,27 +35,28 @@ class BertMLPClassifier(hf.BertPreTrainedModel):
         attention_mask: Tensor,
         **rest: Any,
     ) -> SequenceClassifierOutput:
-        """Logits (B, labels) of ids (B, L)."""
+        """Logits (B, labels) for ids (B, L)."""
         pooled = self.bert(input_ids, attention_mask=attention_mask, **rest).pooler_output
         return SequenceClassifierOutput(logits=self.fc2(self.dropout(torch.relu(self.fc1(pooled)))))
 
 
 class T5EncoderHead(hf.T5EncoderModel):
-    """T5's encoder and one new linear layer, of small first weights, as BERT's and GPT-2's."""
+    """T5's encoder and a new linear layer, whose weights start as small as BERT's and GPT-2's."""
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initializes new layers: by torch's default, T5's large states start far from chance."""
+        """Initializes new layers; with torch's default, T5's large states start far from chance."""
         super()._init_weights(module)
-        if isinstance(module, nn.Linear) and module.bias is not None:  # T5's own have none
+        # T5's own layers have no bias.
+        if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
             nn.init.zeros_(module.bias)
 
 
 class T5EncoderClassifier(T5EncoderHead):
-    """T5's encoder, mean over real tokens, linear classifier, since T5 has no trained [CLS]."""
+    """A linear classifier on the mean of T5's encoder over real tokens; T5 has no trained [CLS]."""
 
     def __init__(self, config: Any) -> None:
-        """Layers by config; the classifier is new."""
+        """Builds layers from the config; the classifier is new."""
         super().__init__(config)
         self.classifier = nn.Linear(config.d_model, config.num_labels)
         self.post_init()
@@ -67,7 +67,7 @@ class T5EncoderClassifier(T5EncoderHead):
         attention_mask: Tensor,
         **rest: Any,
     ) -> SequenceClassifierOutput:
-        """Logits (B, labels) of ids (B, L)."""
+        """Logits (B, labels) for ids (B, L)."""
         output = super().forward(input_ids=input_ids, attention_mask=attention_mask)
         states = output.last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
@@ -76,10 +76,10 @@ class T5EncoderClassifier(T5EncoderHead):
 
 
 class T5EncoderSpan(T5EncoderHead):
-    """T5's encoder and a linear layer to start and end scores."""
+    """T5's encoder and a linear layer that gives start and end scores."""
 
     def __init__(self, config: Any) -> None:
-        """Layers by config; qa_outputs is new."""
+        """Builds layers from the config; qa_outputs is new."""
         super().__init__(config)
         self.qa_outputs = nn.Linear(config.d_model, 2)
         self.post_init()
@@ -90,14 +90,14 @@ class T5EncoderSpan(T5EncoderHead):
         attention_mask: Tensor,
         **rest: Any,
     ) -> QuestionAnsweringModelOutput:
-        """Start and end logits (B, L) of ids (B, L)."""
+        """Start and end logits (B, L) for ids (B, L)."""
         output = super().forward(input_ids=input_ids, attention_mask=attention_mask)
         starts, ends = self.qa_outputs(output.last_hidden_state).unbind(-1)
         return QuestionAnsweringModelOutput(start_logits=starts, end_logits=ends)
 
 
 class BertToBert(hf.EncoderDecoderModel):
-    """BERT2BERT: two copies of one BERT checkpoint, not tied (Rothe et al. 2020)."""
+    """BERT2BERT: two untied copies of one BERT checkpoint (Rothe et al. 2020)."""
 
     checkpoint_class = hf.BertForPreTraining
 
@@ -105,7 +105,8 @@ class BertToBert(hf.EncoderDecoderModel):
     def from_pretrained(cls, checkpoint: Any, **options: Any) -> Any:
         """Composes both halves from one BERT checkpoint; returns the model and a loading report.
 
-        Cross-attention has no pretrained weights: it starts from the self-attention of its layer.
+        Cross-attention has no pretrained weights, so it starts from the self-attention of its
+        layer.
         """
         options.pop("output_loading_info", None)
         # Both halves are copied on the CPU in full precision; quantizing comes last.
@@ -133,19 +134,19 @@ class BertToBert(hf.EncoderDecoderModel):
             output_loading_info=True,
             **options,
         )
-        model.name_or_path = source.name_or_path  # which an adapter's file names
+        model.name_or_path = source.name_or_path  # an adapter's file gives this name
         loading["missing_keys"] = {*loading["missing_keys"], *missing_state}
         loading["mismatched_keys"] = {*loading["mismatched_keys"], *report["mismatched_keys"]}
         return model, loading
 
     @classmethod
     def from_saved(cls, folder: Any, **options: Any) -> Any:
-        """Loads both halves that `save_pretrained` wrote."""
+        """Loads the two halves that `save_pretrained` wrote."""
         return super().from_pretrained(folder, **options)
 
 
 def paired_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of both halves, from those of one `BertForPreTraining`."""
+    """Copies the weights of one `BertForPreTraining` for both halves."""
     state = {}
     for name, tensor in bert.items():
         if name.startswith("bert."):
@@ -167,7 +168,10 @@ OWN: dict[str, type[Any]] = {
 
 
 def architecture(name: str | type[Any]) -> Any:
-    """The class of this name, ours or transformers', or a class given; raises InputError."""
+    """The class of ours or transformers' with this name. Raises InputError for unknown names.
+
+    A class is returned as it is.
+    """
     if isinstance(name, type):
         return name
     kind = OWN.get(name) or getattr(hf, name, None)

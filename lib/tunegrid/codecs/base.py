@@ -1,4 +1,4 @@
-"""The base of codecs: from rows to `Feature`s, batches and predictions.
+"""The base of all codecs, which turn rows into `Feature`s, batches and predictions.
 
 Shapes: B rows in a batch, L tokens in its longest row.
 """
@@ -22,7 +22,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Backbone
 from tunegrid.grid.cells import Cell
 
-IGNORED = -100  # a label that no loss counts (torch's ignore_index)
+IGNORED = -100  # label that no loss counts (torch's ignore_index)
 Batch = dict[str, Tensor]
 
 
@@ -30,10 +30,10 @@ Batch = dict[str, Tensor]
 class Feature:
     """One model input."""
 
-    example: int  # number of its row; a long passage gives several features
+    example: int  # the row's number; a long passage gives several features
     input_ids: list[int]  # special tokens included
-    target: Any  # of the loss: a label, a span, or tokens
-    extra: Any = field(default=None, repr=False)  # the codec's, to collate and decode
+    target: Any  # the loss's target: a label, a span, or tokens
+    extra: Any = field(default=None, repr=False)  # the codec's own data for collating and decoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +45,10 @@ class Prediction:
 
 
 class Codec(ABC):
-    """Text to tensors and back, for one cell.
+    """Turns text into tensors and back, for one cell.
 
     Attributes:
-        generates: outputs are generated token ids.
+        generates: whether outputs are generated token ids.
         before, after: tokens around every input, however much of the text is cut.
         between: tokens between two texts.
     """
@@ -56,7 +56,7 @@ class Codec(ABC):
     generates: ClassVar[bool] = False
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """Raises InputError if the cell, its recipe's lengths and the tokenizer do not fit."""
+        """Raises InputError if the cell, its recipe's lengths and the tokenizer do not match."""
         self.cell = cell
         self.task = cell.task
         self.recipe = cell.recipe
@@ -65,14 +65,14 @@ class Codec(ABC):
         self.between = self.special(cell.backbone.wrap.between)
         self.before, self.after = self.affixes()
         self.pad_id = tokenizer.pad_token_id
-        if self.pad_id is None:  # as for GPT-2; padding is masked out, so any token will do
+        if self.pad_id is None:  # as in GPT-2; padding is masked out, so any token will do
             self.pad_id = tokenizer.eos_token_id
         if self.room < 1:
             fault = f"max_length {self.recipe.max_length} leaves no room for the text"
             raise InputError(f"{self.cell.id}: {fault}; give the recipe a larger one")
 
     def special(self, name: str | None) -> list[int]:
-        """The special token named as "sep_token"; raises InputError if the tokenizer lacks it."""
+        """The id of a token such as "sep_token". Raises InputError if the tokenizer lacks it."""
         if name is None:
             return []
         token = getattr(self.tokenizer, f"{name}_id", None)
@@ -82,13 +82,13 @@ class Codec(ABC):
         return [token]
 
     def affixes(self) -> tuple[list[int], list[int]]:
-        """`before` and `after`: by default the backbone's special tokens around a text."""
+        """`before` and `after`, by default the backbone's special tokens around a text."""
         wrap = self.cell.backbone.wrap
         return self.special(wrap.before), self.special(wrap.after)
 
     @property
     def room(self) -> int:
-        """Tokens of text that fit into `max_length`."""
+        """How many tokens of text fit into `max_length`."""
         return self.recipe.max_length - len(self.before) - len(self.after)
 
     def text(self, row: Row) -> str:
@@ -96,36 +96,36 @@ class Codec(ABC):
         return self.recipe.prefix + stitch(row, self.cell.text)
 
     def fit(self, tokens: Sequence[int]) -> list[int]:
-        """An input: the tokens, truncated on the right to fit, between `before` and `after`."""
+        """Makes an input from `before`, the tokens, truncated on the right to fit, and `after`."""
         return [*self.before, *tokens[: self.room], *self.after]
 
     def frame(self) -> tuple[list[int], list[int]]:
-        """Tokens that every input begins and ends with, the recipe's prefix included."""
+        """The tokens with which every input begins and ends, including the recipe's prefix."""
         prefix = self.recipe.prefix.strip()
         prefix_ids = self.ids(prefix) if prefix else []
         return self.before + prefix_ids, self.after
 
     @abstractmethod
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """Features in the order of the rows; for training, only those that have something to learn.
+        """Features in row order; for training, only features that have something to learn.
 
-        A row's features do not depend on other rows: many rows are encoded in blocks.
+        A row's features must not depend on other rows, because rows are encoded in blocks.
         """
 
     @abstractmethod
     def draw_feature(self, rng: Random) -> Feature:
-        """A feature of random ids, of the longest length; needs a `SyntheticTokenizer`."""
+        """A feature of random ids, at full length; needs a `SyntheticTokenizer`."""
 
     @abstractmethod
     def collate(self, features: Sequence[Feature]) -> Batch:
         """One padded training batch, with "labels"."""
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
-        """The batch on a device, perhaps with help for `loss` there, which is the same without."""
+        """Moves the batch to a device; may add aids for `loss`, whose result they do not change."""
         return move_batch(device, batch)
 
     def targets(self, batch: Batch) -> int:
-        """Items that the batch's loss is summed over: one per row, or window."""
+        """How many items the batch's loss is summed over: one per row, or per window."""
         return len(batch["labels"])
 
     @abstractmethod
@@ -139,7 +139,7 @@ class Codec(ABC):
         features: Sequence[Feature],
         device: torch.device,
     ) -> list[Any]:
-        """The model's output for each feature, as `decode` takes it."""
+        """The model's output for each feature, in the form that `decode` takes."""
 
     @abstractmethod
     def decode(
@@ -148,30 +148,30 @@ class Codec(ABC):
         features: Sequence[Feature],
         outputs: Sequence[Any],
     ) -> list[Prediction]:
-        """One prediction a row."""
+        """One prediction per row."""
 
     @abstractmethod
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that a collated label is the row's target, without prompt and padding."""
+        """Checks that a collated label, without prompt and padding, is the row's target."""
 
     def scores(self, output: Any) -> list[float]:
-        """The model's scores that chose an output; empty if the output does not keep them."""
+        """The scores by which the model chose an output; empty if the output does not keep them."""
         return []
 
     def restore_feature(self, values: dict[str, Any]) -> Feature:
-        """A feature from its fields in JSON, which has neither tuples nor classes."""
+        """Rebuilds a feature from its fields in JSON, which has neither tuples nor classes."""
         return Feature(**values)
 
     def ids(self, text: str) -> list[int]:
-        """Tokens of a text without special tokens."""
+        """The tokens of a text, without special tokens."""
         return self.to_ids([text])[0]
 
     def to_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of each text without special tokens."""
+        """The tokens of each text, without special tokens."""
         return self.encode_texts(texts)["input_ids"]
 
     def encode_texts(self, texts: Sequence[str], **options: bool) -> Mapping[str, list[Any]]:
-        """The tokenizer's encoding of all texts at once, for speed, without special tokens."""
+        """Encodes all texts in one tokenizer call, for speed, without special tokens."""
         if not texts:  # tokenizers reject an empty list
             return {"input_ids": [], "offset_mapping": []}
         return dict(self.tokenizer(list(texts), add_special_tokens=False, verbose=False, **options))
@@ -185,7 +185,7 @@ class Codec(ABC):
     ) -> Batch:
         """Padded ids (B, L) with their mask.
 
-        `segments` are the lengths of the first texts, for models that distinguish two.
+        `segments` gives the position of each row's second text, for models that distinguish two.
         """
         ids = pad(rows, self.pad_id, left=left)
         mask = pad([[1] * len(row) for row in rows], 0, left=left)
@@ -197,17 +197,17 @@ class Codec(ABC):
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The sum in nats, of fp32 scores (N, options) and labels (N), which may be IGNORED."""
+    """Cross-entropy of fp32 scores (N, options), summed in nats over labels (N) except IGNORED."""
     return cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
 
 
 def integers(values: Sequence[Any]) -> Tensor:
-    """Whole numbers, or lists of one length, as a tensor, faster than by `torch.tensor`."""
+    """Converts whole numbers, or lists of equal length, to a tensor, faster than `torch.tensor`."""
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Tensor:
-    """Rows of whole numbers (B, L), filled up with `value` on the right, or on the left."""
+    """Rows of whole numbers (B, L), padded with `value` on the right or on the left."""
     tensors = [integers(row) for row in rows]
     return pad_sequence(
         tensors,
@@ -218,17 +218,17 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Ten
 
 
 def move_batch(device: torch.device, batch: Batch) -> Batch:
-    """The batch on a device."""
+    """Moves the batch to a device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def without_labels(batch: Batch) -> Batch:
-    """The batch's inputs of the model."""
+    """The batch without its labels, as the model takes it."""
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
 def token_counts(batch: Batch) -> tuple[int, int]:
-    """Tokens without and with padding, of inputs and of a decoder's inputs."""
+    """Counts tokens without and with padding, in inputs and in a decoder's inputs."""
     tokens = 0
     padded_tokens = 0
     for name in ("attention_mask", "decoder_attention_mask"):
@@ -239,35 +239,35 @@ def token_counts(batch: Batch) -> tuple[int, int]:
 
 
 def alphanumeric(text: str) -> str:
-    """A text's ASCII letters and digits, in lower case without accents, which tokenizers keep."""
+    """A text's ASCII letters and digits, lowercase and unaccented, which tokenizers preserve."""
     return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text.lower()))
 
 
 def same_alphanumeric(tokens: str, text: str, unknown: str | None) -> bool:
-    """Checks that decoded tokens contain a text, any part of which may be an `unknown` token."""
+    """Checks that decoded tokens contain a text, any part of which may be `unknown`."""
     if unknown and unknown in tokens:
         return True
     return alphanumeric(text) in alphanumeric(tokens)
 
 
 class SyntheticTokenizer:
-    """The ids of a backbone's true tokenizer, special ones by name, without words."""
+    """The ids of a backbone's true tokenizer, with named special tokens but without words."""
 
     pad_token_id = eos_token_id = cls_token_id = sep_token_id = None
 
     def __init__(self, backbone: Backbone) -> None:
-        """The true vocabulary's size and special tokens."""
+        """Takes the true vocabulary's size and special tokens."""
         vars(self).update(backbone.special_tokens)
         self._size = backbone.vocabulary
         self._special = set(backbone.special_tokens.values())
         self._added: list[str] = []
 
     def __len__(self) -> int:
-        """The number of ids, added ones included."""
+        """The number of ids, including added ones."""
         return self._size + len(self._added)
 
     def add_tokens(self, tokens: list[str], special_tokens: bool = False) -> None:
-        """Gives each the next free id."""
+        """Gives each new token the next free id."""
         self._added += [token for token in tokens if token not in self._added]
 
     def convert_tokens_to_ids(self, token: str) -> int:
@@ -275,7 +275,7 @@ class SyntheticTokenizer:
         return self._size + self._added.index(token)
 
     def draw(self, rng: Random, count: int) -> list[int]:
-        """Random ids, without special ones."""
+        """Random ids, without special tokens."""
         ids = list[int]()
         while len(ids) < count:
             token = rng.randrange(self._size)

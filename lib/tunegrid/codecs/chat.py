@@ -1,7 +1,7 @@
-"""The codecs of chat models: a row is a conversation by the tokenizer's chat template.
+"""The codecs of chat models, which render a row as a conversation with the chat template.
 
-The assistant's turns are learned. If a task has no conversations, a row is one exchange: the source
-is the user's turn, the target the assistant's.
+The assistant's turns are learned. If a task has no conversations, a row is one exchange, in which
+the source is the user's turn and the target the assistant's.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ from tunegrid.codecs.generate import CausalCodec
 from tunegrid.data.sources import Row, answer_texts, context, stitch
 from tunegrid.errors import InputError, first_line
 
-# Some templates insert today's date, and training must not depend on the day. They take it as
-# `date_string`, or ask for it with `strftime_now`, which a macro of this name replaces.
+# Some templates insert today's date, but training must not depend on the day. They take it as
+# `date_string`, or get it by calling `strftime_now`, which a macro of this name replaces.
 DAY = date(2025, 1, 1)
 _DIRECTIVES = "".join(f".replace('%{name}', '{DAY.strftime(f'%{name}')}')" for name in "dmbBaAyY")
 FIXED_DAY = "{% macro strftime_now(format) %}{{ format" + _DIRECTIVES + " }}{% endmacro +%}"
-SYNTHETIC_BEFORE = 25  # tokens of SmolLM2's template, about, with its default system prompt
+SYNTHETIC_BEFORE = 25  # roughly the tokens of SmolLM2's template, with its default system prompt
 SYNTHETIC_AFTER = 5  # likewise
 Piece = tuple[list[int], bool]  # tokens, and whether they are learned
 
 
 class Surrounding(NamedTuple):
-    """A template's text between two turns, its tokens, and spaces, which join the next word."""
+    """A template's text between two turns, its tokens, and the spaces that join the next word."""
 
     text: str
     ids: list[int]
@@ -38,16 +38,18 @@ class Surrounding(NamedTuple):
 
 
 class ChatCodec(CausalCodec):
-    """Every turn of the assistant is learned; the last one is generated.
+    """Learns every turn of the assistant; the last one is generated.
 
-    A long conversation loses its oldest turns, then the end of the prompt; never the template, nor
-    the system's turn. A feature's `extra` are the spans (start, end) of its learned input tokens.
+    A long conversation loses its oldest turns, then the end of the prompt, but never the template
+    or the system's turn. A feature's `extra` holds the spans (start, end) of its learned input
+    tokens.
     """
 
     def _frames(self, roles: tuple[str, ...]) -> list[Surrounding]:
-        """The template's text before each turn of these roles and after the last one.
+        """The template's text before each turn of these roles and after the last turn.
 
-        Raises InputError for a template that cannot render these turns, or shows one of them twice.
+        Raises InputError for a template that cannot render these turns, or does not show each of
+        them exactly once.
         """
         if roles in self._cache:
             return self._cache[roles]
@@ -65,9 +67,9 @@ class ChatCodec(CausalCodec):
                 tokenize=False,
                 add_generation_prompt=roles[-1] == "user",
                 date_string=DAY.strftime("%d %b %Y"),
-                enable_thinking=False,  # the target follows the prompt at once
+                enable_thinking=False,  # the target follows the prompt immediately
             )
-        except Exception as error:  # no template, or one that rejects turns, by any error
+        except Exception as error:  # no template, or a template that rejects turns with any error
             raise InputError(
                 f"{self.cell.id} needs a chat template: that of {name} cannot render "
                 f"a user's and an assistant's turn ({first_line(error)}); "
@@ -96,7 +98,7 @@ class ChatCodec(CausalCodec):
         return {}
 
     def affixes(self) -> tuple[list[int], list[int]]:
-        """The template's tokens around the user's text; random for a `SyntheticTokenizer`."""
+        """The template's tokens around the user's text; random ones for a `SyntheticTokenizer`."""
         if isinstance(self.tokenizer, SyntheticTokenizer):
             rng = Random(0)
             start = self.tokenizer.draw(rng, SYNTHETIC_BEFORE)
@@ -106,7 +108,7 @@ class ChatCodec(CausalCodec):
 
     @cached_property
     def end_id(self) -> int:
-        """The template's token after the assistant's turn; the tokenizer's, if not exactly one."""
+        """The template's one token after the assistant's turn, or else the tokenizer's end id."""
         if isinstance(self.tokenizer, SyntheticTokenizer):
             return super().end_id
         ends = self.ids(self._frames(("user", "assistant"))[-1].text.strip())
@@ -114,15 +116,15 @@ class ChatCodec(CausalCodec):
 
     @cached_property
     def lead(self) -> str:  # type: ignore[override]
-        """Spaces that the template puts before the assistant's text."""
+        """The spaces that the template puts before the assistant's text."""
         return self._frames(("user",))[1].spaces
 
     def text(self, row: Row) -> str:
-        """The user's turn; many templates strip what is around a turn."""
+        """The user's turn, stripped, because many templates strip turns."""
         return super().text(row).strip()
 
     def target_text(self, row: Row) -> str:
-        """The assistant's turn."""
+        """The assistant's turn, stripped as well."""
         return super().target_text(row).strip()
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
@@ -140,7 +142,7 @@ class ChatCodec(CausalCodec):
         return features
 
     def _fit_turns(self, row: Row) -> list[Piece]:
-        """The conversation, shortened to fit beside the longest target."""
+        """The conversation, shortened so that the longest target also fits."""
         room = self.recipe.max_length - self.max_target_length
         history = row["history"] if self.task.messages else []
         system = [turn for turn in history if turn["role"] == "system"]
@@ -153,7 +155,7 @@ class ChatCodec(CausalCodec):
             if len(turns) == len(system):
                 *start, (prompt, _), end = pieces
                 return [*start, (prompt[: max(0, len(prompt) - excess)], False), end]
-            del turns[len(system) : len(system) + 2]  # a user's and the answer to it
+            del turns[len(system) : len(system) + 2]  # a user's turn and the answer to it
 
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[Piece]:
         """The template's parts and the turns between them."""
@@ -169,9 +171,9 @@ class ChatCodec(CausalCodec):
         return pieces
 
     def frame(self) -> tuple[list[int], list[int]]:
-        """The template and the prefix, without its last token, which may merge with the text.
+        """The template and the prefix, minus its last token, which may merge with the text.
 
-        Of conversations, the opening that does not depend on a system's turn.
+        For conversations, the opening that is the same with and without a system's turn.
         """
         if self.task.messages:
             openings = (self._frames(roles)[0].ids for roles in (("system", "user"), ("user",)))
@@ -184,7 +186,7 @@ class ChatCodec(CausalCodec):
         return self.before + tokens[:-1], self.after
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Whole conversations (B, S + T); labels where the assistant speaks."""
+        """Whole conversations (B, S + T), with labels where the assistant speaks."""
         batch = super().collate(features)
         for labels, feature in zip(batch["labels"], features, strict=True):
             for start, end in feature.extra or ():
@@ -192,7 +194,7 @@ class ChatCodec(CausalCodec):
         return batch
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks for the assistant's last turns in `history`, then the target."""
+        """Checks for the assistant's last turns in `history`, then for the target."""
         start = len(feature.input_ids)
         history = row["history"] if self.task.messages else []
         ignored = (IGNORED, self.end_id)
@@ -204,15 +206,15 @@ class ChatCodec(CausalCodec):
 
 
 class ChatAnswerCodec(ChatCodec):
-    """Generated answers to questions. The user's turn: prefix + context, a blank line, question.
+    """Generates answers to questions from the user's turn: prefix + context, blank line, question.
 
-    Every row trains, also one whose answer is cut away with its context. A span codec drops such a
-    row, which has no span; a generated answer always has its text, and scored rows are cut in the
-    same way. So the training rows do not depend on `max_length`.
+    Every row trains, even one whose answer is cut away with its context. A span codec drops such a
+    row because it has no span, but a generated answer always has its text, and scored rows are cut
+    in the same way. The training rows therefore do not depend on `max_length`.
     """
 
     def text(self, row: Row) -> str:
-        """The context, cut until the question, of at most 64 tokens, fits behind it."""
+        """The context and a question of at most 64 tokens; cuts the context so that both fit."""
         question = self._cut(stitch(row, self.cell.text).strip(), MAX_QUESTION_TOKENS)
         lead = self._frames(("user",))[0].spaces
         passage = lead + (self.recipe.prefix + context(self.task, row)).strip()
@@ -227,7 +229,7 @@ class ChatAnswerCodec(ChatCodec):
         return text.removeprefix(lead)
 
     def _cut(self, text: str, count: int) -> str:
-        """The text of its first `count` tokens; as a text, it is tokenised like any other."""
+        """The text of the first `count` tokens; being text, it is tokenized like any other."""
         [offsets] = self.encode_texts([text], return_offsets_mapping=True)["offset_mapping"]
         if not count or not offsets:
             return ""

@@ -1,4 +1,4 @@
-"""The codec of sequence classification: rows with one or two texts give one label each."""
+"""The codec of sequence classification: each row has one or two texts and gets one label."""
 
 from collections.abc import Sequence
 from random import Random
@@ -21,13 +21,13 @@ from tunegrid.data.sources import Row, stitch
 
 
 class ClassifyCodec(Codec):
-    """One label for one text, or for a pair of texts: `before` text `between` second text `after`.
+    """Labels one text, or a pair of texts: `before` text `between` second text `after`.
 
-    Padding is on the right; decoders such as GPT-2 find the last real token by its pad id.
+    Padding is on the right; decoders such as GPT-2 find the last real token by the pad id.
     """
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature a row, cut to `max_length`; of two texts the longer one is cut first."""
+        """One feature per row, cut to `max_length`; of two texts, the longer one is cut first."""
         firsts = self.to_ids([self.text(row) for row in rows])
         seconds: Sequence[list[int] | None] = [None] * len(rows)
         if self.task.text_pair:
@@ -44,7 +44,7 @@ class ClassifyCodec(Codec):
         second: Sequence[int] | None,
         label: int,
     ) -> Feature:
-        """A feature; of two texts, `extra` is the second one's position."""
+        """A feature; with two texts, `extra` is the second text's position."""
         if second is None:
             return Feature(example=example, input_ids=self.fit(first), target=label)
         first_count, second_count = longest_first(len(first), len(second), self.room)
@@ -54,14 +54,14 @@ class ClassifyCodec(Codec):
 
     @property
     def room(self) -> int:
-        """Tokens of text that fit, beside a separator of two texts."""
+        """How many tokens of text fit, besides the separator of two texts."""
         room = super().room
         if self.task.text_pair:
             room -= len(self.between)
         return room
 
     def draw_feature(self, rng: Random) -> Feature:
-        """`max_length` tokens with any label; of two texts, both are equally long."""
+        """`max_length` tokens with a random label; two texts get half of the tokens each."""
         words = self.tokenizer.draw(rng, self.room)
         label = rng.randrange(len(self.task.labels))
         if self.task.text_pair:
@@ -84,7 +84,7 @@ class ClassifyCodec(Codec):
         features: Sequence[Feature],
         device: torch.device,
     ) -> list[Any]:
-        """Label, loss and logits per feature."""
+        """The label, the loss and the logits for each feature."""
         batch = move_batch(device, self.collate(features))
         logits = self._logits(model, batch)
         losses = cross_entropy(logits, batch["labels"], reduction="none")
@@ -96,29 +96,29 @@ class ClassifyCodec(Codec):
         features: Sequence[Feature],
         outputs: Sequence[Any],
     ) -> list[Prediction]:
-        """Features and rows are one to one."""
+        """Makes one prediction per feature, since each row has exactly one."""
         return [Prediction(value=label, loss=loss) for label, loss, _ in outputs]
 
     def scores(self, output: Any) -> list[float]:
-        """The logits."""
+        """The logits in an output."""
         return list(output[2])
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """The label is the row's."""
+        """Checks that the label is the row's."""
         return bool(int(label) == row[self.task.target])
 
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> Tensor:
-        """Logits (B, labels)."""
+        """Logits (B, labels), in fp32."""
         logits: Tensor = model(**without_labels(batch)).logits
         return logits.float()
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Lengths of two texts after `truncation="longest_first"` of tokenizers.
+    """The lengths of two texts after tokenizers' `truncation="longest_first"`.
 
-    The longer text is cut down to the shorter one's length, then both are cut alike; of an odd
-    room, the longer text, or else the second one, has the larger half.
+    The longer text is cut to the shorter one's length, then both are cut alike. If `room` is odd,
+    the longer text, or the second if both are equally long, gets the larger half.
     """
     short, long = sorted((first, second))
     if short + long > room:

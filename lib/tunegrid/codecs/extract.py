@@ -1,6 +1,6 @@
-"""The codec of extractive question answering: each row gives the text of its best span.
+"""The codec of extractive question answering, which answers each row with its best span.
 
-A feature is: question, separator, a window of the context. Shapes: B windows, L tokens.
+A feature is a question, a separator, and a window of the context. Shapes: B windows, L tokens.
 """
 
 from collections.abc import Sequence
@@ -25,21 +25,21 @@ from tunegrid.codecs.base import (
 from tunegrid.data.sources import Row, answer_span, answer_texts, context
 from tunegrid.errors import InputError
 
-MAX_ANSWER_TOKENS = 30  # the run_squad.py default of Devlin et al. 2018
+MAX_ANSWER_TOKENS = 30  # default of run_squad.py by Devlin et al. 2018
 MAX_QUESTION_TOKENS = 64  # likewise
-SYNTHETIC_QUESTION_TOKENS = 14  # about what SQuAD's questions have
+SYNTHETIC_QUESTION_TOKENS = 14  # about the length of SQuAD's questions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The piece of the context in a feature."""
+    """The piece of the context that a feature contains."""
 
     shift: int  # position of the context's first token in the feature
-    offsets: list[tuple[int, int]]  # each token's characters in the context, [start, end)
+    offsets: list[tuple[int, int]]  # each token's characters in the context, as [start, end)
 
 
 class ExtractCodec(Codec):
-    """Windows over long contexts; the annotated start locates the answer."""
+    """Splits long contexts into windows; the annotated start locates the answer."""
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature per window; training leaves out rows whose answer is in no window."""
@@ -70,14 +70,14 @@ class ExtractCodec(Codec):
         return features
 
     def _window_starts(self, length: int, room: int) -> list[int]:
-        """Starts of windows: neighbours share `doc_stride` tokens, and the last reaches the end."""
+        """Starts of windows; neighbours share `doc_stride` tokens, and the last reaches the end."""
         if self.recipe.doc_stride is None or length <= room:
             return [0]
         step = max(1, room - self.recipe.doc_stride)
         return [*range(0, length - room, step), length - room]
 
     def draw_feature(self, rng: Random) -> Feature:
-        """A question and a window that fill `max_length`; one token of the window is the answer."""
+        """A question and a window that fill `max_length`; one token in the window is the answer."""
         question = self.tokenizer.draw(rng, SYNTHETIC_QUESTION_TOKENS)
         question = [*self.before, *question, *self.between]
         words = self.tokenizer.draw(rng, self.recipe.max_length - len(question) - len(self.after))
@@ -87,13 +87,13 @@ class ExtractCodec(Codec):
         return Feature(example=0, input_ids=ids, target=(answer, answer), extra=window)
 
     def restore_feature(self, values: dict[str, Any]) -> Feature:
-        """A window from its fields in JSON."""
+        """Rebuilds a window's feature from its fields in JSON."""
         offsets = [(start, end) for start, end in values["extra"]["offsets"]]
         window = Window(shift=values["extra"]["shift"], offsets=offsets)
         return Feature(**values | {"target": tuple(values["target"]), "extra": window})
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Inputs (B, L) and labels (B, 2): the answer's first and last token."""
+        """Inputs (B, L) and labels (B, 2), which are the answer's first and last token."""
         shifts = [feature.extra.shift for feature in features]
         batch = self.inputs([feature.input_ids for feature in features], segments=shifts)
         return {**batch, "labels": integers([feature.target for feature in features])}
@@ -109,7 +109,7 @@ class ExtractCodec(Codec):
         features: Sequence[Feature],
         device: torch.device,
     ) -> list[Any]:
-        """Score, first and last token of each window's best span, and all scores (2, tokens)."""
+        """Each window's best span (score, first and last token), and all its scores (2, tokens)."""
         starts, ends = self._logits(model, move_batch(device, self.collate(features)))
         pairs = torch.stack((starts, ends), 1).cpu()
         outputs = []
@@ -124,7 +124,7 @@ class ExtractCodec(Codec):
         features: Sequence[Feature],
         outputs: Sequence[Any],
     ) -> list[Prediction]:
-        """The text of the best span over all of a row's own windows."""
+        """The text of the best span among all of a row's windows."""
         best: dict[int, tuple[float, str]] = {}
         for feature, (score, first, last, *_) in zip(features, outputs, strict=True):
             if feature.example not in best or score > best[feature.example][0]:
@@ -132,15 +132,15 @@ class ExtractCodec(Codec):
                 begin, _ = window.offsets[first - window.shift]
                 _, end = window.offsets[last - window.shift]
                 text = context(self.task, rows[feature.example])[begin:end].strip()
-                best[feature.example] = score, text  # not the window, which is large
+                best[feature.example] = score, text  # does not keep the window, which is large
         return [Prediction(value=best[example][1]) for example in range(len(rows))]
 
     def scores(self, output: Any) -> list[float]:
-        """The best span's."""
+        """The best span's score."""
         return [output[0]]
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that labels mark the first answer, and (0, 0) just the windows without it."""
+        """Checks that labels mark the first answer, or are (0, 0) if the window lacks it."""
         first, last = label.tolist()
         if (first, last) == (0, 0):
             return not self.holds_answer(row, feature)
@@ -148,13 +148,13 @@ class ExtractCodec(Codec):
         return same_alphanumeric(tokens, answer_texts(self.task, row)[0], self.tokenizer.unk_token)
 
     def holds_answer(self, row: Row, feature: Feature) -> bool:
-        """Checks that a window contains its row's whole answer, by the annotation."""
+        """Checks that a window contains its row's whole answer, as annotated."""
         offsets = feature.extra.offsets
         begin, end = answer_span(self.task, row)
         return bool(offsets) and offsets[0][0] <= begin and end <= offsets[-1][1]
 
     def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
-        """The window's tokens, decoded, and its characters in the context; None if it is empty."""
+        """The window's tokens, decoded, and its text in the context; None for an empty window."""
         shift = feature.extra.shift
         offsets = feature.extra.offsets
         if not offsets:
@@ -163,7 +163,7 @@ class ExtractCodec(Codec):
         return tokens, context(self.task, row)[offsets[0][0] : offsets[-1][1]]
 
     def labelled_tokens(self, feature: Feature) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """Characters of the answer's first and last token; None for a window without the answer."""
+        """Characters of the answer's first and last token; None if the window lacks the answer."""
         if feature.target == (0, 0):
             return None
         first, last = feature.target
@@ -172,7 +172,7 @@ class ExtractCodec(Codec):
 
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Start and end scores (B, L); padding can be neither."""
+        """Start and end scores (B, L); padding can be neither a start nor an end."""
         output = model(**without_labels(batch))
         padding = batch["attention_mask"] == 0
         starts = output.start_logits.float().masked_fill(padding, -1e9)
@@ -181,7 +181,7 @@ class ExtractCodec(Codec):
 
 
 def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
-    """Positions of the first and last token of these characters; (0, 0) if the window lacks any."""
+    """Positions of the first and last token of these characters; (0, 0) if any are missing."""
     begin, end = characters
     offsets = window.offsets
     tokens = [i for i, (start, stop) in enumerate(offsets) if start < end and stop > begin]
@@ -191,12 +191,12 @@ def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
 
 
 def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int, int]:
-    """The highest sum of scores (L) of a first and a last token, and their positions.
+    """The highest sum of a first and a last token's scores (L), and the positions of both.
 
-    The last is not before the first and within the length limit; both are in the context, since the
-    question contains no answer.
+    The last token is not before the first, and within the length limit. Both are in the context,
+    since the question contains no answer.
     """
-    fill = torch.finfo(ends.dtype).min  # makes no NaN of a score of infinity
+    fill = torch.finfo(ends.dtype).min  # unlike -inf, makes no NaN of an infinite score
     sums = crop(starts, window).unsqueeze(1) + legal_ends(crop(ends, window), fill)
     score, position = sums.flatten().max(0)
     first, offset = divmod(int(position), MAX_ANSWER_TOKENS)
@@ -204,11 +204,11 @@ def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int,
 
 
 def crop(scores: Tensor, window: Window) -> Tensor:
-    """The scores of the context's tokens, from scores (..., L)."""
+    """Cuts the scores of the context's tokens out of scores (..., L)."""
     return scores[..., window.shift : window.shift + len(window.offsets)]
 
 
 def legal_ends(ends: Tensor, behind: float) -> Tensor:
-    """Scores (..., L, 30) of last tokens for each first one, from scores (..., L) and `behind`."""
+    """Scores (..., L, 30) of the last tokens allowed for each first token, padded with `behind`."""
     padded = pad(ends, (0, MAX_ANSWER_TOKENS - 1), value=behind)
     return padded.unfold(-1, MAX_ANSWER_TOKENS, 1)

@@ -1,10 +1,10 @@
-"""Tokenises rows once: `get_features` caches a codec's features of rows in memory or on disk.
+"""Tokenizes rows once: `get_features` caches a codec's features of rows in memory or on disk.
 
-A profile with a folder has them there, for other runs and processes: `datasets` maps the rows into
-an Arrow file, which it maps into memory. Any other profile has them in memory, for the next cells
-of its process. A key is a hash of all that decides the features: the rows, the tokenizer, the
-task's columns, the recipe's lengths and texts, the tokens around a text, the code that encodes, and
-the code of the libraries that tokenise.
+If the profile has a folder, features go there for other runs and processes: `datasets` writes them
+to an Arrow file, which it maps into memory. Otherwise they stay in memory, for later cells of the
+same process. A key is a hash of everything that determines the features: the rows, the tokenizer,
+the task's columns, the recipe's lengths and texts, the tokens around a text, the code that encodes,
+and the code of the libraries that tokenize.
 """
 
 import hashlib
@@ -22,22 +22,22 @@ from tunegrid.machine import package_digest
 
 RECIPE_FIELDS = ("max_length", "doc_stride", "max_target_length", "text", "prefix")
 TASK_FIELDS = ("text", "text_pair", "target", "labels", "messages")
-TOKEN_NAMES = ("before", "between", "after", "lead", "end_id")  # of a codec, if it has them
-ROW_BLOCK = 1000  # rows that are encoded at once
-# Another release or commit has another key.
+TOKEN_NAMES = ("before", "between", "after", "lead", "end_id")  # attributes that a codec may have
+ROW_BLOCK = 1000  # rows encoded together
+# Another release or commit of these gives another key.
 TOKENIZER_LIBRARIES = ("transformers", "tokenizers")
-SHARED = 18  # lists in memory: rows to train on and to test, of three tasks in three tokenizers
-LARGEST = 10_000  # features of a list in memory: a user's own rows may be many
+SHARED = 18  # lists in memory: training and test rows of three tasks with three tokenizers
+LARGEST = 10_000  # the most features of a list in memory, since users may have many rows
 CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(sources.__file__)]
 
 _by_codec: dict[tuple[type[Codec], str], Sequence[Feature]] = {}
 
 
 class StoredFeatures(Sequence[Feature]):
-    """The features of a file; `lengths` are the tokens of each."""
+    """The features in a file; `lengths` holds the token count of each."""
 
     def __init__(self, table: Any, codec: Codec) -> None:
-        """Features of a `datasets.Dataset`, which may be mapped into memory."""
+        """Takes features from a `datasets.Dataset`, which may be mapped into memory."""
         self._table, self._codec = table, codec
         self.lengths: list[int] = table["length"][:]
 
@@ -46,7 +46,7 @@ class StoredFeatures(Sequence[Feature]):
         return len(self.lengths)
 
     def __getitem__(self, index: Any) -> Any:
-        """A feature, made anew; a list for a slice."""
+        """Builds a feature anew, or a list of features for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         row = self._table[range(len(self))[index]]
@@ -54,17 +54,17 @@ class StoredFeatures(Sequence[Feature]):
 
 
 def get_lengths(features: Sequence[Feature]) -> Sequence[int]:
-    """Tokens of each feature, without making stored ones."""
+    """The token count of each feature, without rebuilding stored ones."""
     if isinstance(features, StoredFeatures):
         return features.lengths
     return [len(feature.input_ids) for feature in features]
 
 
 def get_features(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequence[Feature]:
-    """`codec.encode(rows)`, from disk if the profile has a usable folder, else from memory."""
+    """`codec.encode(rows)`, from disk if the profile has a usable folder, otherwise from memory."""
     folder = codec.cell.profile.feature_cache
     key = cache_key(codec, rows, training=training)
-    if folder and len(rows):  # a table of no rows has no columns
+    if folder and len(rows):  # an empty table has no columns
         try:
             table = _load_table(folder / f"{key}.arrow", codec, rows, training=training)
             return StoredFeatures(table, codec)
@@ -73,8 +73,9 @@ def get_features(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequen
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__context__
             if cause is None:
-                raise  # neither a full disk nor a folder that cannot be made
-    name = (type(codec), key)  # the class itself: two that are made by one function share a name
+                raise  # the cause is not a full disk or a folder that cannot be made
+    # The class itself, since two classes made by one function share a name.
+    name = (type(codec), key)
     if name in _by_codec:
         return _by_codec[name]
     features = codec.encode(rows, training=training)
@@ -86,7 +87,7 @@ def get_features(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequen
 
 
 def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
-    """Sixteen hex digits; two codecs that would encode the rows alike have the same."""
+    """Sixteen hex digits, the same for two codecs that would encode the rows alike."""
     decisive = [
         f"{type(codec).__module__}.{type(codec).__qualname__}",
         training,
@@ -106,7 +107,7 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
 
 
 def _load_table(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool) -> Any:
-    """The file's table; if it lacks or is damaged, `datasets` writes it, block by block."""
+    """The file's table; `datasets` writes a missing or damaged file, block by block."""
     import datasets
     import pyarrow
 
@@ -132,20 +133,20 @@ def _load_table(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool
         writer_batch_size=ROW_BLOCK,
         remove_columns=["row"],
         features=datasets.Features(columns),
-        cache_file_name=str(path),  # it appears whole or not at all
+        cache_file_name=str(path),  # the file appears whole or not at all
         new_fingerprint=path.stem,
     )
 
 
 T = TypeVar("T")
-BUCKET = 20  # batches sorted by length together: saves padding, and keeps the order random
+BUCKET = 20  # batches sorted by length together, which saves padding and keeps the order random
 
 
 def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """One epoch's features, by index, in batches of like length.
+    """One epoch's features, by index, in batches of similar length.
 
-    Shuffles, sorts within buckets, shuffles the batches. The order depends only on the run's seed
-    and the epoch (from 0 on): all methods of a triple see the same.
+    Shuffles, sorts within buckets, then shuffles the batches. The order depends only on the run's
+    seed and the epoch (counted from 0), so all methods of a triple see the same order.
     """
     rng = Random(f"{seed}-{epoch}")
     order = rng.sample(range(len(lengths)), len(lengths))
@@ -158,5 +159,5 @@ def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> l
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Pieces of `size` items; the last one may be shorter."""
+    """Cuts items into pieces of `size`; the last piece may be shorter."""
     return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,8 +1,10 @@
-"""The codecs of generated text: each row with a source and a target gives one text.
+"""The codecs of generated text, which generate one text per row from its source.
 
-Two layouts. Encoder-decoder (BERT2BERT, T5): source and target apart. Causal: source and target in
-one sequence, the loss on the target only; `SeparatedCodec` (GPT-2) puts a new token between the
-two, `tunegrid.codecs.chat` a chat template around them.
+There are two layouts. In the encoder-decoder layout (BERT2BERT, T5), source and target are
+separate. In the causal layout, they form one sequence, and the loss covers only the target:
+`SeparatedCodec` (GPT-2) puts a new token between them, and `tunegrid.codecs.chat` puts a chat
+template around them.
+
 Shapes: B rows, S source tokens, T target tokens.
 """
 
@@ -40,7 +42,7 @@ class GenerateCodec(Codec):
 
     Attributes:
         generation: the recipe's search.
-        max_target_length: tokens of a target, its end token included.
+        max_target_length: the most tokens of a target, including its end token.
         lead: text before the target's first word.
         start_id: the decoder's first token; None if generation continues the prompt.
     """
@@ -52,8 +54,8 @@ class GenerateCodec(Codec):
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
         """Raises InputError if the recipe does not say how to generate.
 
-        Also if a text that continues its prompt could run past `max_length`, and so past the
-        model's positions.
+        Also raises it if a text that continues its prompt could exceed `max_length`, and with it
+        the model's positions.
         """
         recipe = cell.recipe
         if not (recipe.generation and recipe.max_target_length):
@@ -73,7 +75,7 @@ class GenerateCodec(Codec):
 
     @property
     def end_id(self) -> int:
-        """The token that ends a target: EOS, or [SEP] without one, or else raises InputError."""
+        """The token that ends a target: EOS, or else [SEP]. Raises InputError if neither exists."""
         token: int | None = self.tokenizer.eos_token_id
         if token is None:
             token = self.tokenizer.sep_token_id
@@ -87,13 +89,13 @@ class GenerateCodec(Codec):
         return str(row[self.task.target])
 
     def answers(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Target tokens per row, cut so that the end token survives `max_target_length`."""
+        """Target tokens per row, cut so that the end token fits into `max_target_length`."""
         texts = [self.lead + self.target_text(row) for row in rows]
         room = self.max_target_length - 1
         return [[*tokens[:room], self.end_id] for tokens in self.to_ids(texts)]
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature per row. `input_ids`: the truncated source; `target`: the target's tokens."""
+        """One feature per row, with the truncated source as `input_ids` and the target's tokens."""
         sources = self.to_ids([self.text(row) for row in rows])
         features: list[Feature] = []
         for source, target in zip(sources, self.answers(rows), strict=True):
@@ -108,7 +110,7 @@ class GenerateCodec(Codec):
         return Feature(example=0, input_ids=source, target=target)
 
     def targets(self, batch: Batch) -> int:
-        """One a target token."""
+        """The number of target tokens."""
         return int((batch["labels"] != IGNORED).sum())
 
     def predict(
@@ -117,7 +119,7 @@ class GenerateCodec(Codec):
         features: Sequence[Feature],
         device: torch.device,
     ) -> list[Any]:
-        """Generated ids a feature, ended by the end token or by `max_new_tokens`."""
+        """The ids generated for each feature, until the end token or `max_new_tokens`."""
         return [self.cut_at_end(ids) for ids in self.generate(model, features, device).tolist()]
 
     def generate(
@@ -127,9 +129,9 @@ class GenerateCodec(Codec):
         device: torch.device,
         **options: Any,
     ) -> Any:
-        """The output of `generate` without the prompt, by the recipe's search changed by `options`.
+        """The output of `generate`, without prompts, for the recipe's search changed by `options`.
 
-        Settings in a checkpoint's generation_config do not count.
+        Settings in a checkpoint's generation_config are ignored.
         """
         prompt = move_batch(device, self.prompt(features))
         with patch.dict(vars(model.generation_config), vars(hf.GenerationConfig()), clear=True):
@@ -146,23 +148,23 @@ class GenerateCodec(Codec):
         return self.search_settings(self.generation)
 
     def search_settings(self, rules: Generation) -> dict[str, Any]:
-        """A search by these rules, as fields of a `GenerationConfig`."""
+        """A search with these rules, as fields of a `GenerationConfig`."""
         search = asdict(rules)
         search["do_sample"] = False
         search["use_cache"] = True
         search["pad_token_id"] = self.pad_id
         search["eos_token_id"] = self.end_id
         search["decoder_start_token_id"] = self.start_id
-        if self.start_id is None:  # `min_length` counts the prompt of a causal model
+        if self.start_id is None:  # in causal models, `min_length` counts the prompt
             search["min_new_tokens"] = search.pop("min_length") or None
         return search
 
     def prompt(self, features: Sequence[Feature]) -> Batch:
-        """The model's input to generate from, padded on the left if generation continues it."""
+        """The model's input for generation, padded on the left if generation continues it."""
         return self.inputs([feature.input_ids for feature in features], left=self.start_id is None)
 
     def cut_at_end(self, ids: list[int]) -> list[int]:
-        """The ids up to the first end token, which they keep."""
+        """The ids up to and including the first end token."""
         return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
 
     def decode(
@@ -171,13 +173,16 @@ class GenerateCodec(Codec):
         features: Sequence[Feature],
         outputs: Sequence[Any],
     ) -> list[Prediction]:
-        """Features and rows are one to one."""
+        """Makes one prediction per feature, since each row has exactly one."""
         words = [self.strip_end(ids) for ids in outputs]
         texts = self.tokenizer.batch_decode(words, skip_special_tokens=True)
         return [Prediction(value=text.strip()) for text in texts]
 
     def decode_alone(self, output: list[int]) -> str | None:
-        """An output's text by the tokenizer's file alone; None if transformers cleans up spaces."""
+        """Decodes an output with the tokenizer's own file alone.
+
+        None if the tokenizer has no such backend, or if transformers cleans up spaces.
+        """
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None or self.tokenizer.clean_up_tokenization_spaces:
             return None
@@ -193,7 +198,7 @@ class GenerateCodec(Codec):
         return bool(output) and output[-1] == self.end_id
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks for the row's target and the end token; only a target too long may be cut."""
+        """Checks for the row's target and the end token; only an overlong target may be cut."""
         target_ids = label[label != IGNORED].tolist()
         if not self.has_end(target_ids) or len(target_ids) > self.max_target_length:
             return False
@@ -207,7 +212,7 @@ class GenerateCodec(Codec):
 
 
 class EncoderDecoderCodec(GenerateCodec):
-    """Prefix + source + end -> target + end; the decoder starts from the model's start token."""
+    """Prefix + source + end -> target + end; the decoder begins with the model's start token."""
 
     @cached_property
     def start_id(self) -> int:  # type: ignore[override]
@@ -218,7 +223,7 @@ class EncoderDecoderCodec(GenerateCodec):
         return int(self.pad_id if cls_id is None else cls_id)
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Source (B, S), and decoder inputs and labels (B, T): labels shifted right are inputs."""
+        """Sources (B, S), labels (B, T), and the labels shifted right as decoder inputs (B, T)."""
         shifted = [[self.start_id, *feature.target[:-1]] for feature in features]
         decoder_inputs = self.inputs(shifted)
         return {
@@ -229,38 +234,38 @@ class EncoderDecoderCodec(GenerateCodec):
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the target tokens, summed."""
+        """Cross-entropy, summed over the target tokens."""
         logits = model(**without_labels(batch), use_cache=False).logits
         return self.criterion(logits.float().flatten(0, 1), batch["labels"].flatten())
 
 
 class CausalCodec(GenerateCodec):
-    """Source and target in one sequence, which fits `max_length`, as does a generated text."""
+    """Source and target in one sequence that fits `max_length`, as does any generated text."""
 
     @property
     def room(self) -> int:
-        """Tokens of the source that fit beside the longest target."""
+        """How many tokens of the source fit beside the longest target."""
         return super().room - self.max_target_length
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Whole sequences (B, S + T), padded on the right; labels of target and end token only."""
+        """Whole sequences (B, S + T), padded on the right; labels for target and end token only."""
         batch = self.inputs([[*feature.input_ids, *feature.target] for feature in features])
         labels = [[*[IGNORED] * len(feature.input_ids), *feature.target] for feature in features]
         return {**batch, "labels": pad(labels, IGNORED)}
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
-        """The batch on a device, with `kept`: positions whose next token is learned, from the end.
+        """Moves the batch to a device, and adds `kept`, the positions whose next token is learned.
 
-        Found on the host, so that no device waits.
+        These positions count from the end. The host finds them, so that no device waits.
         """
         positions = (batch["labels"][:, 1:] != IGNORED).any(0).nonzero().flatten()
         return move_batch(device, {**batch, "kept": positions - batch["labels"].shape[1]})
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of the target tokens, summed; each token predicts the next.
+        """Cross-entropy, summed over the target tokens; each token predicts the next.
 
-        For a batch from `to_device`, the model computes logits only where they count: vocabularies
-        are large, sources long.
+        For a batch from `to_device`, the model computes logits only where they count, because
+        vocabularies are large and sources long.
         """
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         labels = batch["labels"]
@@ -277,12 +282,12 @@ class CausalCodec(GenerateCodec):
 
 
 class SeparatedCodec(CausalCodec):
-    """Source + the head's new token, or EOS without one + target + EOS in one sequence."""
+    """Source + the head's new token, or EOS if it has none, + target + EOS in one sequence."""
 
-    lead = " "  # inside a text, GPT-2's tokens contain the space before a word
+    lead = " "  # inside a text, GPT-2's tokens include the space before a word
 
     def affixes(self) -> tuple[list[int], list[int]]:
-        """Tokens before the source, and the separator after it."""
+        """The tokens before the source, and the separator after it."""
         before, _ = super().affixes()
         token = self.cell.head.new_token
         if token is None:

@@ -1,4 +1,4 @@
-"""A cell at work: build, train, evaluate, measure. Called, it is `tunegrid.commands.run.run`."""
+"""Builds, trains, evaluates and measures a cell. Called, it is `tunegrid.commands.run.run`."""
 
 import sys
 

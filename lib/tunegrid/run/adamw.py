@@ -1,4 +1,4 @@
-"""AdamW by its definition, compared with the steps of an optimizer."""
+"""A reference AdamW, written from its definition, to compare an optimizer's steps with."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,20 @@ from torch import Tensor
 from tunegrid.run.first_updates import MOVED, SAMPLED, sample
 from tunegrid.run.meter import state_tensors
 
-# Of a tensor's movement in three updates. On quick cells fp32 is at most 1e-4 off, and 8-bit
-# moments 7e-2; Adam's moments without their correction are 3 off. One update from the optimizer's
-# own moments is exact with 8 bits, too.
+# Tolerances, relative to a tensor's movement in three updates. On quick cells, fp32 is off by at
+# most 1e-4 and 8-bit moments by 7e-2, while Adam's moments without their correction are off by 3. A
+# single update from the optimizer's own moments is exact even with 8 bits.
 STEP_TOLERANCE = 1e-3
 PACKED_TOLERANCE = 0.2
-# Of the weights' norm: rounding of three additions.
+# Rounding of three additions, relative to the weights' norm and in units of the tolerance.
 LOST = MOVED * torch.finfo(torch.float32).eps / STEP_TOLERANCE
-LATE = 0.75  # share of updates before the late one; later, rates are too small for rounding
-PACKED_BLOCK = 256  # neighbouring values whose packed moments share a scale, in bitsandbytes
+# Share of updates before the late one; after it, rates are so small that rounding matters.
+LATE = 0.75
+PACKED_BLOCK = 256  # neighbouring values whose packed moments share a scale in bitsandbytes
 
 
 class AdamState(NamedTuple):
-    """Weights and both moments of a tensor."""
+    """A tensor's weights and both moments."""
 
     weights: Tensor
     first: Tensor
@@ -32,26 +33,26 @@ class AdamState(NamedTuple):
 
 @dataclass
 class AdamW:
-    """AdamW by definition (Loshchilov and Hutter 2019, algorithm 2), beside an optimizer's steps.
+    """AdamW by definition (Loshchilov and Hutter 2019, algorithm 2), run beside an optimizer.
 
-    It gets the same gradients and rates, for some values of each tensor, and computes in fp64 on
-    the host, since the device's memory during an update is measured. `gap` stays None if the
-    optimizer is no AdamW, made fewer steps, or was resumed. One late step starts from the
-    optimizer's own weights and moments: its `late_gap` shows a lost count of steps.
+    It gets the same gradients and rates for some values of each tensor, and computes in fp64 on the
+    host, since the device's memory is measured during an update. `gap` stays None if the optimizer
+    is not AdamW, made fewer steps, or was resumed. One late step starts from the optimizer's own
+    weights and moments; its `late_gap` exposes a lost step count.
     """
 
     optimizer: Any
     parameters: Mapping[str, Tensor]  # by name
-    gap: float | None = None  # the largest error of a tensor's movement, as a share of it
-    late_gap: float | None = None  # the same of one update near the end
-    packed: bool = False  # the optimizer keeps moments in 8 bits
+    gap: float | None = None  # the largest relative error of a tensor's movement
+    late_gap: float | None = None  # the same for one update near the end
+    packed: bool = False  # whether the optimizer keeps moments in 8 bits
     _last: int = field(default=0, init=False)  # the last update to follow
     _start: dict[str, Tensor] = field(default_factory=dict, init=False)
     _groups: dict[str, Any] = field(default_factory=dict, init=False)
     _state: dict[str, AdamState] = field(default_factory=dict, init=False)
 
     def before_step(self, update: int, total: int) -> None:
-        """Takes the step by definition, of an update that counts from 0, of `total` ones."""
+        """Makes the reference step for `update`, which counts from 0 to `total` - 1."""
         if update in (0, max(MOVED, int(LATE * total))):
             self._follow(update)
         gradients = {}
@@ -71,7 +72,7 @@ class AdamW:
         if kind is torch.optim.AdamW:
             if any(group["amsgrad"] or group["maximize"] for group in groups):
                 return
-        elif kind.__module__ != "bitsandbytes.optim.adamw":  # theirs have no such options
+        elif kind.__module__ != "bitsandbytes.optim.adamw":  # bitsandbytes has no such options
             return
         group_of: dict[Tensor, Any] = {}
         for group in groups:
@@ -91,7 +92,7 @@ class AdamW:
             self._state[name] = AdamState(start, *moments)
 
     def after_step(self, update: int) -> None:
-        """After the last step to follow, measures the gap."""
+        """Measures the gap after the last followed update."""
         if not self._state or update < self._last:
             return
         gap = 0.0
@@ -114,7 +115,7 @@ class AdamW:
 
 
 def held_moments(state: Mapping[str, Any]) -> Sequence[Tensor]:
-    """Both moments of a tensor's sampled values in torch's or bitsandbytes' AdamW."""
+    """Both moments of a tensor's sampled values, from torch's or bitsandbytes' AdamW."""
     names = ("exp_avg", "exp_avg_sq") if "exp_avg" in state else ("state1", "state2")
     moments = [*sample({name: state[name] for name in names}, exact=True).values()]
     if state[names[0]].dtype is not torch.uint8:
@@ -135,7 +136,7 @@ def adamw_step(
     number: int,
     settings: Mapping[str, Any],
 ) -> AdamState:
-    """The state after step `number`, from 1 on; `settings` are an optimizer's group."""
+    """The state after step `number`, counted from 1; `settings` is a parameter group."""
     weights, first, second = state
     beta1, beta2 = settings["betas"]
     rate = float(settings["lr"])

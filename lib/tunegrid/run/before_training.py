@@ -1,8 +1,8 @@
-"""Asks a model for figures before its first update, and leaves no trace.
+"""Takes figures of a model before its first update, and leaves no trace.
 
-They fill the record's `FirstStep`: the same seed, rows and arithmetic give the same figures, but
-for rounding, and `tunegrid.gate.numerics` compares two records by them. `Trainer` adds those of the
-first updates.
+They fill the record's `FirstStep`. Equal seeds, rows and arithmetic give equal figures, apart from
+rounding, so `tunegrid.gate.numerics` uses them to compare two records. `Trainer` adds the figures
+of the first updates.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,14 +43,14 @@ from tunegrid.run.probe import (
 )
 from tunegrid.run.train import Trainer
 
-PROBED = 4  # rows whose loss and gradients are taken, from the shortest to the longest
+PROBED = 4  # rows, from the shortest to the longest, whose loss and gradients are computed
 SEARCH: dict[str, Any] = {
     "num_beams": 3,
     "no_repeat_ngram_size": 2,
     "length_penalty": 2.0,
     "min_length": 0,
 }
-# Without a probe's digest, figures of two probes are not compared.
+# Without a digest in `probe`, the probes of two records are not compared.
 UNPROBED: dict[str, Any] = {
     "computed": None,
     "probe_loss": None,
@@ -61,12 +61,13 @@ UNPROBED: dict[str, Any] = {
     "tokens_read": None,
     "probe_gradients": {},
 }
-# Passes of a search whose modules are noted: an encoder's or a prompt's, and the first tokens'.
+# Passes of a search whose modules are recorded: the encoder's or the prompt's pass, then the first
+# tokens' passes.
 SEARCHED = 4
-FIXED = 16  # rows whose references are spoiled and scored
+FIXED = 16  # rows for which made-up answers are scored
 DRAWS = 64
-UNTRAINED = 32  # test rows that the untrained model is scored on
-PREDICTED = 4  # the first of them, of whose predictions a digest is taken
+UNTRAINED = 32  # test rows on which the untrained model is scored
+PREDICTED = 4  # the first of these rows, whose predictions enter a digest
 
 
 def before_training(
@@ -77,8 +78,8 @@ def before_training(
 ) -> dict[str, Any]:
     """Figures of tokens, weights, random numbers, the untrained model, and metrics.
 
-    The model will be scored on `rows`. `keep` stores the figures of single modules, and returns the
-    name for the record.
+    The model will be scored on `rows`. `keep` stores the figures of single modules and returns the
+    name under which the record refers to them.
     """
     features = spread_features(trainer.features, PROBED)
     modules = ModuleFigures(trainer.model)
@@ -87,20 +88,21 @@ def before_training(
     figures = {**UNPROBED}
     measures = (_gradients, _search) if isinstance(codec, GenerateCodec) else (_gradients,)
     with keep_state(trainer):
-        for measure in measures:  # a probe keeps all activations, training perhaps does not
+        for measure in measures:  # a probe keeps all activations, even if training does not
             fits = False
             with suppress(DoesNotFit), check_memory():
                 figures |= measure(trainer, features, modules)
                 fits = True
             if not fits:
-                # Out here, where the error no longer keeps the failed pass alive.
+                # Outside the context, so that the error no longer keeps the failed pass alive.
                 free_memory(device)
         groups = names_by_group(trainer.cell, trainer.model, trainer.parameters)
-        # One by one: a packed base, unpacked whole, would take several times its memory.
+        # Weights are unpacked one by one, since a whole unpacked base takes several times the
+        # memory.
         sizes = {}
         for name, p in trainer.parameters.items():
             sizes[name] = float(unpack_weight(p).norm(dtype=torch.float32))
-        # The generator from a fixed seed: uniform and normal numbers, and a dropout mask.
+        # The generator's draws from a fixed seed: uniform and normal numbers, and a dropout mask.
         torch.manual_seed(0)
         numbers = torch.rand(DRAWS, device=device).tolist()
         numbers += torch.randn(DRAWS, device=device).tolist()
@@ -120,8 +122,8 @@ def before_training(
 
 
 def weight_types(trainer: Trainer) -> dict[str, str]:
-    """The type of each parameter, by name, or that in which it was packed or drawn."""
-    has_drawn_fp32 = has_fp32_base(trainer)  # else PEFT draws LoRA's A in the base's type
+    """The type of each parameter, by name, or the type in which it was packed or drawn."""
+    has_drawn_fp32 = has_fp32_base(trainer)  # otherwise PEFT draws LoRA's A in the base's type
     types = {}
     for name, p in trainer.parameters.items():
         types[name] = dtype_name(p.dtype)
@@ -145,15 +147,15 @@ def join_types(groups: Mapping[str, Sequence[str]], types: Mapping[str, str]) ->
 
 
 def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
-    """The loss of a few rows without dropout, in nats a target; gradients; types of layers."""
+    """The loss of a few rows without dropout, in nats per target; its gradients; layer types."""
     codec = trainer.codec
     device = trainer.meter.device
-    # No more rows at once than training takes: their losses and gradients add up.
+    # Batches have at most as many rows as in training; their losses and gradients add up.
     size = trainer.cell.recipe.per_device_train_batch_size
     batches = [codec.collate(features) for features in chunks(rows, size)]
     targets = sum(map(codec.targets, batches))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
-    # Over a base in fp32 the probe always runs in fp32, to expose smaller changes.
+    # Over an fp32 base the probe always runs in fp32, which exposes smaller changes.
     is_fp32 = has_fp32_base(trainer) and trainer.log.precision != "fp32"
     autocast = nullcontext if is_fp32 else trainer.accelerator.autocast
     total = torch.zeros((), device=device)
@@ -168,7 +170,7 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
                 if gradient is not None:
                     sums[name] = sums[name] + gradient if name in sums else gradient
     modules.note_weights("forward", sums)
-    # The first batch again with dropout, to note the outputs of modules.
+    # Runs the first batch again, with dropout, to record the outputs of modules.
     with keep_state(trainer, training=True), torch.no_grad(), autocast(), modules.watch("dropout"):
         torch.manual_seed(0)
         codec.loss(trainer.model, codec.to_device(batches[0], device))
@@ -188,11 +190,11 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
 
 
 def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
-    """The untrained model's texts for a short and a long row, their error, and tokens read."""
+    """The untrained model's texts for a short and a long row, their error, and the tokens read."""
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these generate"
-    # No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for
-    # which there are positions.
+    # Every text runs to the cap, since a cache may go wrong late. No text is longer than a target,
+    # for which the model has positions.
     cap = min(codec.generation.max_new_tokens, codec.max_target_length)
     base: Any = trainer.model
     if isinstance(base, PeftModel):
@@ -214,7 +216,7 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
 
 
 def untrained_scores(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str, Any]:
-    """Points of rows before training, and a digest of predictions; None if memory runs out."""
+    """Points per row before training, and a digest of predictions; None if memory runs out."""
     codec = trainer.codec
     facts: dict[str, Any] = {"predicted": None, "untrained": None}
     with suppress(InputError):

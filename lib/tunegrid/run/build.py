@@ -1,6 +1,6 @@
-"""Builds a `Cell`'s tokenizer and model: loaded, quantized, adapted, the right weights to train.
+"""Builds a cell's tokenizer and model: loads, quantizes, adapts, and selects weights to train.
 
-Checksums of weights, and the files and keys of their checkpoint, are here, too.
+Also computes checksums of weights, and finds the files and keys of their checkpoint.
 """
 
 import hashlib
@@ -40,20 +40,20 @@ from tunegrid.run.device import (
 )
 from tunegrid.run.metrics import BertScorer
 
-PERTURBATION = 1e-6  # relative: a few last bits of fp32
+PERTURBATION = 1e-6  # relative; changes the last few bits of fp32
 BASE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Checksum = tuple[int, int]
-# By bytes per element; any other size is read byte by byte.
+# By bytes per element; elements of other sizes are read byte by byte.
 INTEGERS = {4: torch.int32, 2: torch.int16}
 # Old BERT checkpoints say gamma and beta, and BERT2BERT's cross-attention starts from the
-# self-attention of its layer.
+# self-attention in the same layer.
 RENAMED_WORDS = {"gamma": "weight", "beta": "bias", "crossattention": "attention"}
-# A file in the hub's cache.
+# Matches a file in the hub's cache.
 HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]")
 
 
 def load_tokenizer(cell: Cell) -> Any:
-    """The checkpoint's tokenizer, or its ids if weights are random; with the head's new token."""
+    """The checkpoint's tokenizer, or only its ids for random weights; adds the head's new token."""
     if cell.profile.random_weights:
         tokenizer: Any = SyntheticTokenizer(cell.backbone)
     else:
@@ -65,7 +65,7 @@ def load_tokenizer(cell: Cell) -> Any:
 
 
 def load_bert_scorer(profile: Profile) -> BertScorer:
-    """BERTScore's encoder: the profile's own BERT."""
+    """Loads BERTScore's encoder, which is the profile's own BERT."""
     source, pin = checkpoint_source(BERT, profile)
     tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
     encoder = from_hub_or_folder(hf.BertModel, source, {"use_safetensors": True, **pin})
@@ -73,10 +73,10 @@ def load_bert_scorer(profile: Profile) -> BertScorer:
 
 
 def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
-    """Loads from a checkpoint, without running its code. Raises InputError if a library raises."""
+    """Loads a checkpoint without running its code. Raises InputError if a library raises."""
     try:
         loaded = loader.from_pretrained(source, trust_remote_code=False, **options)
-        if loader is hf.AutoTokenizer:  # some broken settings show only in use
+        if loader is hf.AutoTokenizer:  # some broken settings only show in use
             loaded(["a"], add_special_tokens=False, verbose=False)
         return loaded
     except Exception as error:
@@ -90,7 +90,7 @@ def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any])
 
 
 def hub_code() -> list[str]:
-    """Repository and commit of each module that this process imported from the hub's cache."""
+    """The repository and commit of each module that this process imported from the hub's cache."""
     descriptions = []
     for module in list(sys.modules.values()):
         match = HUB.search(getattr(module, "__file__", None) or "")
@@ -100,11 +100,11 @@ def hub_code() -> list[str]:
 
 
 def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
-    """The model that trains: loaded, quantized and adapted as the cell's method says, on `device`.
+    """The model to train: loaded, quantized and adapted as the cell's method says, on `device`.
 
-    Weights that train are fp32; frozen ones are fp32, NF4, or bf16 if the backbone says so. Raises
-    InputError for a checkpoint, a precision or an option that does not fit the model, and if code
-    without a release would compute.
+    Trained weights are fp32; frozen weights are fp32, NF4, or bf16 if the backbone says so. Raises
+    InputError if a checkpoint, a precision or an option does not fit the model, or if code without
+    a release would compute.
     """
     backbone = cell.backbone
     if backbone.dtype not in BASE_TYPES:
@@ -138,7 +138,7 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
         keep_packed_layers(final_model)
     if cell.recipe.gradient_checkpointing:
         try:
-            # Its name from transformers 5.24 on.
+            # The method's name since transformers 5.24.
             enable = getattr(final_model, "activation_checkpointing_enable", None)
             enable = enable or final_model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
@@ -156,15 +156,16 @@ def base_type(cell: Cell) -> torch.dtype:
 
 
 def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
-    """The checkpoint's model, quantized if the method quantizes; new parts start from random."""
+    """Loads the checkpoint's model, quantized if the method quantizes; new parts start random."""
     head = cell.head
     kind = architecture(head.architecture)
     source = None
     options: dict[str, Any] = {}
-    if cell.task.problem is Problem.CLASSIFY and cell.task.labels:  # the saved model names them
+    # These options name the labels in the saved model.
+    if cell.task.problem is Problem.CLASSIFY and cell.task.labels:
         options["id2label"] = dict(enumerate(cell.task.labels))
         options["label2id"] = {label: i for i, label in enumerate(cell.task.labels)}
-    if cell.profile.random_weights:  # of the checkpoint's true shape
+    if cell.profile.random_weights:  # in the checkpoint's true shape
         config = hf.AutoConfig.for_model(**cell.backbone.shape, **options)
         make_model = getattr(kind, "checkpoint_class", kind)
         with device:
@@ -176,7 +177,7 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     options["attn_implementation"] = attention(cell)
     options["use_safetensors"] = True
     options["output_loading_info"] = True
-    options["ignore_mismatched_sizes"] = True  # reported below, by name
+    options["ignore_mismatched_sizes"] = True  # reported by name below
     if cell.quantization or device.type == "meta":
         options["device_map"] = {"": device}
     if cell.quantization:
@@ -196,7 +197,7 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
         )
     if device.type == "meta":
         model.tie_weights()  # tensors without data are loaded one by one, tied or not
-    # GPT-2 and Llama find a row's last real token by it: it must be the codec's.
+    # GPT-2 and Llama find a row's last real token by the pad id, so it must be the codec's.
     pad_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.eos_token_id if pad_id is None else pad_id
     if head.new_token:
@@ -205,13 +206,13 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
 
 
 def attention(cell: Cell) -> str:
-    """The cell's attention: torch's function, or by hand, as for T5 in transformers to 5.14."""
+    """The cell's attention: torch's function, or by hand, as for T5 up to transformers 5.14."""
     kind = architecture(cell.head.architecture)
     return FUSED if getattr(kind, "_supports_sdpa", True) else BY_HAND
 
 
 def packing_config(cell: Cell, device: torch.device) -> Any:
-    """Transformers' settings that pack a quantized base, but for outputs tied to the embeddings."""
+    """Transformers' settings to pack a quantized base, except new modules and tied outputs."""
     quantization = resolve_quantization(cell, device)[0]
     assert quantization, "the cell has one"
     return hf.BitsAndBytesConfig(
@@ -222,7 +223,7 @@ def packing_config(cell: Cell, device: torch.device) -> Any:
 
 
 def make_base(cell: Cell, tokenizer: Any, model: Any) -> Base:
-    """Facts of the loaded model for a PEFT config. A new token's row of the embedding trains."""
+    """Facts about the loaded model for a PEFT config; a new token's row of the embedding trains."""
     token = cell.head.new_token
     token_indices = None
     if token:
@@ -236,14 +237,14 @@ def make_base(cell: Cell, tokenizer: Any, model: Any) -> Base:
 
 
 def embedding_name(model: Any) -> str:
-    """The name of the module that holds the input embeddings, as "wte" in GPT-2."""
+    """The name of the module that holds the input embeddings, such as "wte" in GPT-2."""
     embeddings = model.get_input_embeddings()
     names = (name for name, module in model.named_modules() if module is embeddings)
     return str(next(names)).split(".")[-1]
 
 
 def train_in_fp32(model: nn.Module) -> None:
-    """Casts weights that train to fp32. Their modules then cast inputs, which the base computes."""
+    """Casts trained weights to fp32, and makes their modules cast inputs from the base as well."""
 
     def inputs_in_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         values = list(inputs)
@@ -265,13 +266,15 @@ ROUNDS_BIASES = Version(bnb.__version__) >= Version("0.50")
 
 
 def keep_packed_layers(model: nn.Module) -> None:
-    """Keeps bitsandbytes from changing 4-bit layers in mid-training."""
+    """Keeps bitsandbytes from changing 4-bit layers in the middle of training."""
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            # At the first evaluation on a CPU with bf16 units it would repack weights, over which
-            # training then fails or has wrong gradients. Without, all CPUs evaluate alike, too.
+            # On a CPU with bf16 units, the first evaluation would repack weights, and training
+            # would then fail or compute wrong gradients. Without repacking, all CPUs also evaluate
+            # alike.
             module.support_avx512bf16_for_cpu = False
-            # 0.50 rounds biases at the first forward pass: rounded now, frozen ones do not change.
+            # Version 0.50 rounds biases at the first forward pass. If they are rounded now, frozen
+            # biases do not change later.
             if module.bias is not None and ROUNDS_BIASES:
                 module.bias.data = module.bias.data.to(module.compute_dtype)
 
@@ -281,13 +284,13 @@ def perturb(model: nn.Module, draw: int) -> None:
     generator = torch.Generator().manual_seed(draw)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point():  # a packed one would move by a whole level
+            if parameter.is_floating_point():  # a packed weight would move by a whole level
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
                 parameter.mul_(1 + PERTURBATION * noise)
 
 
 def unpack_weight(parameter: Any) -> Tensor:
-    """A weight as numbers, unpacked if it is packed to 4 bits."""
+    """A weight's numbers, unpacked if it is packed to 4 bits."""
     state = getattr(parameter, "quant_state", None)
     numbers: Tensor = parameter.detach()
     if state is not None:
@@ -296,9 +299,10 @@ def unpack_weight(parameter: Any) -> Tensor:
 
 
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
-    """Each tensor's sums of its elements' bits as integers, of all and of every other one.
+    """Sums each tensor's bits as integers, over all its elements and over every other one.
 
-    No cryptographic hash: on the device, it tells trained weights from unchanged ones.
+    This is no cryptographic hash; it runs on the device and tells trained weights from unchanged
+    ones.
     """
     names = []
     sums = []
@@ -307,12 +311,12 @@ def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
         bits = vector.view(INTEGERS.get(vector.element_size(), torch.uint8))
         names.append(name)
         sums += [bits.sum(dtype=torch.int64), bits[::2].sum(dtype=torch.int64)]
-    values = torch.stack(sums).tolist() if sums else []  # brought to the host at once
+    values = torch.stack(sums).tolist() if sums else []  # one transfer to the host
     return dict(zip(names, zip(values[::2], values[1::2], strict=True), strict=True))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a type in files: float32."""
+    """A type's name as it appears in files, such as float32."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -334,7 +338,7 @@ def weight_files(cell: Cell) -> list[Path]:
 
 @cache
 def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
-    """The file of each tensor of a checkpoint."""
+    """Maps each tensor in a checkpoint to its file."""
     file_of: dict[str, Path] = {}
     for path in files:
         with safe_open(path, "pt") as file:
@@ -343,7 +347,7 @@ def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
 
 
 def lacking_modules(cell: Cell) -> list[str]:
-    """The head's optional modules that the checkpoint lacks; they start from random."""
+    """The head's optional modules that the checkpoint lacks and that therefore start random."""
     if not cell.head.optional_modules:
         return []
     names = files_by_key(tuple(weight_files(cell)))
@@ -355,7 +359,7 @@ def lacking_modules(cell: Cell) -> list[str]:
 
 
 def model_record(cell: Cell) -> ModelRecord:
-    """The cell's class and first weights, by the hub's commit or a hash of a local folder's."""
+    """The cell's class and initial weights, identified by the hub's commit or a hash of files."""
     checkpoint = f"random weights, shape of {cell.backbone.checkpoint}"
     fingerprint = None
     if not cell.profile.random_weights:
@@ -383,7 +387,7 @@ def model_record(cell: Cell) -> ModelRecord:
 
 @cache
 def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping[str, Checksum]:
-    """Checksums of a checkpoint's tensors by name, in the type that the model loads them in."""
+    """Checksums of a checkpoint's tensors, by name, in the type in which the model loads them."""
     sums: dict[str, Checksum] = {}
     for path in files:
         tensors = load_file(path).items()
@@ -393,10 +397,10 @@ def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping
 
 @cache
 def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
-    """The checkpoint's tensors that share the longest end of this name, of two words at least.
+    """The checkpoint's tensors that share the longest end of this name, at least two words.
 
-    A model and its checkpoint name one tensor differently: PEFT and heads put words in front, and
-    PEFT some in between.
+    A model and its checkpoint name the same tensor differently: PEFT and heads prepend words, and
+    PEFT inserts some.
     """
     end = reversed_words(name)
     lengths = {}
@@ -408,6 +412,6 @@ def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
 
 
 def reversed_words(name: str) -> list[str]:
-    """The words between the dots of a tensor's name, last first, as the model names them."""
+    """The dot-separated words of a tensor's name, last first, as the model spells them."""
     words = reversed(name.split("."))
     return [RENAMED_WORDS.get(word, word) for word in words if word != "base_layer"]

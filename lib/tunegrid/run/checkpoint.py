@@ -1,7 +1,7 @@
-"""Saves the state of a long training now and then, as one safetensors file with JSON in it.
+"""Saves the state of a long training now and then, in one safetensors file that contains JSON.
 
-Sessions that train the same cell, at the same settings, write the same file: each replaces the one
-before, whole.
+Sessions that train the same cell at the same settings write the same file, and each save replaces
+the previous file as a whole.
 """
 
 import json
@@ -23,7 +23,8 @@ from tunegrid.run.ranks import ALONE, Ranks, local_shard
 if TYPE_CHECKING:
     from tunegrid.run.train import Trainer
 
-TENSOR = "<tensor>"  # the only key of an object that replaces a tensor in JSON, with its name
+# The only key of a JSON object that replaces a tensor; the value is the tensor's name.
+TENSOR = "<tensor>"
 
 
 @dataclass(kw_only=True)
@@ -31,15 +32,15 @@ class Checkpoints:
     """One training's file: written at the first save, removed when the cell has its record."""
 
     path: Path
-    every_seconds: float = 600.0  # between two saves
-    resume: bool = False  # go on from the file if it is there; otherwise start anew
+    every_seconds: float = 600.0  # time between two saves
+    resume: bool = False  # continue from the file if it exists; otherwise start anew
     ranks: Ranks = ALONE
     saved_at: float = field(default_factory=time.monotonic)
     save_error: str | None = None  # why the last save failed; training goes on
     started_anew: str | None = None  # why an existing file was not used
 
     def __post_init__(self) -> None:
-        """Names each rank's own file; all save, or resume, at the same update."""
+        """Gives each rank a file of its own; all ranks save, or resume, at the same update."""
         if self.ranks.rank:
             self.path = self.path.with_suffix(f".rank{self.ranks.rank}{self.path.suffix}")
 
@@ -54,7 +55,7 @@ class Checkpoints:
         return sentences
 
     def save_if_due(self, source: "Trainer") -> None:
-        """Writes the file if it is due: whole, or not at all."""
+        """Writes the file if a save is due, either whole or not at all."""
         if not self.ranks.first(lambda: time.monotonic() - self.saved_at >= self.every_seconds):
             return
         tensors: dict[str, Tensor] = {}
@@ -71,19 +72,20 @@ class Checkpoints:
             with replace_file(self.path) as path:
                 save_file(tensors, path, {"tree": text})
             self.save_error = None
-        # TypeError: an optimizer's value that JSON does not know.
+        # JSON raises TypeError if it does not know the type of an optimizer's value.
         except (OSError, SafetensorError, TypeError) as error:
             self.save_error = first_line(error)
 
     def restore(self, target: "Trainer") -> None:
-        """Loads the file's state into the target, if it is to resume and the file can be used."""
+        """Loads the file's state into the target, if `resume` is set and the file can be used."""
         state = self._read_state() if self.resume and self.path.is_file() else None
         updates = self.ranks.gather(state and state["log"]["updates"])
-        if state and len(set(updates)) == 1:  # a kill may leave ranks with files of other updates
+        # A kill may leave ranks with files from different updates.
+        if state and len(set(updates)) == 1:
             target.load_state_dict(state)
 
     def _read_state(self) -> dict[str, Any] | None:
-        """The file's state; if it cannot be read, as one that was cut off, renames it: None."""
+        """The file's state; if it is unreadable (say, truncated), renames it and returns None."""
         try:
             with safe_open(self.path, "pt") as file:
 
@@ -101,6 +103,6 @@ class Checkpoints:
             return None
 
     def clear(self) -> None:
-        """Removes the file: the cell is recorded."""
-        with suppress(OSError):  # a file that stays is not used, since the cell has its row
+        """Removes the file once the cell is recorded."""
+        with suppress(OSError):  # a leftover file is not used, since the cell has its row
             self.path.unlink(missing_ok=True)

@@ -20,19 +20,20 @@ from tunegrid.machine import cpu_name, versions
 from tunegrid.record.record import DeviceRecord
 
 GIB = 2**30
-LEFT_GIB = 0.125  # libraries' workspaces stay: cuBLAS keeps 32 MiB on an H100
-CPU_STEPS = Version("0.50")  # of bitsandbytes
-BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
-FUSED = "sdpa"  # attention by torch's function
-BY_HAND = "eager"  # attention by products and a softmax
-FULL_TILES = 256  # rows of a matrix that a library may multiply in fewer bits, unlike small ones
+LEFT_GIB = 0.125  # libraries' workspaces remain: cuBLAS keeps 32 MiB on an H100
+CPU_STEPS = Version("0.50")  # the first bitsandbytes with 8-bit optimizers for CPUs
+BUSY_GIB = 1.0  # our own CUDA context takes about half of this
+FUSED = "sdpa"  # attention computed by torch's function
+BY_HAND = "eager"  # attention computed with products and a softmax
+# Matrix rows; at this size, unlike smaller ones, a library may multiply in fewer bits.
+FULL_TILES = 256
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Of packed weights, by the precision of training.
+# Compute types of packed weights, by the precision of training.
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}
-M_TRIM_THRESHOLD = -1  # glibc's malloc.h
+M_TRIM_THRESHOLD = -1  # from glibc's malloc.h
 M_MMAP_MAX = -4  # likewise
 LIBC = ctypes.CDLL(None) if os.name == "posix" else None
-# Errors if memory ran out: of torch's allocator on a CPU, the CUDA runtime, cuBLAS's handles.
+# Messages of out-of-memory errors from torch's allocators, the CUDA runtime and cuBLAS.
 NO_MEMORY = (
     "DefaultCPUAllocator",
     "CUDA error: out of memory",
@@ -60,7 +61,7 @@ def device_record(device: torch.device, attention: str) -> DeviceRecord:
         name=torch.cuda.get_device_name(device),
         threads=None,
         attention=attention,
-        tf32=not keeps_digits(device),  # `resolve_device` switches it off
+        tf32=not keeps_digits(device),  # `resolve_device` switches TF32 off
         used_by_others_gib=others_gib,
         contended=others_gib > BUSY_GIB,
         instructions=None,
@@ -68,7 +69,7 @@ def device_record(device: torch.device, attention: str) -> DeviceRecord:
 
 
 def library_lack(cell: Cell, device: torch.device) -> str:
-    """A sentence on a library that cannot run the cell on this device; empty if all can."""
+    """A sentence on a library that cannot run the cell on this device; empty if there is none."""
     installed = versions()["bitsandbytes"]
     if device.type != "cpu" or cell.optimizer is not adamw_bnb_8bit or not installed:
         return ""
@@ -79,20 +80,20 @@ def library_lack(cell: Cell, device: torch.device) -> str:
 
 
 def keeps_digits(device: torch.device) -> bool:
-    """Checks that a product of fp32 matrices keeps the last of 24 bits; TF32 has 11, bf16 8."""
+    """Checks that a product of fp32 matrices keeps all 24 bits; TF32 keeps 11, bf16 8."""
     matrix = torch.full((FULL_TILES, FULL_TILES), 1 + torch.finfo(torch.float32).eps, device=device)
     product = matrix @ torch.eye(FULL_TILES, device=device)
     return bool(torch.equal(product, matrix))
 
 
 def used_by_others_gib(device: torch.device) -> float:
-    """Memory on a GPU that this process did not reserve, its own CUDA context included."""
+    """GPU memory in use that this process did not reserve, including its own CUDA context."""
     free, total = torch.cuda.mem_get_info(device)
     return (total - free - torch.cuda.memory_reserved(device)) / GIB
 
 
 def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
-    """Raises InputError if others, or an earlier cell's tensors, hold memory of a GPU."""
+    """Raises InputError if other processes, or an earlier cell's tensors, hold GPU memory."""
     if device.type != "cuda":
         return
     used_gib = 0.0 if allow_busy else used_by_others_gib(device)
@@ -109,9 +110,9 @@ def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
 
 
 def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
-    """The requested cpu, cuda or cuda:N, or else CUDA; workers take GPUs in turn.
+    """Resolves cpu, cuda, cuda:N or the default to a device; workers take GPUs in turn.
 
-    Raises InputError if it is not here.
+    Raises InputError if the device does not exist.
     """
     requested = requested or default_device()
     device = torch.device(requested)
@@ -123,19 +124,19 @@ def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
         raise InputError(f"--device {requested}: torch {version} sees {count} CUDA devices here")
     if device.index is None:
         device = torch.device("cuda", worker % count)
-    torch.cuda.set_device(device)  # bitsandbytes launches on the current one
-    # An fp32 recipe means fp32, not TF32; torch's default, stated.
+    torch.cuda.set_device(device)  # bitsandbytes launches on the current device
+    # An fp32 recipe means fp32, not TF32. This states torch's default.
     torch.set_float32_matmul_precision("highest")
     return device
 
 
 def default_device() -> str:
-    """CUDA if it is here, or else the CPU."""
+    """CUDA if it is available, otherwise the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device_names(requested: str | None) -> list[str]:
-    """The type and names of devices that a request may mean: the CPU, one GPU, or every GPU."""
+    """The type and names of the devices that a request may mean: the CPU, one GPU, or all GPUs."""
     requested = requested or default_device()
     if requested == "cpu":
         return ["cpu", cpu_name()]
@@ -146,7 +147,7 @@ def device_names(requested: str | None) -> list[str]:
 
 
 def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str | None]:
-    """The recipe's precision, or the nearest one that works here with a sentence that says so."""
+    """The recipe's precision, or the nearest one that works here and a sentence on the change."""
     requested = cell.recipe.precision
     no_units = "for which this GPU has no units"
     if requested == "bf16" and not has_bf16_units(device):
@@ -164,15 +165,15 @@ def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str 
 
 
 def has_bf16_units(device: torch.device) -> bool:
-    """Checks that bf16 is fast and complete here, as on CPUs.
+    """Checks that bf16 is fast and complete on this device, as it is on CPUs.
 
-    GPUs before Ampere (V100, T4, RTX 20) only emulate it.
+    GPUs before Ampere (V100, T4, RTX 20) only emulate bf16.
     """
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(precision: str, device: torch.device) -> Any:
-    """Forward passes in a precision: a context that does nothing for fp32."""
+    """A context for forward passes in a precision; does nothing for fp32."""
     return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
@@ -180,7 +181,7 @@ def resolve_quantization(
     cell: Cell,
     device: torch.device,
 ) -> tuple[Quantization | None, str | None]:
-    """The base's quantization; without bf16 units changed, with a sentence that says so."""
+    """The base's quantization; without bf16 units, a changed one and a sentence on the change."""
     requested = cell.quantization
     if requested is None or requested.bnb_4bit_compute_dtype != "bfloat16":
         return requested, None
@@ -193,7 +194,7 @@ def resolve_quantization(
 
 
 def free_memory(device: torch.device) -> None:
-    """Frees reference cycles, and gives back freed memory, here and on a GPU."""
+    """Frees reference cycles and gives back freed memory, on the host and on a GPU."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -201,7 +202,7 @@ def free_memory(device: torch.device) -> None:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """RNG states, on which dropout depends."""
+    """The RNG states that dropout depends on."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -220,7 +221,7 @@ class DoesNotFit(Exception):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Checks for an error of memory that ran out, on a GPU or on the CPU."""
+    """Checks whether an error means that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
@@ -228,7 +229,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def check_memory() -> Iterator[None]:
-    """Raises DoesNotFit if memory runs out meanwhile."""
+    """Raises DoesNotFit if memory runs out within the context."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -238,10 +239,10 @@ def check_memory() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep freed memory until `give_back_memory`, for good, if it uses glibc.
+    """With glibc, makes this process keep freed memory from now on, until `give_back_memory`.
 
-    By default glibc returns large blocks at once, and the kernel zeroes them again: a large part of
-    a CPU's time in training.
+    By default glibc returns large blocks immediately and the kernel zeroes them again, which takes
+    a large part of a CPU's time in training.
     """
     mallopt = getattr(LIBC, "mallopt", None)
     if mallopt:
@@ -250,7 +251,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Returns freed memory to the system, by glibc: a cell's resident memory is its own."""
+    """Returns freed memory to the system via glibc, so that a cell's resident memory is its own."""
     trim = getattr(LIBC, "malloc_trim", None)
     if trim:
         trim(0)

@@ -22,24 +22,24 @@ from tunegrid.run.meter import Progress
 from tunegrid.run.metrics import Metrics, score_rows
 from tunegrid.run.ranks import ALONE, Ranks
 
-EVAL_BATCH = 64  # features; large, since no gradients are kept and sorting leaves little padding
-# Tokens with padding at once on a CPU, which gains nothing by more, while the longest rows differ
-# much in length.
+EVAL_BATCH = 64  # features; large, because no gradients are kept and sorting leaves little padding
+# The most tokens per batch on a CPU, including padding. Larger batches gain nothing there, and the
+# longest rows differ much in length.
 ROOM = 2048
 
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """Scores of a model on some rows, for the record, with evidence for audits."""
+    """A model's scores on some rows, for the record, with evidence for audits."""
 
-    part: EvaluationRecord  # the record's: how the rows were predicted and scored
+    part: EvaluationRecord  # the record's part: how the rows were predicted and scored
     scores: dict[str, float]  # points, 0 to 100, by metric
     examples: dict[str, list[float]]  # points of each row, by metric
     rows: Sequence[Row]
-    features: Sequence[Feature]  # of the rows, as the model read them
-    outputs: Sequence[Any]  # of the model, by feature
+    features: Sequence[Feature]  # the rows as the model read them
+    outputs: Sequence[Any]  # one model output per feature
     predictions: list[Prediction]  # decoded from the outputs
-    samples_per_second: float | None = None  # rows predicted
+    samples_per_second: float | None = None  # predicted rows
     generated_tokens_per_second: float | None = None  # None if nothing was generated
 
 
@@ -52,7 +52,7 @@ def evaluate(
     progress: Progress,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Predicts and scores every row; of several ranks the first one scores, for all."""
+    """Predicts and scores every row; of several ranks, the first scores for all."""
     features = get_features(codec, rows, training=False)
     start = time.perf_counter()
     outputs, batch = predict(model, codec, features, device, progress, ranks)
@@ -64,7 +64,7 @@ def evaluate(
     generated_tokens = None
     tokens_per_second = None
     if codec.generates and outputs:
-        lengths = [len(output) for output in outputs]  # the end token included
+        lengths = [len(output) for output in outputs]  # including the end token
         generated_tokens = {
             "mean": fmean(lengths),
             "median": float(median(lengths)),
@@ -93,10 +93,10 @@ def evaluate(
 
 
 def eval_precision(cell: Cell, device: torch.device) -> Precision:
-    """The precision of scoring: that of training, as in transformers' `Trainer` and the study.
+    """The precision of scoring, which is training's, as in transformers' `Trainer` and the study.
 
-    Text is generated in fp32, since one token changed by rounding changes the rest; micro backbones
-    are scored in fp32, too.
+    Text is generated in fp32, since one token changed by rounding changes all later ones. Micro
+    backbones are also scored in fp32.
     """
     if cell.profile.micro or cell.recipe.generation:
         return "fp32"
@@ -113,13 +113,13 @@ def predict(
 ) -> tuple[list[Any], int]:
     """An output per feature, and the last batch size, which is halved each time memory runs out.
 
-    Several ranks share the features; all get all outputs.
+    Several ranks share the features, and each gets all outputs.
     """
     lengths = get_lengths(features)
     outputs: dict[int, Any] = {}
     order = sorted(range(len(features)), key=lambda i: -lengths[i])[ranks.rank :: ranks.count]
     room = sys.maxsize
-    # Texts are generated in whole batches: each step reads all weights again.
+    # Texts are generated in whole batches, because each step reads all weights again.
     if device.type == "cpu" and not codec.generates and not codec.cell.profile.micro:
         room = ROOM
     model.eval()
@@ -139,7 +139,7 @@ def predict(
             elif size == 1:
                 cause = "memory runs out when it predicts one row at a time"
                 raise InputError(f"{codec.cell.id} does not fit: {cause}")
-            else:  # out here, where the error no longer keeps the failed pass alive
+            else:  # outside `try`, so that the error no longer keeps the failed pass alive
                 free_memory(device)
                 size //= 2
     all_outputs: dict[int, Any] = {}

@@ -1,6 +1,7 @@
-"""Figures that show a change without statistics, by group ("layer 1 attention").
+"""Figures that reveal a change without statistics, by group, such as "layer 1 attention".
 
-The training loop takes those of its first updates; `tunegrid.run.before_training` others.
+The training loop takes the figures of its first updates; `tunegrid.run.before_training` takes all
+others.
 """
 
 import math
@@ -18,14 +19,14 @@ from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
 from tunegrid.run.ranks import full_tensor
 
-MOVED = 3  # updates that movement is measured over: a warm-up's first one has a rate of 0
-SAMPLED = 4096  # values of a tensor in which movement is measured
-# Of the largest gradient of a group. Some gradients are zero by definition, as that of the bias of
-# a span's head, and are computed as rounding errors or zero: below 1e-7 in the quick cells, where
-# the smallest of all others is 1e-3.
+MOVED = 3  # updates over which movement is measured, since a warm-up starts at a rate of 0
+SAMPLED = 4096  # values per tensor in which movement is measured
+# Relative to a group's largest gradient. Some gradients are zero by definition, such as the
+# gradient of a span head's bias, and come out as rounding errors or zero: below 1e-7 in the quick
+# cells, where the smallest of all others is 1e-3.
 ROUNDING = 1e-6
-DIGITS = 9  # of a figure: more than fp32 has
-LAYER_KINDS = (  # patterns of a parameter's name, with the kind of layer; the first match counts
+DIGITS = 9  # significant digits of a figure, more than fp32 has
+LAYER_KINDS = (  # patterns of parameter names and their kinds of layer; the first match counts
     ("norm|\\.ln_", "norms"),
     ("relative_attention_bias", "biases of position"),
     ("crossattention|encdecattention", "cross-attention"),
@@ -33,12 +34,13 @@ LAYER_KINDS = (  # patterns of a parameter's name, with the kind of layer; the f
     ("embed|\\.wte|\\.wpe|shared\\.", "embeddings"),
     ("lm_head|\\.cls\\.", "output"),
 )
-WHOLE = ("norms", "biases of position", "embeddings", "output")  # one group for all layers
-Figures = dict[str, float | None]  # by group; None for what is not finite
+# Kinds with one group for all layers.
+WHOLE = ("norms", "biases of position", "embeddings", "output")
+Figures = dict[str, float | None]  # by group; None for a value that is not finite
 
 
 def names_by_group(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
-    """Names by group: the head's, the method's, and those of each layer and kind."""
+    """Sorts names into groups: the head's, the method's, and one for each layer and kind."""
     method_names = cell.method.own_parameters(model)
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -60,7 +62,7 @@ def names_by_group(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[s
 
 
 def norms(groups: Mapping[str, Sequence[str]], sizes: Mapping[str, float]) -> Figures:
-    """The norm of each group, from its tensors' norms; leaves out groups without any."""
+    """The norm of each group, computed from its tensors' norms; omits groups without any."""
     norms_by_group = {}
     for group, names in groups.items():
         tensor_norms = [sizes[name] for name in names if name in sizes]
@@ -73,9 +75,9 @@ def gradient_figures(
     groups: Mapping[str, Sequence[str]],
     gradients: Mapping[str, Tensor],
 ) -> tuple[Figures, dict[str, int], set[str]]:
-    """Norms and counts of real gradients by group, and names whose gradients are mere rounding.
+    """Norms and counts of real gradients by group, and names of gradients that are mere rounding.
 
-    One tensor of many without a gradient hardly changes a norm, but a count.
+    A missing gradient of one tensor among many hardly changes a norm, but it changes the count.
     """
     sizes: dict[str, float] = {}
     for name, gradient in gradients.items():
@@ -96,13 +98,13 @@ def gradient_figures(
 
 
 def figure(value: Any) -> float | None:
-    """A number for the record; None for infinity and NaN."""
+    """Rounds a number for the record; None for infinity and NaN."""
     number = float(value)
     return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else None
 
 
 def digest(value: Any) -> str:
-    """Sixteen hex digits of a value; an iterator counts as a list, which is never made."""
+    """Sixteen hex digits that identify a value; an iterator is hashed like a list, item by item."""
     if not isinstance(value, Iterator):
         return sha256(repr(value).encode()).hexdigest()[:16]
     hasher = sha256(b"[")
@@ -113,7 +115,7 @@ def digest(value: Any) -> str:
 
 
 def sample(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
-    """Copies of evenly spread values of each tensor; if exact, in fp64 on the host."""
+    """Copies evenly spread values of each tensor, in fp64 on the host if `exact`."""
     samples = {}
     for name, tensor in tensors.items():
         step = max(1, tensor.numel() // SAMPLED)
@@ -124,7 +126,7 @@ def sample(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tens
 
 @dataclass
 class FirstUpdates:
-    """Figures of a cell's parameters in the first update, and after the third, or last, one."""
+    """Figures of a cell's parameters in the first update and after the third, or last, update."""
 
     cell: Cell
     model: nn.Module
@@ -134,25 +136,25 @@ class FirstUpdates:
     _rounding: set[str] = field(default_factory=set, init=False)
 
     def gradients(self, device: torch.device) -> dict[str, Any]:
-        """Gradients that the optimizer is about to use, by group; a digest of the RNG's state."""
+        """Figures by group of gradients about to be used, and a digest of the RNG's state."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         self._start = sample({name: self.parameters[name] for name in gradients})
         groups = names_by_group(self.cell, self.model, gradients)
         full_gradients = {name: full_tensor(gradient) for name, gradient in gradients.items()}
         sizes, counts, self._rounding = gradient_figures(groups, full_gradients)
-        state = torch.get_rng_state()  # dropout draws from it
+        state = torch.get_rng_state()  # dropout draws from this state
         if device.type == "cuda":
             state = torch.cuda.get_rng_state(device)
         return {"gradients": sizes, "reached": counts, "drawn": digest(state.tolist())}
 
     def movement(self) -> dict[str, Any]:
-        """Norms by group of the movement since, of sampled values; empty without a first update."""
+        """Norms, by group, of sampled values' movement so far; empty without a first update."""
         if not self._start:
             return {}
         ends = sample({name: self.parameters[name] for name in self._start})
         sizes = {}
         for name, start in self._start.items():
-            # AdamW moves a weight by its whole rate also if its gradient is rounding.
+            # AdamW moves a weight by its full rate even if the gradient is mere rounding.
             if name not in self._rounding:
                 sizes[name] = float((ends[name] - start).norm(dtype=torch.float32))
         return {"moved": norms(names_by_group(self.cell, self.model, sizes), sizes)}

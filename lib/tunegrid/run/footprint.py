@@ -1,6 +1,6 @@
-"""Measures what a cell costs at its true size: FLOPs and bytes. No checkpoint is needed.
+"""Measures what a cell costs at its true size, in FLOPs and bytes; needs no checkpoint.
 
-Two updates precede the timed ones and warm up the device: the first counts FLOPs, the second traces
+Two updates precede the timed ones and warm up the device. The first counts FLOPs, the second traces
 bytes.
 """
 
@@ -27,27 +27,30 @@ from tunegrid.run.meter import parameter_counts, state_tensors, tensor_bytes, we
 from tunegrid.run.train import Trainer
 
 FP32_BYTES = 4
-# Sides of the square matrices whose product is the device's peak.
+# Sides of the square matrices whose product gives the device's peak.
 MATRIX = {"cpu": 2048, "cuda": 8192}
-MATRIX_SECONDS = 1.0  # of products, or one product if that takes longer
-CUDA_ROOM = 0.02  # the share that an allocator's rounding may add
-ADAPTER_SHARE = 0.05  # of full fine-tuning's gradients and moments
-# NF4 of T5's encoder, whose embeddings and wo stay in fp32, still saves a third.
+MATRIX_SECONDS = 1.0  # time spent on products, or on a single product if it takes longer
+CUDA_ROOM = 0.02  # the share of bytes that the allocator's rounding may add
+# The most that an adapter may need of full fine-tuning's gradients and moments.
+ADAPTER_SHARE = 0.05
+# In NF4 even T5's encoder, whose embeddings and wo stay in fp32, shrinks by a third.
 WEIGHTS_SHARE = 0.75
 
 
 @dataclass(kw_only=True)
 class Footprint:
-    """Measurements of the traced updates."""
+    """Measurements from the two traced updates."""
 
-    flops_per_step: int  # of one update, forward and backward, matrix products and attention
-    matmul_flops_per_second: float  # the device's best on large matrices in the cell's precision
-    live_bytes: int  # right after the optimizer's step, by the allocator (CUDA) or tensors (CPU)
+    flops_per_step: int  # per update: matrix products and attention, forward and backward
+    # The device's best rate on large matrices, at the cell's precision.
+    matmul_flops_per_second: float
+    # Right after the optimizer's step, counted by the allocator (CUDA) or over tensors (CPU).
+    live_bytes: int
     peak_bytes: int  # the most held during that update
 
 
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
-    """Makes two updates: one counts FLOPs, one traces bytes beyond `baseline_bytes`."""
+    """Makes two updates: the first counts FLOPs, the second bytes beyond `baseline_bytes`."""
     device = trainer.meter.device
     live_sizes: list[int] = []
     with FlopCounterMode(display=False, custom_mapping=extra_flops()) as flops:
@@ -81,7 +84,7 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
 
 
 def extra_flops() -> dict[Any, Any]:
-    """FLOPs of operators that torch's counter leaves out on some device; attention stays fused."""
+    """FLOP formulas that torch's counter lacks on some devices, so attention can stay fused."""
 
     def attention(
         query: Sequence[int],
@@ -93,7 +96,7 @@ def extra_flops() -> dict[Any, Any]:
         return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
     def attention_backward(gradient: Any, *operands: Any, **__: Any) -> int:
-        return 2 * attention(*operands)  # both products have two gradients
+        return 2 * attention(*operands)  # each of the two products has two gradients
 
     def packed_product(
         inputs: Sequence[int],  # (..., K)
@@ -118,10 +121,10 @@ def extra_flops() -> dict[Any, Any]:
 
 
 class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts bytes of tensors on a CPU, whose allocator keeps no count, without ids and scalars."""
+    """Counts bytes of tensors on a CPU, whose allocator keeps no count; ignores ids and scalars."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Starts from `tensors`; all floating ones that operators make are added."""
+        """Starts from `tensors`, and adds every floating-point tensor that operators make."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = {t.untyped_storage().data_ptr() for t in tensors}
         self.live = self.peak = tensor_bytes(tensors)
@@ -132,7 +135,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(result):
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.ndim:
                 continue
-            if leaf.dtype is torch.float64:  # AdamW by its definition, which is no part of training
+            if leaf.dtype is torch.float64:  # the reference AdamW, which is not part of training
                 continue
             storage = leaf.untyped_storage()
             pointer = storage.data_ptr()
@@ -150,7 +153,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def baseline_bytes(device: torch.device) -> int:
-    """Bytes that a GPU holds before a model is on it, cuBLAS's workspaces included; 0 on a CPU."""
+    """Bytes that a GPU holds before it gets a model, cuBLAS's workspaces included; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     matrix = torch.ones(256, 256, device=device, requires_grad=True)
@@ -161,12 +164,12 @@ def baseline_bytes(device: torch.device) -> int:
 
 @cache
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of the fastest of several products of two large square matrices, 2 n^3 FLOPs each."""
-    from torch.utils.benchmark import Timer  # 60 ms, which only footprints need
+    """The highest FLOP/s among several products of two large square matrices, 2 n^3 FLOPs each."""
+    from torch.utils.benchmark import Timer  # takes 60 ms, and only footprints need it
 
     side = MATRIX[device.type]
     generator = torch.Generator(device).manual_seed(0)  # leaves the trainer's random state alone
-    # Random, since a GPU multiplies ones at a higher clock than it holds in training.
+    # Random values, since a GPU multiplies ones at a higher clock than it sustains in training.
     matrix = torch.randn(
         side,
         side,
@@ -179,21 +182,21 @@ def matmul_peak(device: torch.device, precision: str) -> float:
         globals={"torch": torch, "matrix": matrix},
         num_threads=torch.get_num_threads(),
     )
-    # The timer warms up, and waits for a GPU.
+    # The timer warms up and synchronizes with a GPU.
     seconds = min(timer.blocked_autorange(min_run_time=MATRIX_SECONDS).times)
     del matrix, timer
-    free_memory(device)  # or it would stay reserved, in the first cell's peaks alone
+    free_memory(device)  # otherwise it would stay reserved and count in the first cell's peaks
     return float(2 * side**3 / seconds)
 
 
 def complete(ledger: Ledger, footprint: Footprint) -> Ledger:
-    """The ledger with the peak; activations are the peak minus the bytes held between updates."""
+    """Adds the peak to the ledger; activations are the peak minus bytes held between updates."""
     activations = footprint.peak_bytes - (ledger.tensor_bytes or 0)
     return replace(ledger, peak_bytes=footprint.peak_bytes, activations_bytes=activations)
 
 
 def compute_flops(footprint: Footprint, step_seconds: float | None) -> Flops:
-    """FLOPs of an update, and their rate beside the device's best."""
+    """An update's FLOPs, their rate, and the device's best rate."""
     rate = footprint.flops_per_step / step_seconds if step_seconds else None
     peak = footprint.matmul_flops_per_second
     return Flops(
@@ -204,11 +207,11 @@ def compute_flops(footprint: Footprint, step_seconds: float | None) -> Flops:
     )
 
 
-# Expectations on any machine: each function returns a sentence for each that is not met
+# Expectations on any machine; each function returns a sentence per unmet expectation
 
 
 def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
-    """Checks the counts of parameters that train, the bytes held, and the bytes saved."""
+    """Checks how many parameters train, how many bytes are held, and how many are saved."""
     ledger = trainer.log.ledger
     assert ledger, "a traced trainer has made two updates"
     total_params = parameter_counts(trainer.model).total_params
@@ -220,7 +223,7 @@ def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
 
 
 def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
-    """Compares the trained parameters, without a new token's row, with the recipe's count."""
+    """Compares the number of trained parameters, without a new token's row, with the recipe's."""
     expected = cell.recipe.trainable_params
     count = 0
     for name, p in model.named_parameters():
@@ -232,7 +235,7 @@ def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
 
 
 def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> list[str]:
-    """Checks that the device holds the bytes of the ledger."""
+    """Checks that the device holds as many bytes as the ledger says."""
     expected = ledger.tensor_bytes or 0
     allowed_error = CUDA_ROOM * expected if device.type == "cuda" else 0
     if abs(footprint.live_bytes - expected) <= allowed_error:
@@ -241,7 +244,7 @@ def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> l
 
 
 def wrong_savings(cell: Cell, ledger: Ledger, total_params: int) -> list[str]:
-    """Checks that quantized weights, and an adapter's gradients and moments, are much smaller."""
+    """Checks that quantized weights, and an adapter's gradients and moments, are small enough."""
     weights = ledger.weights_bytes or 0
     unpacked = base_type(cell).itemsize * total_params
     training = (ledger.gradients_bytes or 0) + (ledger.optimizer_bytes or 0)

@@ -1,7 +1,7 @@
-"""Measures time, throughput, memory and energy for the record; what was not measured is None.
+"""Measures time, throughput, memory and energy for the record; figures not measured are None.
 
-Training time is that of updates alone; throughput counts real tokens over the updates after
-warm-up; peaks are per phase.
+Training time covers only updates. Throughput counts real tokens over the updates after warm-up.
+Peaks are per phase.
 """
 
 import ctypes
@@ -22,29 +22,32 @@ from tunegrid.run.device import give_back_memory
 from tunegrid.run.ranks import Ranks, local_shard
 
 GIB = 2**30
-WARMUP_UPDATES = 3  # left out of throughput: first calls allocate memory and pick kernels
-SETTLED = 10  # updates after which held tensors stay: optimizer states and workspaces are made
-SUMS = ("seconds", "gpu_energy_joules")  # add up over a phase's parts; of peaks the highest counts
-# PEFT's duplicates count once: a head that trains in full has a frozen copy, a trained token a row
-# in the embedding.
+WARMUP_UPDATES = 3  # excluded from throughput, since first calls allocate memory and pick kernels
+SETTLED = 10  # updates until optimizer states and workspaces exist, after which held tensors stay
+# These add up over a phase's parts; of peaks, the highest counts.
+SUMS = ("seconds", "gpu_energy_joules")
+# PEFT's duplicates count once: a head that trains in full has a frozen copy, and a trained token
+# has a row in the embedding.
 PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
 
 NVML = "libnvidia-ml.so.1"  # comes with NVIDIA's driver
 NO_COUNTER = "not measured: no GPU with an energy counter that only this cell uses"
-Progress = Callable[[str, int, int, str], None]  # takes stage, count done, total, and text to show
+# Takes the stage, the count done, the total, and text to show.
+Progress = Callable[[str, int, int, str], None]
 Joules = Callable[[], float | None]  # reads a counter; None if it cannot be read
 
 
 def gpu_counter(device: torch.device, ranks: int = 1) -> Joules | None:
-    """A reader of NVML's joules since the GPU's driver was loaded.
+    """A reader of the joules that NVML counted since the GPU's driver was loaded.
 
-    None without NVML, before Volta, on a CPU, and with several ranks: only one's GPU would be read.
+    None without NVML, before Volta, on a CPU, and with several ranks, since only one rank's GPU
+    would be read.
     """
     if device.type != "cuda" or ranks > 1:
         return None
     handle = ctypes.c_void_p()
     count = ctypes.c_ulonglong()
-    # By UUID, since CUDA_VISIBLE_DEVICES may hide cards.
+    # Finds the GPU by UUID, since CUDA_VISIBLE_DEVICES may hide cards.
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
     try:
         library = ctypes.CDLL(NVML)
@@ -75,9 +78,9 @@ class Update:
 class Held:
     """The tensors that a process holds between two updates."""
 
-    updates: int  # made before
+    updates: int  # updates made so far
     tensors: int
-    bytes: int  # of the device's allocator; on a CPU of these tensors' storages
+    bytes: int  # from the device's allocator, or on a CPU from these tensors' storages
 
 
 @dataclass(kw_only=True)
@@ -85,18 +88,18 @@ class Meter:
     """Collects one cell's measurements."""
 
     device: torch.device
-    counter: Joules | None = None  # of the GPU, see `gpu_counter`
-    cells_before: int | None = None  # earlier cells of its process; None if unknown
+    counter: Joules | None = None  # the GPU's energy counter; see `gpu_counter`
+    cells_before: int | None = None  # earlier cells in the same process; None if unknown
     updates: list[Update] = field(default_factory=list)
-    # After `SETTLED` updates or a few more, and after the last one.
+    # Taken after `SETTLED` updates or a few more, and after the last one.
     held: list[Held] = field(default_factory=list)
     phases: dict[str, Phase] = field(default_factory=dict)
-    _open: list[str] = field(default_factory=list, init=False)  # open phases, the innermost last
+    _open: list[str] = field(default_factory=list, init=False)  # open phases, innermost last
     _began: float = field(default=0.0, init=False)
     _joules: float | None = field(default=None, init=False)
 
     def mark(self) -> Any:
-        """The host's time; on CUDA an event, which records the device's time without a wait."""
+        """The host's time, or on CUDA an event, which records the device's time without a wait."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -105,25 +108,25 @@ class Meter:
 
     @contextmanager
     def update(self, *, samples: int) -> Iterator[Update]:
-        """Times one update, collating included; tokens are set inside. Drops a failed one."""
+        """Times one update, including collating; the caller sets tokens. Drops a failed update."""
         update = Update(began=self.mark(), samples=samples)
         yield update
         update.ended = self.mark()
         self.updates.append(update)
 
     def note_tensors(self, expected: Collection[Tensor], *, is_last: bool) -> None:
-        """Notes held tensors but for `expected` ones, if due: it walks through all objects."""
+        """If due, notes held tensors other than `expected`; this walks through all objects."""
         if is_last != bool(self.held) or len(self.updates) < SETTLED:
             return
         held = held_tensors(self.device, len(self.updates), expected)
         if self.held and held.tensors > self.held[0].tensors:
-            gc.collect()  # only garbage may go
+            gc.collect()  # drops garbage, which must not count
             held = held_tensors(self.device, len(self.updates), expected)
         self.held.append(held)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measures seconds and memory peaks of a phase; a phase inside it interrupts it."""
+        """Measures a phase's seconds and memory peaks; a phase inside it interrupts it."""
         self._switch([*self._open, name])
         try:
             yield
@@ -151,7 +154,7 @@ class Meter:
             self._began = time.perf_counter()
 
     def gather_ranks(self, ranks: Ranks) -> RanksRecord:
-        """Figures of each rank: all must ask. From then on, updates are those of all."""
+        """The figures of each rank; all ranks must call this. Updates then cover all ranks."""
         memory = self.memory()
         rates = self.throughput()
         record = {
@@ -175,7 +178,7 @@ class Meter:
         )
 
     def memory(self, ledger: Ledger | None = None, *, contended: bool | None = False) -> Memory:
-        """Peaks by phase, no joules if contended; the ledger, empty if nothing trained."""
+        """Peaks by phase (no joules if contended) and the ledger (empty if nothing trained)."""
         ledger = ledger or Ledger(**dict.fromkeys(Ledger.__annotations__))
         resets: dict[str, Any] = {"gpu_energy_joules": None} if contended else {}
         phases = {name: replace(phase, **resets) for name, phase in self.phases.items()}
@@ -186,7 +189,7 @@ class Meter:
         eval_samples: float | None = None,
         generated_tokens: float | None = None,
     ) -> Throughput:
-        """Rates after warm-up, None if a run was too short; and evaluation's, per second."""
+        """Training rates after warm-up (None if a run was too short) and evaluation rates."""
         updates = self.updates[WARMUP_UPDATES:]
         durations = self.durations(updates)
         total = sum(durations)
@@ -212,7 +215,7 @@ class Meter:
         )
 
     def durations(self, updates: Sequence[Update]) -> list[float]:
-        """Seconds of each update; on CUDA the host waits for their ends."""
+        """Seconds of each update; on CUDA the host waits for the updates to end."""
         if self.device.type != "cuda":
             return [update.ended - update.began for update in updates]
         for update in updates:
@@ -222,9 +225,9 @@ class Meter:
 
 
 def add_phases(earlier: Phase, later: Phase) -> Phase:
-    """A phase in two parts: seconds and joules add up, peaks are the higher ones.
+    """Joins two parts of a phase: seconds and joules add up, and the higher peaks count.
 
-    A figure that is unknown of one part is unknown of both.
+    A figure that is unknown for one part is unknown for the whole.
     """
     figures: dict[str, Any] = {}
     for name, value in vars(earlier).items():
@@ -242,7 +245,7 @@ def reset_peaks(device: torch.device) -> None:
     """Gives back cached memory and resets the high-water marks of the process and the device."""
     give_back_memory()
     with suppress(OSError):
-        # Linux: resets VmHWM, see proc(5).
+        # On Linux, this resets VmHWM; see proc(5).
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -251,10 +254,10 @@ def reset_peaks(device: torch.device) -> None:
 
 
 def peaks(device: torch.device, seconds: float) -> Phase:
-    """High-water marks since the last reset, `seconds` ago, of the process and on CUDA."""
+    """High-water marks of the process, and of CUDA, since the last reset `seconds` ago."""
     cuda = device.type == "cuda"
     rss_peak_gib = None
-    with suppress(OSError):  # not Linux: no high-water mark that can be reset
+    with suppress(OSError):  # only Linux has a high-water mark that can be reset
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM"):
                 rss_peak_gib = int(line.split()[1]) * 1024 / GIB
@@ -266,11 +269,11 @@ def peaks(device: torch.device, seconds: float) -> Phase:
     )
 
 
-# Bytes and counts of what a model holds
+# Bytes and counts of a model's tensors
 
 
 def held_tensors(device: torch.device, updates: int, expected: Collection[Tensor]) -> Held:
-    """The tensors of this process but for `expected` ones, after so many updates."""
+    """Counts this process's tensors other than `expected`, after this many updates."""
     expected_ids = set(map(id, expected))
     tensors = []
     stored = []
@@ -287,7 +290,7 @@ def held_tensors(device: torch.device, updates: int, expected: Collection[Tensor
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' distinct storages on this rank: views and tied weights count once."""
+    """Bytes of the tensors' distinct storages on this rank; views and tied weights count once."""
     sizes: dict[int, int] = {}
     for tensor in map(local_shard, tensors):
         if tensor.numel():
@@ -297,7 +300,7 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def weight_tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters, buffers, and scales of bitsandbytes' packed weights, with the scales' scales."""
+    """Parameters, buffers, and the scales (also nested) of bitsandbytes' packed weights."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -325,7 +328,7 @@ def ledger(
 
 
 def state_tensors(optimizer: Any) -> list[Tensor]:
-    """The tensors of an optimizer's state."""
+    """The tensors in an optimizer's state."""
     tensors = []
     for state in optimizer.state.values():
         tensors += [value for value in state.values() if isinstance(value, Tensor)]
@@ -333,10 +336,10 @@ def state_tensors(optimizer: Any) -> list[Tensor]:
 
 
 def parameter_counts(model: nn.Module) -> Parameters:
-    """Trainable and total parameters; a weight packed to 4 bits counts as the weights it holds."""
+    """Trainable and total parameters; a weight packed to 4 bits counts as its unpacked numbers."""
     trainable = 0
     total = 0
-    for name, p in model.named_parameters():  # tied weights once
+    for name, p in model.named_parameters():  # yields tied weights once
         if p.requires_grad:
             trainable += p.numel()
         if not any(twin in name for twin in PEFT_TWINS):

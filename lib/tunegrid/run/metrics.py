@@ -1,6 +1,7 @@
-"""Scores predictions by a task's metrics, in points from 0 to 100.
+"""Scores predictions with a task's metrics, in points from 0 to 100.
 
-They equal the field's implementations: SQuAD v1.1's official script, `rouge_score`, scikit-learn.
+Scores equal those of the standard implementations: SQuAD v1.1's official script, `rouge_score` and
+scikit-learn.
 """
 
 import re
@@ -22,31 +23,31 @@ from tunegrid.grid.tasks import Problem, Task
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 Scores = dict[str, float]
 PointsByMetric = dict[str, list[float]]  # points of each row, by metric
-# By problem, the score of each row that shows learning.
+# For each problem, the per-row score that shows learning.
 TELLING = {Problem.CLASSIFY: "accuracy", Problem.EXTRACT: "f1", Problem.GENERATE: "rougeL"}
-TEXT_BATCH = 64  # texts that are embedded at once
+TEXT_BATCH = 64  # texts embedded per batch
 
 
 @dataclass(kw_only=True)
 class Metrics:
-    """Settings of metrics; without `bert_scorer`, tasks get no BERTScore."""
+    """Settings of metrics; without `bert_scorer`, no task gets a BERTScore."""
 
     bert_scorer: "BertScorer | None" = None
-    own: Sequence[Metric] = ()  # a user's
+    own: Sequence[Metric] = ()  # the user's metrics
 
 
 def needs_bertscore(task: Task) -> bool:
-    """Checks that a bounded score is a BERTScore: only then is its encoder loaded."""
+    """Checks whether any bounded score is a BERTScore; only then is its encoder loaded."""
     return any(name.startswith("bertscore_") for name in task.bounded_scores)
 
 
 @dataclass(kw_only=True)
 class Scored:
-    """Points over all rows, and of each row for metrics that are a mean over rows."""
+    """Points over all rows, and per row for metrics that are means over rows."""
 
     scores: Scores
     examples: PointsByMetric
-    sources: dict[str, str]  # implementation by metric family
+    sources: dict[str, str]  # each metric family's implementation
 
 
 def classification(
@@ -55,7 +56,7 @@ def classification(
     rows: Sequence[Row],
     predicted: Sequence[int],
 ) -> Scored:
-    """Accuracy, macro F1, and precision, recall and F1 of each class."""
+    """Accuracy, macro F1, and each class's precision, recall and F1."""
     references = [row[task.target] for row in rows]
     hits = [100.0 * (truth == guess) for truth, guess in zip(references, predicted, strict=True)]
     scores = classification_scores(references, predicted, len(task.labels))
@@ -68,7 +69,7 @@ def classification_scores(
     predicted: Sequence[int],
     count: int,
 ) -> Scores:
-    """Scores over classes, from 0 on; as in scikit-learn, no prediction means precision 0."""
+    """Scores over classes 0, 1, ...; as in scikit-learn, an unpredicted class has precision 0."""
 
     def percent(hits: int, total: int) -> float:
         return 100 * hits / total if total else 0.0
@@ -87,24 +88,24 @@ def classification_scores(
     return scores
 
 
-# Extraction: the official SQuAD v1.1 evaluation (Rajpurkar et al. 2016), in its own order of steps
+# Extraction: the official SQuAD v1.1 evaluation (Rajpurkar et al. 2016), in its order of steps
 
 
 def simplify(answer: str) -> str:
-    """Lower case, without punctuation, articles and extra white space."""
+    """Lowercases an answer and removes punctuation, articles and extra white space."""
     letters = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
 
 
 def token_f1(answer: str, truth: str) -> float:
-    """Harmonic mean of precision and recall over the words that two normalized texts share."""
+    """The harmonic mean of precision and recall over the words that two normalized texts share."""
     words, truth_words = answer.split(), truth.split()
     shared = sum((Counter(words) & Counter(truth_words)).values())
     return 2 * shared / (len(words) + len(truth_words)) if shared else 0.0
 
 
 def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> PointsByMetric:
-    """Each question's best score against any of its answers."""
+    """Each question's best scores against any of its answers."""
     exact = []
     f1 = []
     for row_truths, answer in zip(truths, answers, strict=True):
@@ -121,7 +122,7 @@ def extraction(
     rows: Sequence[Row],
     predicted: Sequence[str],
 ) -> Scored:
-    """exact_match and f1, of spans and of generated answers alike."""
+    """Scores exact_match and f1, for spans and for generated answers alike."""
     examples = squad_examples([answer_texts(task, row) for row in rows], predicted)
     scores = {name: fmean(points) for name, points in examples.items()}
     return Scored(scores=scores, examples=examples, sources={"squad": "built-in"})
@@ -133,7 +134,7 @@ def generation(
     rows: Sequence[Row],
     predicted: Sequence[str],
 ) -> Scored:
-    """ROUGE (F-measures, stemmed), and BERTScore if the task needs it and there is a scorer."""
+    """ROUGE (F-measures, stemmed), and BERTScore if the task needs it and a scorer exists."""
     references = [row[task.target] for row in rows]
     examples = rouge_examples(references, [sentence_lines(text) for text in predicted])
     sources = {"rouge": "rouge_score"}
@@ -145,12 +146,12 @@ def generation(
 
 
 def sentence_lines(text: str) -> str:
-    """One sentence per line, as rougeLsum compares: generated text has no line breaks."""
+    """Puts each sentence on its own line for rougeLsum, since generated text has no line breaks."""
     return re.sub(r"(?<=[.!?])\s+", "\n", text.strip())
 
 
 def rouge_examples(references: Sequence[str], predicted: Sequence[str]) -> PointsByMetric:
-    """F-measures of each example, with Porter stemming."""
+    """Each example's F-measures, with Porter stemming."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
@@ -175,7 +176,7 @@ def score_rows(
     rows: Sequence[Row],
     predicted: Sequence[Any],
 ) -> Scored:
-    """The scores of a task's problem, and those of a user's own metrics."""
+    """Scores rows with the metrics of the task's problem and the user's own."""
     scored = METRICS[task.problem](metrics, task, rows, predicted)
     references = [row[task.target] for row in rows]
     if task.problem is Problem.EXTRACT:
@@ -192,32 +193,32 @@ def score_rows(
     return scored
 
 
-# BERTScore (Zhang et al. 2020) with any BERT encoder. No idf weights and no rescaling, as
-# `bert_score`'s defaults; on one encoder the two agree within 1e-4. The encoder is not that
-# package's default: compare only runs that name the same one.
+# BERTScore (Zhang et al. 2020) with any BERT encoder. Like `bert_score`'s defaults, it uses neither
+# idf weights nor rescaling; with the same encoder the two agree within 1e-4. The encoder is not
+# that package's default, so compare only runs that name the same encoder.
 
 
 class Embedded(NamedTuple):
-    """A text's tokens, any of which may match one of another text."""
+    """A text's tokens, each of which may match a token of another text."""
 
-    vectors: Tensor  # of unit length (tokens, width)
-    counted: Tensor  # (tokens,): in a mean all count but [CLS] and [SEP], which all texts have
+    vectors: Tensor  # (tokens, width), of unit length
+    counted: Tensor  # (tokens,); means exclude [CLS] and [SEP], which all texts have
 
 
 class BertScorer:
-    """Matches tokens of two texts by the cosine of their contextual embeddings."""
+    """Matches the tokens of two texts by the cosine of their contextual embeddings."""
 
     def __init__(self, name: str, tokenizer: Any, encoder: Any) -> None:
-        """An encoder with its tokenizer; `name` goes into the record."""
+        """Takes an encoder with its tokenizer; `name` goes into the record."""
         self.name = name
         self._tokenizer = tokenizer
         self._encoder = encoder.eval()
-        # bert_score takes layer 9 of bert-base's 12, which correlates best with human judgement.
+        # bert_score uses layer 9 of bert-base's 12, which correlates best with human judgement.
         self._layer = round(0.75 * encoder.config.num_hidden_layers)
         self._window = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
     def examples(self, references: Sequence[str], candidates: Sequence[str]) -> PointsByMetric:
-        """Points of each example; an empty text scores 0."""
+        """Each example's points; an empty text scores 0."""
         points: PointsByMetric = {
             "bertscore_precision": [],
             "bertscore_recall": [],
@@ -229,7 +230,7 @@ class BertScorer:
         return points
 
     def _embed(self, texts: Sequence[str]) -> list[Embedded]:
-        """The tokens of each text that fit the encoder's window."""
+        """Embeds the tokens of each text that fit into the encoder's window."""
         frame = torch.tensor([self._tokenizer.cls_token_id, self._tokenizer.sep_token_id])
         embeddings: list[Embedded] = []
         for start in range(0, len(texts), TEXT_BATCH):
@@ -255,7 +256,7 @@ class BertScorer:
 
 
 def greedy_match(candidate: Embedded, reference: Embedded) -> tuple[float, float, float]:
-    """Precision, recall and F1, 0 to 1, by each counted token's best cosine in the other text."""
+    """Precision, recall and F1 (0 to 1) from each counted token's best cosine in the other text."""
     if not candidate.counted.any() or not reference.counted.any():
         return 0.0, 0.0, 0.0
     cosines = candidate.vectors @ reference.vectors.T

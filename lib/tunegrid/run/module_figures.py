@@ -1,4 +1,4 @@
-"""Figures of single modules: of what goes in, what comes out, and the gradient there."""
+"""Figures of single modules: of their inputs, their outputs, and the outputs' gradients."""
 
 import math
 import weakref
@@ -14,34 +14,36 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-# Of a module's inputs, its output, and the gradient there: a norm, and projections on fixed random
-# vectors. Permuted values keep their norm, and two tensors may share a projection by chance, but
-# hardly all of them.
+# Inputs, outputs and gradients are each reduced to a norm and projections on fixed random vectors.
+# Permuted values keep their norm, and two tensors may share a projection by chance, but hardly all
+# of them.
 LARGE = 1e6  # masks have larger values, which would hide all other inputs
 PROJECTIONS = 3
-MOST_PRODUCTS = 2**20  # of values with random ones that are held at once, for each projection
-NUMBERS = ("norm", *(f"projection_{index}" for index in range(PROJECTIONS)))  # of each tensor
-# Columns of each call of a module.
+MOST_PRODUCTS = 2**20  # the most products with random values held at a time, per projection
+# Figures of each tensor.
+NUMBERS = ("norm", *(f"projection_{index}" for index in range(PROJECTIONS)))
+# Columns with one row per call of a module.
 NAME_COLUMNS = ("phase", "module", "kind", "library")
 COUNT_COLUMNS = ("call", "depth", "source", "maker")
 TENSOR_COLUMNS = ("taken", "given", "gradient", "weights")
 Columns = dict[str, list[Any]]
-Projected = tuple[Tensor, Tensor]  # a norm, and projections
+Projected = tuple[Tensor, Tensor]  # a norm and projections
 
 
 @dataclass
 class ModuleFigures:
     """The figures of a model's modules, call by call, in the order in which calls end.
 
-    `tunegrid.gate.modules` compares those of two runs. Hooks look at modules, and at the tensors
-    between them, while the model computes; no tensor is kept, and nothing waits for a GPU before
-    the end. A call is a row. Its `source` and `maker` are the calls that made its input and its
-    output, -1 if no module did; the maker is another call if a module returns its input unchanged.
+    `tunegrid.gate.modules` compares the figures of two runs. Hooks inspect modules, and the tensors
+    between them, while the model computes. They keep no tensor, and nothing waits for a GPU before
+    the end. Each call is a row. Its `source` and `maker` are the calls that made its input and its
+    output, or -1 if no module did. The maker is an earlier call if a module returns its input
+    unchanged.
     """
 
     model: nn.Module
     _calls: list[dict[str, Any]] = field(default_factory=list, init=False)
-    # By a tensor's id: the tensor, its version, its figures, and the call that made it.
+    # For each tensor's id: the tensor, its version, its figures, and the call that made it.
     _seen: dict[int, tuple[weakref.ref[Tensor], int, Projected, int]] = field(
         default_factory=dict,
         init=False,
@@ -49,12 +51,13 @@ class ModuleFigures:
 
     @contextmanager
     def watch(self, phase: str, passes: int | None = None) -> Iterator[None]:
-        """Notes the model's calls meanwhile, or those of its first passes; none if one fails."""
+        """Records the model's calls, or its first `passes` only; drops them all if one fails."""
         names = {module: name for name, module in self.model.named_modules()}
         call_count = len(self._calls)
         open_calls: list[dict[str, Any]] = []
         times: Counter[str] = Counter()
-        passes_left = count(-1 if passes is None else passes, -1)  # from -1 on, it never reaches 0
+        # Counting down from -1 never reaches 0.
+        passes_left = count(-1 if passes is None else passes, -1)
 
         def enter(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
             if not open_calls and next(passes_left) == 0:
@@ -109,7 +112,7 @@ class ModuleFigures:
         tensors: Sequence[Tensor],
         maker: int = -1,
     ) -> tuple[Projected | None, list[int]]:
-        """Figures of tensors, and the call that made each: an earlier one if it is unchanged."""
+        """Figures of tensors, and the calls that made them; unchanged tensors keep their call."""
         all_figures: list[Projected] = []
         makers: list[int] = []
         for tensor in tensors:
@@ -117,8 +120,8 @@ class ModuleFigures:
             entry = self._seen.get(id(tensor))
             if entry is None or entry[0]() is not tensor or entry[1] != version:
                 values = tensor.detach()
-                # Of inputs, whole numbers count by their sine and values of masks by their sign, so
-                # that neither hides the rest.
+                # In inputs, whole numbers are replaced by their sines and mask values by their
+                # signs, so that neither hides the rest.
                 if maker < 0 and values.is_floating_point():
                     values = torch.where(values.abs() > LARGE, values.sign(), values)
                 elif maker < 0:
@@ -130,20 +133,21 @@ class ModuleFigures:
         return _sum(all_figures), makers
 
     def note_weights(self, phase: str, gradients: Mapping[str, Tensor]) -> None:
-        """Notes gradients of parameters, by name, at the first call of the module with them."""
+        """Records parameters' gradients, by name, at the first call of the module with them."""
         calls = [call for call in self._calls if call["phase"] == phase]
         first_calls = {call["module"]: call for call in reversed(calls)}
         figures: dict[str, list[Projected]] = defaultdict(list)
         for name, gradient in gradients.items():
             module = name.rpartition(".")[0]
-            while module and module not in first_calls:  # never called, as a list of parameters
+            # This module is never called; it may be a list of parameters.
+            while module and module not in first_calls:
                 module = module.rpartition(".")[0]
             figures[module].append(tensor_figures(gradient))
         for module in figures.keys() & first_calls.keys():
             first_calls[module]["weights"] = _sum(figures[module])
 
     def columns(self) -> Columns:
-        """One row per call, by column; None for figures that lack or are not finite."""
+        """The columns, with one row per call; None for figures that are missing or not finite."""
         for call in self._calls:
             maker = call["maker"]
             call["gradient"] = self._calls[maker].get("gradient") if maker >= 0 else None
@@ -154,7 +158,7 @@ class ModuleFigures:
             vectors = []
             for norm, projections in filter(None, entries):
                 vectors.append(torch.cat([norm.unsqueeze(0), projections]))
-            # Brought to the host at once.
+            # One transfer to the host.
             rows = iter(torch.stack(vectors).tolist() if vectors else ())
             table = [next(rows) if entry else [math.nan] * len(NUMBERS) for entry in entries]
             for i, number in enumerate(NUMBERS):
@@ -165,12 +169,12 @@ class ModuleFigures:
 
 
 def tensor_figures(tensor: Tensor) -> Projected:
-    """A tensor's norm, and its projections on random vectors, the same for all of its shape.
+    """A tensor's norm, and its projections on random vectors that depend only on its shape.
 
-    Sums of products, value by value: a matrix product may be the change to find.
+    Sums products value by value, because a matrix product may be the very change to find.
     """
-    # Each vector is the product of one along the last dimension and one along all others: none is
-    # as long as the tensor.
+    # Each random vector is the product of a vector along the last dimension and a vector along all
+    # others, so none is as long as the tensor.
     matrix = tensor.float().reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
     rows, columns = (random_vectors(length, matrix.device) for length in matrix.shape)
     squares = torch.zeros((), device=matrix.device)
@@ -192,7 +196,7 @@ def random_vectors(length: int, device: torch.device) -> Tensor:
 
 
 def _sum(figures: Sequence[Projected]) -> Projected | None:
-    """The norm of several tensors, and the sum of their projections, weighted by their order."""
+    """The norm of several tensors, and the sum of their projections, weighted by position."""
     if len(figures) < 2:
         return figures[0] if figures else None
     norms = torch.stack([norm for norm, _ in figures])

@@ -1,4 +1,4 @@
-"""Prepares a cell's training: makes its trainer, with model, codec and features."""
+"""Prepares a cell's training: makes its trainer with model, codec and features."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ from tunegrid.run.meter import Meter
 from tunegrid.run.ranks import ALONE, Ranks
 from tunegrid.run.train import Trainer
 
-UNCUT = 10**9  # tokens: longer than any row
+UNCUT = 10**9  # tokens; longer than any row
 CODECS: dict[tuple[Problem, Layout | None], type[Codec]] = {
     (Problem.CLASSIFY, None): ClassifyCodec,
     (Problem.EXTRACT, None): ExtractCodec,
@@ -37,10 +37,10 @@ CODECS: dict[tuple[Problem, Layout | None], type[Codec]] = {
 
 
 def make_codec(cell: Cell, tokenizer: Any) -> Codec:
-    """The cell's codec over a tokenizer; raises InputError if its layout has none."""
+    """The cell's codec with a tokenizer; raises InputError if no codec has the head's layout."""
     problem = cell.task.problem
     layouts = [layout for kind, layout in CODECS if kind is problem]
-    if cell.task.messages:  # only a chat's codec reads the turns of a conversation
+    if cell.task.messages:  # only chat codecs read the turns of a conversation
         layouts = [Layout.CHAT]
     if cell.head.layout not in layouts:
         name = layout_name(cell.head.layout)
@@ -50,7 +50,7 @@ def make_codec(cell: Cell, tokenizer: Any) -> Codec:
 
 
 def layout_name(layout: Layout | None) -> str:
-    """The name of a head's layout in messages."""
+    """A head's layout as messages name it."""
     return f"Layout.{layout.name}" if layout else "no layout"
 
 
@@ -65,7 +65,7 @@ def prepare(
     ranks: Ranks = ALONE,
     after_update: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
-    """A trainer of the cell; without rows, on random tokens of full length, as for footprints."""
+    """Makes the cell's trainer; without rows, it gets full-length random tokens, for footprints."""
     codec = codec or make_codec(cell, load_tokenizer(cell))
     features = (
         synthetic_features(cell, codec)
@@ -78,11 +78,11 @@ def prepare(
 
 
 def length_doubts(cell: Cell, rows: Sequence[Row]) -> Iterator[str]:
-    """Sentences on rows longer than `max_length`, or than the backbone's positions."""
+    """Sentences on rows that exceed `max_length` or the backbone's positions."""
     limit = cell.recipe.max_length
     name = cell.backbone.id
     lengths = row_lengths(cell, rows, limit)
-    if cell.recipe.doc_stride is None:  # else the rest of a row is read in other windows
+    if cell.recipe.doc_stride is None:  # otherwise other windows read the rest of a row
         pairs = zip(row_lengths(cell, rows, UNCUT), lengths, strict=True)
         cut = sum(whole > length for whole, length in pairs)
         if cut:
@@ -99,14 +99,14 @@ def length_doubts(cell: Cell, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def row_lengths(cell: Cell, rows: Sequence[Row], limit: int) -> list[int]:
-    """The tokens of each row's input, cut to this limit."""
+    """Counts the tokens of each row's input, cut to this limit."""
     recipe = replace(cell.recipe, max_length=limit, doc_stride=None)
     codec = make_codec(replace(cell, recipe=recipe), load_tokenizer(cell))
     return [len(feature.input_ids) for feature in codec.encode(rows, training=False)]
 
 
 def synthetic_features(cell: Cell, codec: Codec) -> Sequence[Feature]:
-    """Features of full length for every update of the profile."""
+    """Full-length features for every update of the recipe."""
     rng = Random(cell.profile.seed)
     recipe = cell.recipe
     update_size = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps

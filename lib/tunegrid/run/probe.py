@@ -1,4 +1,4 @@
-"""Asks a trained model for logits, gradients and texts, for audits, and leaves no trace."""
+"""Gets logits, gradients and texts from a trained model for audits, and leaves no trace."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,46 +18,47 @@ from tunegrid.grid.recipes import Generation
 from tunegrid.run.build import base_type, dtype_name
 from tunegrid.run.train import Trainer
 
-FIRST_ROWS = 32  # training rows, of which the shortest and the longest are probed
-MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
-# Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4,
-# which computes in bf16 and so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models
-# are four times as deep.
+FIRST_ROWS = 32  # the shortest and the longest of this many training rows are probed
+MOST_VALUES = 2**24  # the most gradient values to add up, smallest tensors first; 64 MiB of fp32
+# Largest differences on the quick cells: in fp32, 7e-6 for logits and 2e-6 for gradients; with NF4,
+# which computes in bf16 and is thus accurate to 4e-3, 4e-3 for logits and 1.3e-2 for gradients.
+# Real models are four times as deep.
 FINE = 1e-4
 COARSE = 0.1
-APART = 3.0  # the clipped norms are the bound times this, and divided by it
-# Types of 16 bits; numbers that fit neither were computed in fp32.
+APART = 3.0  # clipping is tried on norms this many times above and below the bound
+# 16-bit types; numbers that fit neither were computed in fp32.
 HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(kw_only=True)
 class Probe:
-    """A trained model's answers in evaluation mode, in the precision of training."""
+    """A trained model's answers in evaluation mode, at the precision of training."""
 
-    rows: list[Feature]  # a short and a long one, so that their batch has padding
-    # Logits of each row, (1, ...); empty if the output names none.
+    rows: list[Feature]  # a short and a long row, so that their batch has padding
+    # Logits of each row on its own, (1, ...); empty if the output has none.
     alone: list[list[Tensor]] = field(default_factory=list)
-    together: list[Tensor] = field(default_factory=list)  # logits of their batch, each (B, ...)
-    # Distance of the batch's gradient from the sum of the rows', in units of its norm; None if it
-    # may not fit. If it is more than rounding, the smaller one of this and that of two other rows:
-    # a ReLU at 0 can fall to its other side.
+    # Logits of the rows as one batch, each (B, ...).
+    together: list[Tensor] = field(default_factory=list)
+    # Distance between the batch's gradient and the sum of the rows' gradients, relative to the norm
+    # of that sum; None if the batch may not fit. If rounding cannot explain it, the smaller of this
+    # gap and the gap of two other rows, since a ReLU at 0 can flip.
     gap: float | None = None
-    called: set[nn.Module] = field(default_factory=set)  # the modules that the model used
-    # Error of the last row's gradient right after an evaluation, as `gap`.
+    called: set[nn.Module] = field(default_factory=set)  # modules that the model called
+    # Relative error of the last row's gradient right after an evaluation.
     after_evaluation: float | None = None
-    # `distance` of the last row's logits without gradients from those with.
+    # `distance` between the last row's logits with and without gradients.
     without_gradients: float = 0.0
-    # Error of clipping, in units of the norm; None if nothing clips.
+    # Relative error of clipping; None if `clipping_gap` could not measure it.
     clipped: float | None = None
-    # The types in which layers packed to 4 bits computed, by name.
+    # Types in which layers packed to 4 bits computed, by layer name.
     computed: dict[str, str] = field(default_factory=dict)
-    # `distance` of the logits of another pass over the batch from `together`.
+    # `distance` between `together` and the logits of a second pass over the batch.
     repeated: float = math.nan
-    loss: float = math.nan  # the codec's, of that pass, in nats
+    loss: float = math.nan  # the codec's loss in that second pass, in nats
 
 
 def probe(trainer: Trainer) -> Probe:
-    """Probes a few rows; differentiates their batch if training held as many rows at once."""
+    """Probes a short and a long row; differentiates their batch if training fitted both at once."""
     answer = Probe(rows=spread_features(trainer.features[:FIRST_ROWS], 2))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     names = smallest_tensors(trained)
@@ -85,7 +86,7 @@ def probe(trainer: Trainer) -> Probe:
                 repeated_logits, loss = logits_and_loss(trainer, batch)
             answer.repeated = largest_distance(answer.together, repeated_logits)
             answer.loss = float(loss.detach())
-    # In another autocast region: a cast or a packed weight may outlive the evaluation in it.
+    # A fresh autocast region, within which a cast or a packed weight may outlive the evaluation.
     with torch.enable_grad(), keep_state(trainer), trainer.accelerator.autocast():
         with torch.no_grad():
             get_logits(trainer, answer.rows[-1:])
@@ -98,9 +99,9 @@ def probe(trainer: Trainer) -> Probe:
 
 
 def gradient_mode_gap(trainer: Trainer, row: Feature) -> float:
-    """The distance of a row's logits without gradients from those with.
+    """The distance between a row's logits with and without gradients.
 
-    Computed outside autocast, which would round both.
+    Both are computed outside autocast, which would round them.
     """
     with keep_state(trainer):
         with torch.enable_grad():
@@ -111,16 +112,16 @@ def gradient_mode_gap(trainer: Trainer, row: Feature) -> float:
 
 
 def largest_distance(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest `distance` of two outputs' tensors, pair by pair."""
+    """The largest `distance` between the tensors of two outputs, pair by pair."""
     pairs = zip(logits, expected, strict=True)
     return max(distance(tensor.detach(), wanted.detach()) for tensor, wanted in pairs)
 
 
 def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | None:
-    """The largest error of norms and gradients in the trainer's clipping, in units of the norm.
+    """The largest relative error of the norms and gradients that the trainer's clipping returns.
 
-    Tried with gradients above the bound and below it. None if nothing clips, or if the clipping
-    belongs to a loss scale or to ranks.
+    Tries gradients above and below the bound. None if the recipe does not clip, if all gradients
+    are zero, or if a loss scale or sharded weights complicate clipping.
     """
     bound = trainer.cell.recipe.max_grad_norm
     size = norm(gradients.values())
@@ -147,7 +148,7 @@ def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | N
 
 
 def _other_gap(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
-    """The gap of two rows of middling lengths; infinite if there are none."""
+    """The gap of two rows of middling length; infinite if there are no two such rows."""
     rows = spread_features(trainer.features[:FIRST_ROWS], 4)[1:3]
     if len(rows) < 2:
         return math.inf
@@ -158,12 +159,12 @@ def _other_gap(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
 
 
 def sum_rows(row_gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Each parameter's gradients, summed over the rows."""
+    """Each parameter's gradient, summed over the rows."""
     return [torch.stack(tensors).sum(0) for tensors in zip(*row_gradients, strict=True)]
 
 
 def spread_features(features: Sequence[Feature], count: int) -> list[Feature]:
-    """Up to `count` distinct features, evenly spread by length from the shortest to the longest."""
+    """Up to `count` distinct features, evenly spread in order of length, both extremes included."""
     lengths = get_lengths(features)
     ordered = sorted(range(len(features)), key=lambda index: lengths[index])
     indices = [round((len(ordered) - 1) * step / (count - 1)) for step in range(count)]
@@ -171,21 +172,21 @@ def spread_features(features: Sequence[Feature], count: int) -> list[Feature]:
 
 
 def smallest_tensors(trained: Mapping[str, Tensor]) -> list[str]:
-    """Names of the smallest tensors, as many as fit into `MOST_VALUES`."""
+    """Names of the smallest tensors, as many as `MOST_VALUES` values allow."""
     names = sorted(trained, key=lambda name: trained[name].numel())
     sizes = accumulate(trained[name].numel() for name in names)
     return [name for name, size in zip(names, sizes, strict=True) if size <= MOST_VALUES]
 
 
 def relative_gap(gradients: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The distance of gradients from expected ones, in units of the latter's norm."""
+    """The distance between gradients and expected gradients, relative to the norm of the latter."""
     size = norm(expected)
     errors = [gradient - wanted for gradient, wanted in zip(gradients, expected, strict=True)]
     return norm(errors) / size if size else 0.0
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
-    """The norm of tensors, by fp64 on the host: not by the functions that clip."""
+    """The joint norm of tensors, in fp64 on the host and without the functions that clip."""
     squares = [float(tensor.detach().cpu().double().square().sum()) for tensor in tensors]
     return math.sqrt(math.fsum(squares))
 
@@ -195,16 +196,16 @@ def logit_gradients(
     alone: Sequence[Sequence[Tensor]],
     parameters: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Gradients of a fixed sum of logits (B, ...); zeros if they depend on no parameter.
+    """Gradients of a fixed weighted sum of logits (B, ...); zeros if it depends on no parameter.
 
-    The sum leaves out padding: row i has the shape of `alone[i]`. Unlike gradients of a loss, these
-    do not vanish if a model is sure.
+    The sum skips padding by cutting row i to the shape of `alone[i]`. Unlike a loss's gradients,
+    these do not vanish when the model is sure.
     """
     sums = []
     for i, row_logits in enumerate(alone):
         for batch, unpadded in zip(logits, row_logits, strict=True):
             row = batch[i][tuple(map(slice, unpadded.shape[1:]))]
-            # Each value is weighted by its position alone.
+            # A value's weight depends only on its position.
             positions = torch.arange(row.numel(), device=row.device, dtype=torch.float32)
             sums.append((row.float() * torch.cos(positions).reshape(row.shape)).sum())
     total = torch.stack(sums).sum()
@@ -221,7 +222,7 @@ def get_logits(
     features: Sequence[Feature],
     model: nn.Module | None = None,
 ) -> tuple[list[Tensor], Batch]:
-    """The logits, each (B, ...), of the trainer's or another model on a batch; and the batch."""
+    """The logits, each (B, ...), of the trainer's model or `model` on a batch, and the batch."""
     batch = move_batch(trainer.meter.device, trainer.codec.collate(features))
     return logits_and_loss(trainer, batch, model)[0], batch
 
@@ -231,7 +232,7 @@ def logits_and_loss(
     batch: Batch,
     model: nn.Module | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """The logits of a batch, each (B, ...), and the codec's loss of them."""
+    """The logits of a batch, each (B, ...), and the codec's loss on it."""
     model = trainer.model if model is None else model
     outputs: list[Any] = []
     with attach([model], lambda module, inputs, output: outputs.append(output)):
@@ -240,7 +241,7 @@ def logits_and_loss(
 
 
 def output_logits(output: Any) -> list[Tensor]:
-    """The logits that a model's output names."""
+    """The logits in a model's output, under whichever name it has them."""
     tensors = [getattr(output, name, None) for name in ("logits", "start_logits", "end_logits")]
     return [logits for logits in tensors if logits is not None]
 
@@ -250,7 +251,7 @@ def target_logits(
     features: Sequence[Feature],
     encoded: Tensor | None = None,
 ) -> list[Tensor]:
-    """The logits (T, V) that predict each row's target tokens, of a codec that generates.
+    """The logits (T, V) that predict each row's target tokens; only for codecs that generate.
 
     `encoded` is the encoder's output for the rows' sources.
     """
@@ -267,14 +268,15 @@ def target_rows(
     batch: Batch,
     features: Sequence[Feature] | None = None,
 ) -> list[Tensor]:
-    """The logits (T, V), of a batch's (B, L, V), that predict each row's target tokens.
+    """Picks the logits (T, V) that predict each row's target tokens from a batch's (B, L, V).
 
-    With `features`, the rows leave out earlier turns of a conversation that are learned, too.
+    If `features` are given, learned earlier turns of a conversation are left out.
     """
     labels = batch["labels"]
-    if "kept" in batch and logits.shape[1] == len(batch["kept"]):  # logits of kept positions alone
+    # The model computed kept positions only.
+    if "kept" in batch and logits.shape[1] == len(batch["kept"]):
         labels = labels[:, batch["kept"] + 1]
-    elif "decoder_input_ids" not in batch:  # causal, perhaps behind learned tokens
+    elif "decoder_input_ids" not in batch:  # causal, perhaps after learned prompt tokens
         logits = logits[:, -labels.shape[1] : -1]
         labels = labels[:, 1:]
     masks = labels.to(logits.device) != IGNORED
@@ -286,11 +288,12 @@ def target_rows(
 
 
 class FoundTexts(NamedTuple):
-    """The texts of a search, of all beams, and its errors in units of the largest logit."""
+    """Texts of all beams of a search, and the search's errors relative to the largest logit."""
 
     texts: list[list[int]]
-    gap: float  # of a token's score, from that of the whole text in one pass without a cache
-    total_gap: float  # of a text's score, from the sum of its tokens' by the text's length alone
+    gap: float  # error of a token's score, against one pass over the whole text without a cache
+    # Error of a text's score, against its tokens' summed scores (length penalty undone).
+    total_gap: float
 
 
 def run_search(
@@ -299,10 +302,10 @@ def run_search(
     rules: Generation | None = None,
     **options: Any,
 ) -> FoundTexts:
-    """Searches with a cache. Prompts are one batch; `rules` and `options` replace the recipe's.
+    """Searches with a cache, prompts in one batch; `rules` and `options` override the recipe.
 
-    Scores are compared with those of whole texts, each row passed alone. Another search is no
-    measure, since a near-tie in it is no fault.
+    Scores are compared with those from passes over whole texts, one row's beams at a time. A second
+    search would be no reference, since a near-tie between beams is no fault.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"
@@ -317,7 +320,7 @@ def run_search(
         for feature, own_texts in zip(features, chunks(texts, beams), strict=True):
             drafts = [replace(feature, target=ids) for ids in own_texts]
             whole += target_logits(trainer, drafts)
-    # Log-probabilities (texts, T) of the texts' tokens in the search, before it changed any.
+    # Log-probabilities (texts, T) of the texts' tokens, before the search adjusted any score.
     beam_scores = torch.stack(output.logits).float().log_softmax(-1)  # (T, texts, V)
     tokens = output.sequences[:, : len(beam_scores)]
     beams_of_texts = getattr(output, "beam_indices", None)
@@ -327,7 +330,7 @@ def run_search(
     beams_of_texts = beams_of_texts[:, : tokens.shape[1]].clamp(min=0)  # -1 after the text's end
     steps = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     scores = beam_scores[steps, beams_of_texts, tokens]
-    totals = getattr(output, "sequences_scores", None)  # of a search with beams
+    totals = getattr(output, "sequences_scores", None)  # None without beams
     gaps = []
     total_gaps = [0.0]
     for i, (logits, ids) in enumerate(zip(whole, texts, strict=True)):
@@ -342,18 +345,19 @@ def run_search(
 
 
 def token_scores(scores: Tensor, ids: Sequence[int]) -> Tensor:
-    """Scores (T) of a text's tokens, picked from those (T, V) of all tokens."""
+    """Picks the scores (T) of a text's tokens from the scores (T, V) of all tokens."""
     return scores.gather(1, torch.tensor(ids, device=scores.device).unsqueeze(1)).squeeze(1)
 
 
 @contextmanager
 def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
-    """Notes meanwhile, by name, the type in which each layer packed to 4 bits computes.
+    """Records, by name, the type in which each layer packed to 4 bits computes.
 
-    Such a layer casts its inputs to the type that it computes in, and its output back: only the
-    output's digits show it. Each is called again with fp32 inputs outside autocast. Under autocast,
-    bitsandbytes multiplies by `linear` in autocast's type, but few tokens on a GPU by its own
-    kernel in the layer's: the type would depend on the batch, too.
+    Such a layer casts its inputs to its compute type and its output back, so only the output's
+    digits reveal that type. Each layer is therefore called again, with fp32 inputs and outside
+    autocast. Under autocast, bitsandbytes multiplies with `linear` in autocast's type, but a GPU
+    processes a few tokens with bitsandbytes' own kernel in the layer's type, so the type would also
+    depend on the batch.
     """
     names: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
@@ -362,10 +366,10 @@ def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
     types: dict[str, str] = {}
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        # Without `requires_grad`, layers on a CPU are packed anew.
+        # Layers on a CPU are repacked if their inputs need no gradient.
         values = inputs[0].detach().float().requires_grad_(inputs[0].requires_grad)
         with torch.autocast(values.device.type, enabled=False):
-            result = module.forward(values).detach()  # not by a call, which would come here again
+            result = module.forward(values).detach()  # calling the module would re-enter this hook
         if result.any():  # zeros fit every type
             types[names[module]] = type_of_digits(result)
 
@@ -374,19 +378,19 @@ def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
 
 
 def type_of_digits(numbers: Tensor) -> str:
-    """The type of 16 bits that holds these numbers exactly, or else the tensor's own."""
+    """The 16-bit type that holds these numbers exactly, or else the tensor's own type."""
     for half in HALVES:
         if numbers.dtype is half or torch.equal(numbers.to(half).to(numbers.dtype), numbers):
             return dtype_name(half)
     return dtype_name(numbers.dtype)
 
 
-# State is restored; limits of rounding
+# Restoring state; limits of rounding
 
 
 @contextmanager
 def keep_state(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
-    """Sets evaluation or training mode; afterwards restores modes and random states."""
+    """Switches to evaluation or training mode; restores modes and random states afterwards."""
     device = trainer.meter.device
     models = {trainer.model, trainer.ddp_model}
     modes: dict[nn.Module, bool] = {}
@@ -407,7 +411,7 @@ def attach(
     modules: Iterable[nn.Module],
     look: Callable[[nn.Module, tuple[Any, ...], Any], None],
 ) -> Iterator[None]:
-    """Calls `look` with each module, its inputs and its output, whenever the model uses it."""
+    """Calls `look` with a module, its inputs and its output each time the model uses the module."""
     with ExitStack() as hooks:
         for module in modules:
             hooks.enter_context(module.register_forward_hook(look))
@@ -415,7 +419,7 @@ def attach(
 
 
 def distance(values: Tensor, expected: Tensor) -> float:
-    """The largest difference, in units of the largest value; infinite if the shapes differ."""
+    """The largest difference, relative to the largest value; infinite if the shapes differ."""
     if values.shape != expected.shape:
         return math.inf
     scale = max(float(values.abs().max()), float(expected.abs().max()))
@@ -423,10 +427,10 @@ def distance(values: Tensor, expected: Tensor) -> float:
 
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
-    """The largest `distance` that rounding explains: `fine` if all is in fp32, else `coarse`."""
+    """The largest `distance` that rounding explains: `fine` if all is fp32, else `coarse`."""
     return fine if has_fp32_base(trainer) and trainer.log.precision == "fp32" else coarse
 
 
 def has_fp32_base(trainer: Trainer) -> bool:
-    """Checks that the frozen base computes in fp32 outside autocast."""
+    """Checks that the base computes in fp32 outside autocast."""
     return trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32

@@ -1,9 +1,10 @@
-"""One cell on several processes, its ranks: they share an update's rows, and sum gradients.
+"""Trains one cell in several processes, its ranks, which share an update's rows and sum gradients.
 
-The update is that of one process: each rank divides its summed loss by the targets of all; a mean
-would be right only if every rank had as many. Every rank holds the model whole (DDP). With FSDP2,
-for a model that does not fit beside its optimizer on one GPU, a copy sharded over the ranks trains;
-the model itself waits in the host's memory and then gets the copy's weights.
+The update equals that of a single process, since each rank divides its summed loss by the targets
+of all ranks; a mean would be right only if every rank had equally many targets. With DDP, every
+rank holds the whole model. With FSDP2, for models that do not fit beside their optimizer on one
+GPU, a copy sharded over the ranks trains; the model itself waits in host memory and then receives
+the copy's weights.
 """
 
 import copy
@@ -28,44 +29,47 @@ from tunegrid.grid.methods import Method
 from tunegrid.run.device import out_of_memory
 
 T = TypeVar("T")
-# The longest wait for another rank, which may be scoring alone. torchrun notices dead ones at once.
+# The longest wait for another rank, which may be scoring alone. torchrun detects dead ranks
+# immediately.
 RANK_PATIENCE = timedelta(minutes=30)
 LET_GO_SECONDS = 0.1
-SEEDS = 2**32  # NumPy takes smaller ones
-SEED_STEP = 1_000_003  # between the seeds of two ranks: a prime beyond the seeds that people give
-HOOKS = ("after_step", "penalty", "plan")  # by which a method changes a model between updates
+SEEDS = 2**32  # NumPy accepts only smaller seeds
+SEED_STEP = 1_000_003  # between the seeds of two ranks; a prime larger than the seeds people choose
+HOOKS = ("after_step", "penalty", "plan")  # these let a method change a model between updates
 
 
 class Ranks:
-    """The processes that train one cell, seen from number `rank` of `count`; 0 keeps the record."""
+    """The processes that train one cell, as seen by rank `rank` of `count`; 0 keeps the record."""
 
     def __init__(self, rank: int = 0, count: int = 1, *, fsdp: bool = False) -> None:
-        """Several have met already, see `join_ranks`; with FSDP2, each holds shards of weights."""
+        """Takes ranks that `join_ranks` connected; with FSDP2, each holds shards of weights."""
         self.rank = rank
         self.count = count
         self.holds_parts = fsdp and count > 1
 
     def share(self, group: Sequence[Sequence[Feature]], size: int) -> Sequence[Sequence[Feature]]:
-        """This rank's micro-batches of an update, of at most `size` rows; perhaps none."""
+        """This rank's micro-batches of an update, of at most `size` rows each; perhaps none."""
         if self.count == 1:
             return group
         rows = list(chain.from_iterable(group))
-        # Dealt out in turn: a micro-batch is sorted by length, and ranks need long and short rows.
+        # Rows are dealt out in turn, because a micro-batch is sorted by length and every rank needs
+        # long and short rows.
         batches = list(chunks(rows[self.rank :: self.count], size))
         if self.holds_parts:
-            # As many on each rank, some empty: every pass gathers weights of all ranks.
+            # Every rank gets the same number of micro-batches, some of them empty, because every
+            # pass gathers weights from all ranks.
             batch_count = -(-len(rows) // (self.count * size))
             batches += [[]] * (batch_count - len(batches))
         return batches
 
     def sum_ranks(self, tensor: Tensor) -> Tensor:
-        """A tensor summed over the ranks, in place."""
+        """Sums a tensor over the ranks, in place."""
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def first(self, make: Callable[[], T]) -> T:
-        """The first rank's value of `make()`, on every rank."""
+        """Calls `make` on the first rank; returns its value on every rank."""
         if self.count == 1:
             return make()
         box = [make() if self.rank == 0 else None]
@@ -73,7 +77,7 @@ class Ranks:
         return box[0]  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in their order, on every rank."""
+        """The values of all ranks, in rank order, on every rank."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -81,7 +85,7 @@ class Ranks:
         return values
 
     def sharded_model(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
-        """With FSDP, a sharded copy, which trains. Raises InputError if FSDP cannot shard it."""
+        """Makes the sharded copy that FSDP trains. Raises InputError if FSDP cannot shard it."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -90,22 +94,23 @@ class Ranks:
             raise InputError(f"{cell.id} cannot be sharded: {sentence}")
         device = next(model.parameters()).device
         mesh = init_device_mesh(device.type, (self.count,))
-        # FSDP takes a layer at a time to the device: two whole models may not fit there.
+        # FSDP moves one layer at a time to the device, where two whole models may not fit.
         sharded_model = copy.deepcopy(model.to("cpu"))
         for block in [*blocks(sharded_model), sharded_model]:
             fully_shard(block, mesh=mesh)
         for module in sharded_model.modules():
             if isinstance(module, FSDPModule):
-                # A mean would be of unequal numbers of targets.
+                # Ranks have unequal numbers of targets, so a mean would be wrong.
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         model.to(device)
         return sharded_model
 
     def ddp_model(self, model: nn.Module) -> nn.Module:
-        """A wrapper to train a whole model, whose backward pass sums gradients over the ranks."""
-        # Some trained weights are unused, as BERT2BERT's pooler. Buffers are the same everywhere,
-        # and nothing writes to them; torch 2.13 renamed `broadcast_buffers`, unlike 2.6.
+        """Wraps a whole model for training; the backward pass sums gradients over the ranks."""
+        # Some trained weights are unused, such as BERT2BERT's pooler. Buffers are the same
+        # everywhere and never written. torch 2.13 warns that `broadcast_buffers` was renamed; 2.6
+        # has only the old name.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             ddp_model = DistributedDataParallel(
                 model,
@@ -116,14 +121,14 @@ class Ranks:
         return ddp_model
 
     def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
-        """Keeps gradients on this rank; not with FSDP: whole ones would be as large as weights."""
+        """Keeps gradients on this rank, except with FSDP: whole ones are as large as weights."""
         if isinstance(ddp_model, DistributedDataParallel):
             return ddp_model.no_sync()
         return nullcontext()
 
     @contextmanager
     def train_parts(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[None]:
-        """With FSDP, makes room for the sharded model, which trains; then copies its weights."""
+        """With FSDP, moves the whole model off the device while shards train, then updates it."""
         if not self.holds_parts:
             yield
             return
@@ -147,7 +152,7 @@ class Ranks:
         *,
         back: bool = False,
     ) -> None:
-        """Copies weights from the sharded model, if there is one, tensor by tensor, or `back`."""
+        """With FSDP, copies trained weights from the shards one tensor at a time, or `back`."""
         if not self.holds_parts:
             return
         pairs = zip(model.parameters(), sharded_model.parameters(), strict=True)
@@ -162,7 +167,7 @@ class Ranks:
                 weight.copy_(full_tensor(shard))
 
     def moments(self, saved: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
-        """An optimizer's saved state of a parameter; with FSDP, tensors of its shape are shards."""
+        """A parameter's saved optimizer state; FSDP gets tensors of its shard's shape as shards."""
         if not self.holds_parts:
             return dict(saved)
         from torch.distributed.tensor import DTensor
@@ -184,7 +189,7 @@ ALONE = Ranks()
 
 
 def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
-    """A sentence on why FSDP cannot shard a cell's weights; None if it can."""
+    """A sentence on why FSDP cannot shard a cell's weights, or None if it can."""
     from torch.distributed.fsdp import FSDPModule
 
     method = cell.method
@@ -209,7 +214,7 @@ def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers to gather one at a time: those in lists that transformers never splits."""
+    """The layers to gather one at a time: list members whose classes transformers never splits."""
     names: set[str] = set()
     for module in model.modules():
         names.update(getattr(module, "_no_split_modules", None) or ())
@@ -221,17 +226,17 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor, gathered if each rank holds a shard: then all ranks must call this."""
+    """The whole tensor; if each rank holds a shard, all ranks must call this to gather it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This rank's shard of a tensor, or all of it if it is not sharded."""
+    """This rank's shard of a tensor, or the whole tensor if it is not sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _sum_bucket(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Sums a bucket of gradients over the ranks, in place of DDP's mean; DDP waits for it."""
+    """Sums a bucket of gradients over the ranks, unlike DDP's mean; DDP waits for the result."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda answer: answer.value()[0])
     return future
@@ -239,17 +244,18 @@ def _sum_bucket(state: object, bucket: dist.GradBucket) -> torch.futures.Future[
 
 @contextmanager
 def join_ranks(count: int, device: torch.device, *, fsdp: bool = False) -> Iterator[Ranks]:
-    """Meets the other ranks, which torchrun started, and parts from them at the end."""
+    """Connects to the other ranks that torchrun started; disconnects at the end."""
     if count == 1:
         yield ALONE
         return
-    # Scores and findings are Python objects: they go over gloo on a GPU, too.
+    # Scores and findings are Python objects, which go over gloo even on a GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=RANK_PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), fsdp=fsdp)
     finally:
-        # A thread of gloo's needs the interpreter's lock to free the last tensor that it sent. In
-        # torch 2.13, ending gloo waits for that thread with the lock held: a deadlock.
+        # One of gloo's threads needs the interpreter's lock to free the last tensor that it sent.
+        # In torch 2.13, shutting gloo down waits for that thread while holding the lock, which is a
+        # deadlock.
         time.sleep(LET_GO_SECONDS)
         dist.destroy_process_group()

@@ -1,8 +1,8 @@
-"""Saves, reloads and merges a trained model, as transformers and PEFT document; writes its card.
+"""Saves, reloads and merges a trained model as transformers and PEFT document; writes its card.
 
-An adapter is loaded over a fresh base. If no checkpoint holds that base, since the method, a random
-start or a perturbation made it, it is saved beside the adapter, as PEFT documents for PiSSA and
-OLoRA.
+An adapter is loaded over a fresh base. If no checkpoint holds that base, because the method, a
+random start or a perturbation made it, the base is saved beside the adapter, as PEFT documents for
+PiSSA and OLoRA.
 """
 
 import json
@@ -39,8 +39,8 @@ from tunegrid.run.build import (
 from tunegrid.run.prepare import make_codec
 from tunegrid.terminal import strip_places
 
-BASE = "base"  # the folder, beside the adapter, of a base that no checkpoint holds
-PIPELINES = {  # the hub's names of tasks; summarization has one of its own
+BASE = "base"  # folder, beside the adapter, for a base that no checkpoint holds
+PIPELINES = {  # the hub's task names; summarization has its own
     Problem.CLASSIFY: "text-classification",
     Problem.EXTRACT: "question-answering",
     Problem.GENERATE: "text-generation",
@@ -55,7 +55,7 @@ AUTO: Mapping[tuple[Problem, Layout | None], str] = {
     (Problem.GENERATE, Layout.SEPARATED): "AutoModelForCausalLM",
     (Problem.GENERATE, Layout.CHAT): "AutoModelForCausalLM",
 }
-AUTO_PEFT: Mapping[str | None, str] = {  # by the adapter's type of task
+AUTO_PEFT: Mapping[str | None, str] = {  # by the adapter's task type
     None: "AutoPeftModel",
     "SEQ_CLS": "AutoPeftModelForSequenceClassification",
     "QUESTION_ANS": "AutoPeftModelForQuestionAnswering",
@@ -65,10 +65,10 @@ AUTO_PEFT: Mapping[str | None, str] = {  # by the adapter's type of task
 
 
 class Serving:
-    """Saves and serves a cell's result. Injected faults replace it."""
+    """Saves and serves a cell's result. Injected faults replace this class."""
 
     def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Writes tokenizer, model or adapter, and the recipe's search to `folder`."""
+        """Writes the tokenizer, the model or adapter, and the recipe's search to `folder`."""
         tokenizer.save_pretrained(folder)
         cell.method.save(model, cell, folder)
         codec = make_codec(cell, tokenizer)
@@ -82,9 +82,9 @@ class Serving:
                 base.save_pretrained(folder / BASE)
 
     def load(self, cell: Cell, folder: Path, device: torch.device) -> tuple[Any, Any]:
-        """Loads the model and the tokenizer that `save` wrote, by the libraries' Auto classes.
+        """Loads the model and the tokenizer that `save` wrote, with the libraries' Auto classes.
 
-        Options only say what no file does. Raises InputError if a full model lacks tensors.
+        Passes only options that no file states. Raises InputError if a full model lacks tensors.
         """
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if (folder / peft.utils.CONFIG_NAME).is_file():
@@ -95,19 +95,19 @@ class Serving:
         model.to(device)
         if cell.quantization:
             keep_packed_layers(model)  # as in the trained model
-        if base.config.pad_token_id is None:  # GPT-2's classifier needs one
+        if base.config.pad_token_id is None:  # GPT-2's classifier needs a pad id
             base.config.pad_token_id = make_codec(cell, tokenizer).pad_id
         if (folder / hf.utils.GENERATION_CONFIG_NAME).is_file():
             base.generation_config = hf.GenerationConfig.from_pretrained(folder)
         return model, tokenizer
 
     def merge(self, model: Any) -> Any:
-        """Merges a loaded adapter into its base, which is returned; uses the loaded model up."""
+        """Merges a loaded adapter into its base and returns it; the loaded model is used up."""
         return model.merge_and_unload()
 
 
 def saved_search(codec: GenerateCodec) -> dict[str, Any]:
-    """The recipe's search as saved: transformers rejects beams' settings without beams."""
+    """The recipe's search to save; without beams, transformers rejects settings for beams."""
     search = codec.search
     if codec.generation.num_beams <= 1:
         search["length_penalty"] = 1.0
@@ -115,7 +115,7 @@ def saved_search(codec: GenerateCodec) -> dict[str, Any]:
 
 
 def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
-    """An adapter over its base, whose class PEFT's Auto class finds by the adapter's files."""
+    """Loads an adapter over its base, whose class PEFT infers from the adapter's files."""
     is_own = not architecture(cell.head.architecture).__module__.startswith("transformers.")
     if is_own or (folder / BASE).is_dir():
         return load_adapter(load_below(cell, folder, tokenizer, device), folder, device)
@@ -125,7 +125,7 @@ def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 
 
 def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
-    """Options of the base that the adapter's files leave out and the checkpoint contradicts."""
+    """Options for the base that the adapter's files omit and on which the checkpoint differs."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False, **pin)
     options: dict[str, Any] = {}
@@ -141,7 +141,7 @@ def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
 
 
 def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
-    """The base of an adapter, from beside it if no checkpoint holds it."""
+    """Loads an adapter's base, from the folder beside the adapter if no checkpoint holds it."""
     base_folder = folder / BASE
     if base_folder.is_dir():
         return load_whole(cell, base_folder, device)
@@ -149,7 +149,7 @@ def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 
 
 def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
-    """A model that was saved whole; raises InputError if tensors lack, which would be random."""
+    """Loads a model saved whole. Raises InputError if tensors are missing and would be random."""
     kind = architecture(cell.head.architecture)
     if kind.__module__.startswith("transformers."):
         kind = getattr(hf, AUTO[cell.task.problem, cell.head.layout])
@@ -164,13 +164,13 @@ def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
 
 
 def load_adapter(base: Any, folder: Path, device: torch.device) -> Any:
-    """An adapter over its base, in the mode that PEFT leaves it in: that of evaluation."""
+    """Loads an adapter over its base; PEFT leaves the model in evaluation mode."""
     return peft.PeftModel.from_pretrained(base.to(device), folder, torch_device=str(device))
 
 
 @contextmanager
 def unwrap_base(model: Any) -> Iterator[Any]:
-    """Takes the layers of an adapter's base out of PEFT's; puts them back afterwards."""
+    """Replaces PEFT's wrappers in an adapter's base with the layers inside, then restores them."""
     base = model.get_base_model()
     modules = wrappers(model)
     try:
@@ -183,9 +183,9 @@ def unwrap_base(model: Any) -> Iterator[Any]:
 
 
 def wrappers(model: Any) -> dict[str, nn.Module]:
-    """PEFT's outermost wrappers of the base's modules, by name in the base."""
+    """PEFT's outermost wrappers of the base's modules, by their names in the base."""
     modules: dict[str, nn.Module] = {}
-    for name, module in model.get_base_model().named_modules():  # outer ones first
+    for name, module in model.get_base_model().named_modules():  # outer modules come first
         if _base_module(module) is None:
             continue
         if not any(name.startswith(f"{outer_name}.") for outer_name in modules):
@@ -194,7 +194,7 @@ def wrappers(model: Any) -> dict[str, nn.Module]:
 
 
 def _base_module(module: nn.Module) -> Any:
-    """The module inside a wrapper of PEFT's; None for any other module."""
+    """The module inside one of PEFT's wrappers; None for any other module."""
     if isinstance(module, BaseTunerLayer):
         return module.get_base_layer()
     return module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else None
@@ -211,9 +211,9 @@ def save(
     root: Path,
     serving: Serving,
 ) -> Path:
-    """Saves a trained model, its record and its card below `root`; returns the folder.
+    """Saves a trained model, its record and its card below `root`; returns their folder.
 
-    No file names a folder of this machine. Raises InputError if it cannot be written.
+    No file names a folder of this machine. Raises InputError if the folder cannot be written.
     """
     folder = root / cell.name
     adapter = folder / peft.utils.CONFIG_NAME
@@ -239,7 +239,7 @@ def base_name(cell: Cell) -> str:
 
 
 def make_card(cell: Cell, record: Record) -> hub.ModelCard:
-    """The card of a cell's model: caveats, and scores, the main one first."""
+    """The card of a cell's model, with caveats and scores, the main score first."""
     task = cell.task
     base = base_name(cell)
     is_micro = base != cell.backbone.checkpoint
@@ -261,7 +261,7 @@ def make_card(cell: Cell, record: Record) -> hub.ModelCard:
         sentences = [f"Its run did not pass ({record.status}).", *record.missed]
         caveats.append(f"- {strip_places(' '.join(sentences))}")
     data = hub.ModelCardData(
-        base_model=None if is_micro else base,  # the hub has no micro model
+        base_model=None if is_micro else base,  # the hub has no micro models
         datasets=None if is_synthetic else [task.dataset],
         library_name="peft" if cell.method.adapts else "transformers",
         model_name=cell.id,

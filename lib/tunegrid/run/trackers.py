@@ -1,7 +1,7 @@
 """Reports a cell to experiment trackers: losses, rates and norms in training, scores at the end.
 
-The trackers are accelerate's. They get numbers that the training log has on the host anyway, so
-results keep their bits.
+The trackers are accelerate's. They only get numbers that the training log has on the host anyway,
+so results do not change by a bit.
 """
 
 import warnings
@@ -23,19 +23,19 @@ from tunegrid.run.train import Trainer, TrainingLog
 
 
 class Trackers:
-    """Trackers of one cell, started with its first losses; drops failing ones with a warning."""
+    """One cell's trackers, started with its first losses; drops failing ones with a warning."""
 
     def __init__(self, cell: Cell, options: Mapping[str, Mapping[str, Any]], lock: Path) -> None:
-        """Takes each tracker's `options`, by name; processes start theirs in turns, by the lock."""
+        """Takes each tracker's `options`, by name; the lock makes processes start in turn."""
         self._cell = cell
         self._options = options
         self._lock = lock
         self._trackers: dict[str, Any] = {}
         self._is_started = False
-        self._sent = 0  # updates
+        self._sent = 0  # updates sent so far
 
     def after_update(self, trainer: Trainer) -> None:
-        """Sends the updates whose losses came to the host since the last call."""
+        """Sends the updates whose losses reached the host since the last call."""
         if len(trainer.log.losses) == self._sent:
             return
         if not self._is_started:
@@ -48,7 +48,7 @@ class Trackers:
         self._sent = len(trainer.log.losses)
 
     def finish(self, record: Record | None) -> None:
-        """Sends the scores of the record, if the cell has one."""
+        """Sends the record's scores, if the cell has a record, and ends the trackers."""
         if record and self._is_started:
             scores = record.scores.items()
             figures = {f"eval/{name}": points for name, points in scores if points is not None}
@@ -73,14 +73,14 @@ class Trackers:
                     redirect_stderr(StringIO()),
                 ):
                     getattr(tracker, method)(*arguments, **options)
-            except Exception as error:  # of any kind: a full disk, a lost network
+            except Exception as error:  # may be of any kind, such as a full disk or a lost network
                 del self._trackers[name]
                 fault = f"--report-to={name}: {first_line(error)}"
                 warnings.warn(f"{fault}; {self._cell.name} is not reported", stacklevel=2)
 
 
 def update_figures(log: TrainingLog, update: int) -> dict[str, float]:
-    """The figures that are sent of an update, counted from 0."""
+    """The figures to send for an update, counted from 0."""
     figures = {
         "train/loss": log.losses[update],
         "train/learning_rate": log.learning_rates[update],
@@ -96,6 +96,6 @@ def cell_settings(cell: Cell) -> dict[str, Any]:
     names = {"cell": cell.id, "profile": cell.profile.id, "seed": cell.profile.seed}
     settings: dict[str, Any] = flatten_dict(names | recipe)
     for name, value in settings.items():
-        if not isinstance(value, int | float):  # all that each tracker takes
+        if not isinstance(value, int | float):  # every tracker takes numbers and text
             settings[name] = str(value)
     return settings

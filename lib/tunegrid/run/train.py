@@ -1,8 +1,7 @@
-"""The training loop: trains a model on a codec's features by a recipe, and keeps a log of it.
+"""Trains a model on a codec's features by a recipe and keeps a log, in one loop for every cell.
 
-One loop for every cell. Its unit is the update: one or more micro-batches, one optimizer step, one
-schedule step. The loss of an update is the mean over all its targets, however they are cut into
-micro-batches.
+The loop's unit is the update: one or more micro-batches, one optimizer step, one schedule step. The
+loss of an update is the mean over all its targets, however they are split into micro-batches.
 """
 
 import math
@@ -44,63 +43,65 @@ from tunegrid.run.meter import Meter, Progress, ledger, tensor_bytes
 from tunegrid.run.ranks import ALONE, SEED_STEP, SEEDS, Ranks, full_tensor, local_shard
 from tunegrid.run.watch import watch_update
 
-CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
-# Nats. A model so sure has no gradient, or one of which fp32 rounds off a percent.
+CHECK_EVERY = 10  # updates between checks of the loss, each of which stalls a GPU
+# In nats. A model this sure has no gradient, or one so small that fp32 rounds off a percent.
 LEAST_LOSS = 1e-5
-# Returns a score of the model, higher is better, and the scored rows.
+# Returns the model's score (higher is better) and the rows it was scored on.
 Validate = Callable[[], tuple[float, Sequence[Row]]]
 
 
 @dataclass(kw_only=True)
 class TrainingLog:
-    """The log of one training so far, saved in checkpoints; lists have an entry per update."""
+    """A training run's log so far, saved in checkpoints; most lists have one entry per update."""
 
-    precision: Precision  # resolved for the device
-    micro_batch: int  # rows of a forward pass now; smaller than the recipe's if memory ran out
-    fallbacks: list[str]  # a sentence for every deviation from the recipe
+    precision: Precision  # as resolved for the device
+    micro_batch: int  # current rows per forward pass; fewer than the recipe's if memory ran out
+    fallbacks: list[str]  # one sentence per deviation from the recipe
     updates: int = 0
-    # Mean of an update, nats per target; those still on the device are missing.
+    # Mean loss of each update, in nats per target; losses still on the device are missing.
     losses: list[float] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)  # the first parameter group's
     group_rates: list[list[float]] = field(default_factory=list)  # of every parameter group
-    # Total norm before clipping; empty if the recipe does not clip.
+    # Total norms before clipping; empty if the recipe does not clip.
     gradient_norms: list[float] = field(default_factory=list)
-    clipped_norms: list[float] = field(default_factory=list)  # the same after clipping
-    # Updates that fp16 lost to an overflow: the schedule does not advance.
+    clipped_norms: list[float] = field(default_factory=list)  # total norms after clipping
+    # Updates that fp16 lost to an overflow, during which the schedule does not advance.
     skipped: list[int] = field(default_factory=list)
-    order: str = ""  # a hash of the rows of each update, in order
-    # How the first and the last update ran, see `watch_update`.
+    order: str = ""  # hash of every update's rows, in order
+    # How the first and the last update ran; see `watch_update`.
     watched: list[dict[str, Any]] = field(default_factory=list)
-    moving_updates: int = 0  # those after the first one that moved weights
-    # Updates that began with gradients of the one before.
+    moving_updates: int = 0  # number of updates after the first one that moved weights
+    # Updates that began with gradients left over from the previous one.
     stale: list[int] = field(default_factory=list)
-    # By parameter, the moving updates in which it had no gradient; 0 is left out.
+    # For each parameter, the number of moving updates in which it had no gradient; zeros are
+    # omitted.
     idle: dict[str, int] = field(default_factory=dict)
     # Bytes of weights, gradients and optimizer state; None before the first update.
     ledger: Ledger | None = None
-    # Fields of `FirstStep`: before the first update, and of it.
+    # Fields of `FirstStep`, taken before and during the first updates.
     first_step: dict[str, Any] = field(default_factory=dict)
-    # Validation score after each epoch, if the recipe has several.
+    # Validation score after each epoch, if the recipe has several epochs.
     epoch_scores: list[float] = field(default_factory=list)
-    chosen_epoch: int | None = None  # the epoch of the kept weights; None without a choice
+    chosen_epoch: int | None = None  # the epoch whose weights were kept; None without a choice
     stopped: str | None = None  # why training ended early
 
 
 class Trainer:
-    """One cell's training: made before it runs; audits look at it afterwards.
+    """One cell's training, created before it runs; audits inspect it afterwards.
 
     Attributes:
-        parameters: the model's, by name; `before` holds their checksums before training.
+        parameters: the model's parameters, by name; `before` holds their checksums before training.
         stepped: the optimizer's tensors, by name: these parameters, or this rank's shards of them.
-        trained: those of `stepped` that the optimizer changes.
-        adamw: AdamW beside the optimizer's first steps.
-        log: the log so far; `run` does not repeat its updates. `total` is the updates in all.
-        sharded_model: the model, or its copy that FSDP shards over the ranks.
+        trained: the tensors in `stepped` that the optimizer changes.
+        adamw: a reference AdamW that follows some of the optimizer's steps.
+        log: the log so far; `run` does not repeat its updates. `total` is the number of all
+            updates.
+        sharded_model: the model, or the copy of it that FSDP shards over the ranks.
         ddp_model: the module that training calls.
-        last_group: the micro-batches of the last update, of all ranks.
-        paused: training stopped after its first updates.
-        best: weights of the best epoch so far, on the host; None if no epoch was scored yet.
-        chosen_on: the rows whose score chose it.
+        last_group: the last update's micro-batches, for all ranks.
+        paused: whether training stopped after its first updates, as requested.
+        best: the best epoch's weights so far, on the host; None before any epoch is scored.
+        chosen_on: the rows on which the epochs were scored.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class Trainer:
             micro_batch=cell.recipe.per_device_train_batch_size,
             fallbacks=[sentence for sentence in changes if sentence],
         )
-        # A session trains many cells.
+        # A session trains many cells, but accelerate's state is global.
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = accelerate.Accelerator(
             mixed_precision="no" if precision == "fp32" else precision,
@@ -148,9 +149,9 @@ class Trainer:
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
         self.optimizer = self.stepper.optimizer
         self.trained_names = [name for name, p in self.stepped.items() if p.requires_grad]
-        # Read after `Stepper`, since a method's optimizer may freeze some.
+        # Both are read after `Stepper` is made, since a method's optimizer may freeze some weights.
         self.trained = [self.stepped[name] for name in self.trained_names]
-        # If not, a loss scale or the method moves weights, too.
+        # Otherwise a loss scale or the method also affects how weights move.
         is_alone = not self.accelerator.scaler and not self.stepper.acts_after_step
         self.adamw = AdamW(self.optimizer.optimizer, self.stepped if is_alone else {})
         self.ddp_model = self.sharded_model
@@ -164,12 +165,12 @@ class Trainer:
         self._after_update = after_update
         self._first = FirstUpdates(cell, model, self.stepped)
         self._random_states: dict[str, Tensor] | None = None
-        # Values of the log's lists, and counts of its `idle`, that were not fetched yet.
+        # Values for the log's lists, and counts for `idle`, that are still on the device.
         self._on_device = defaultdict[str, list[Tensor]](list)
         self._idle = torch.zeros(len(self.trained), dtype=torch.int64, device=meter.device)
 
     def start_from(self, figures: Mapping[str, Any]) -> None:
-        """Takes over figures of the model before its first update."""
+        """Logs figures taken from the model before its first update."""
         self.log.first_step |= figures
 
     def run(
@@ -179,10 +180,10 @@ class Trainer:
         *,
         first_updates: int | None = None,
     ) -> TrainingRecord:
-        """Trains to the end, or to the first loss that is not a number; keeps the best epoch."""
+        """Trains to the end or to the first non-finite loss; keeps the best epoch's weights."""
         log = self.log
         self._end = min(first_updates or self.total, self.total)
-        # Dropout is the same whatever happened while the model was built; each rank has its own.
+        # Dropout does not depend on how the model was built; each rank has its own.
         hf.set_seed((self.cell.profile.seed + self.ranks.rank * SEED_STEP) % SEEDS)
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
@@ -202,7 +203,7 @@ class Trainer:
             if log.stopped:
                 return self.part()
             if first_updates and log.updates == self._end:
-                self.paused = True  # the record's order is that of the whole training
+                self.paused = True  # the record's `order` covers the whole training
                 all_groups = chain.from_iterable(map(self.updates, epochs))
                 order = reduce(order_after, islice(all_groups, log.updates, self.total), log.order)
                 return replace(self.part(), order=order)
@@ -219,7 +220,7 @@ class Trainer:
         return self.part()
 
     def _check_losses(self, progress: Progress) -> None:
-        """Fetches losses and shows the last one; stops training if one is not a finite number."""
+        """Fetches losses and shows the last one; stops training if any loss is not finite."""
         log = self.log
         self._fetch()
         self.meter.note_tensors((self.best or {}).values(), is_last=log.updates == self._end)
@@ -234,7 +235,7 @@ class Trainer:
         progress("train", log.updates, self.total, text)
 
     def part(self) -> TrainingRecord:
-        """The record's part of the training so far, with all ranks' tokens: all must ask."""
+        """The record's part on training so far, with all ranks' tokens; all ranks must call it."""
         self._fetch()
         log = self.log
         tokens = sum(update.tokens for update in self.meter.updates)
@@ -260,7 +261,7 @@ class Trainer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The log and all that the next update depends on: nested tensors and plain values."""
+        """The log and everything the next update depends on, as nested tensors and plain values."""
         self._fetch()
         return {
             "weights": {name: p.detach() for name, p in self.stepped.items() if p.requires_grad},
@@ -271,7 +272,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a `state_dict`; `run` then gives the same weights, bit for bit on a CPU."""
+        """Restores a `state_dict`; `run` then produces the same weights, bit for bit on a CPU."""
         with torch.no_grad():
             for name, tensor in state["weights"].items():
                 local_shard(self.stepped[name]).copy_(tensor)
@@ -287,7 +288,7 @@ class Trainer:
         self.log.fallbacks.append(f"{change}; seconds and throughput cover only the rest")
 
     def updates(self, epoch: int) -> Iterator[Sequence[list[Feature]]]:
-        """The epoch's updates, each a list of micro-batches."""
+        """Yields the epoch's updates, each a list of micro-batches."""
         recipe = self.cell.recipe
         batches = epoch_batches(
             get_lengths(self.features),
@@ -299,9 +300,9 @@ class Trainer:
             yield [[self.features[index] for index in batch] for batch in group]
 
     def update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
-        """Makes one optimizer update on micro-batches, which are halved each time memory runs out.
+        """Makes one optimizer update from micro-batches, halving them each time memory runs out.
 
-        Returns the mean loss of its targets.
+        Returns the mean loss over the update's targets.
         """
         while True:
             pieces: list[Sequence[Feature]] = []
@@ -312,22 +313,23 @@ class Trainer:
                 return self._step()
             except DoesNotFit as error:
                 cause = str(error)
-            self._halve(cause)  # out here, where the error no longer keeps the failed pass alive
+            # Outside `except`, so that the error no longer keeps the failed pass alive.
+            self._halve(cause)
 
     def divisors(self, batches: Sequence[Batch]) -> Sequence[int | float | Tensor]:
-        """The divisor of each micro-batch's summed loss: the update's targets, over all ranks."""
+        """The divisor of each micro-batch's summed loss: the update's targets over all ranks."""
         count = sum(self.codec.targets(batch) for batch in batches)
         if self.ranks.count == 1:
             return [count] * len(batches)
         total = self.ranks.sum_ranks(torch.full((), count, device=self.meter.device))
-        return [total] * len(batches)  # a tensor: the host does not wait
+        return [total] * len(batches)  # a tensor, so the host does not wait
 
     def accumulate(
         self,
         group: Sequence[Sequence[Feature]],
         names: Iterable[str],
     ) -> tuple[Tensor, list[Tensor]]:
-        """The loss of an update on micro-batches and some of its gradients; all ranks must ask."""
+        """The loss and some gradients of an update on micro-batches; all ranks must call this."""
         self.optimizer.zero_grad()
         micro_batches = self.ranks.share(group, self.log.micro_batch)
         batches = [self.codec.collate(features) for features in micro_batches if features]
@@ -342,11 +344,11 @@ class Trainer:
         return loss, gradients
 
     def _halve(self, cause: str) -> None:
-        """Halves micro-batches. Raises InputError if they have one row, or if ranks share them."""
+        """Halves micro-batches. Raises InputError for single rows and for several ranks."""
         size = self.log.micro_batch // 2
         update = f"update {self.log.updates + 1} of {self.total}"
         fault = f"{self.cell.id} does not fit: memory runs out at {update}"
-        if self.ranks.count > 1:  # which may have summed some of their gradients already
+        if self.ranks.count > 1:  # ranks may already have summed some gradients
             remedy = "take more ranks"
             if not self.ranks.holds_parts:
                 remedy += ", or shard its weights with --ranks N:fsdp"
@@ -363,7 +365,11 @@ class Trainer:
         free_memory(self.meter.device)
 
     def _step(self) -> Tensor:
-        """Updates on `last_group`. Raises DoesNotFit if memory runs out before the step."""
+        """Makes an update from `last_group`.
+
+        Raises DoesNotFit if memory runs out before the optimizer's step, and InputError if it runs
+        out during the step.
+        """
         log = self.log
         micro_batches = self.ranks.share(self.last_group, log.micro_batch)
         with self.meter.update(samples=sum(map(len, micro_batches))) as update:
@@ -372,7 +378,7 @@ class Trainer:
                 tokens, padded_tokens = token_counts(batch)
                 update.tokens += tokens
                 update.padded_tokens += padded_tokens
-            # In a sound run all are None, and the host does not wait.
+            # In a sound run all gradients are None here, so the host does not wait.
             if any(p.grad is not None and bool(p.grad.any()) for p in self.trained):
                 log.stale.append(log.updates)
             if log.updates in (0, self._end - 1):
@@ -389,17 +395,17 @@ class Trainer:
                     self.adamw.before_step(log.updates, self._end)
                     rates, schedule_rate = self.stepper.step(log.updates)
                     self.adamw.after_step(log.updates)
-            except DoesNotFit as error:  # activations are gone by now: fewer rows would not help
+            except DoesNotFit as error:  # activations are gone by now, so fewer rows would not help
                 raise InputError(
                     f"{self.cell.id} does not fit: memory runs out in the optimizer's step of "
                     f"update {log.updates + 1} ({error})"
                 ) from None
             log.learning_rates.append(schedule_rate)
             log.group_rates.append(rates)
-            # In fp16 the next update settles this one.
+            # In fp16, the next update settles this step.
             if not self.accelerator.scaler or self.stepper.acts_after_step:
                 log.skipped += self.stepper.settle()
-            if log.ledger is None:  # gradients and optimizer state are in place
+            if log.ledger is None:  # gradients and optimizer state exist now
                 gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
                 log.ledger = ledger(self.sharded_model, self.optimizer, gradients)
             self.optimizer.zero_grad()
@@ -411,10 +417,11 @@ class Trainer:
         return loss
 
     def _clip(self, loss: Tensor) -> None:
-        """Clips the update's gradients, notes their norms, and counts the tensors without one.
+        """Clips the update's gradients, logs their norms, and counts tensors without a gradient.
 
-        They count once an update has moved weights: LoRA's A has no gradient while B is zero.
-        Tensors made here are freed before the optimizer's step, in which footprints count bytes.
+        Counting starts once an update has moved weights, since LoRA's A has no gradient while B is
+        zero. Tensors made here are freed before the optimizer's step, during which footprints count
+        bytes.
         """
         log = self.log
         norm = self.stepper.clip()
@@ -430,9 +437,9 @@ class Trainer:
             self._idle += (squares == 0) & (loss > LEAST_LOSS)
 
     def _gradient_squares(self) -> Tensor:
-        """The sum of squares of each trained tensor's gradient, over all shards; 0 if it has none.
+        """Each trained tensor's sum of squared gradients over all shards; 0 without a gradient.
 
-        In elementary operations, since the norm of the library that clips is compared with it.
+        Uses elementary operations, since the clipping library's norm is checked against the result.
         """
         squares = []
         for parameter in self.trained:
@@ -445,7 +452,7 @@ class Trainer:
         return self.ranks.sum_ranks(total) if self.ranks.holds_parts else total
 
     def _fetch(self) -> None:
-        """Brings figures that updates left on the device to the host."""
+        """Copies figures that updates left on the device to the host."""
         for name, count in zip(self.trained_names, self._idle.tolist(), strict=True):
             if count:
                 self.log.idle[name] = self.log.idle.get(name, 0) + count
@@ -456,15 +463,15 @@ class Trainer:
         self._on_device.clear()
 
     def _backward(self, batches: Sequence[Batch], passes: int) -> Tensor:
-        """Adds gradients of the update's mean loss, over all ranks; returns that loss."""
+        """Accumulates gradients of the update's mean loss over all ranks; returns that loss."""
         total = torch.zeros((), device=self.meter.device)
         divisors = self.divisors(batches)
         idle = max(passes, 1) - len(batches)
-        if idle:  # other ranks have rows, and wait for this one's gradients: zeros
+        if idle:  # other ranks have rows and wait for this rank's gradients, which are zeros
             batches = [*batches, *[self.codec.collate(self.features[:1])] * idle]
             divisors = [*divisors, *[math.inf] * idle]
         with check_memory():
-            if self.ranks.count > 1:  # summed over the ranks with the last micro-batch
+            if self.ranks.count > 1:  # the last micro-batch's pass sums it over the ranks
                 self._penalize()
             for number, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
                 is_last = number == len(batches)
@@ -477,19 +484,19 @@ class Trainer:
                         loss = loss / count
                     self.accelerator.backward(loss)
                 total += loss.detach()
-                del loss  # and its graph, whose room the next batch may need
+                del loss  # frees the graph, whose memory the next batch may need
             if self.ranks.count == 1:
                 self._penalize()
         return self.ranks.sum_ranks(total)
 
     def _penalize(self) -> None:
-        """Adds the gradients of the method's penalty, once over all ranks."""
+        """Adds the gradients of the method's penalty, counted once over all ranks."""
         penalty = self.cell.method.penalty(self.model)
         if penalty is not None:
             self.accelerator.backward(penalty / self.ranks.count)
 
     def _keep_better(self, score: float, rows: Sequence[Row]) -> None:
-        """Keeps the epoch's weights if they score higher than those of every epoch before."""
+        """Keeps the epoch's weights if they score higher than every earlier epoch's."""
         is_best = self.best is None or score > max(self.log.epoch_scores)
         self.log.epoch_scores.append(score)
         self.chosen_on = rows
@@ -497,22 +504,22 @@ class Trainer:
             return
         self.log.chosen_epoch = len(self.log.epoch_scores)
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        # On the host: on the device it would count in all later peaks.
+        # Kept on the host, because on the device they would raise all later peaks.
         self.best = {name: p.detach().to("cpu", copy=True) for name, p in trained.items()}
 
 
 def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
-    """The hash of an order of rows to which an update on these micro-batches is added."""
+    """Extends the hash of a row order by an update on these micro-batches."""
     examples = [feature.example for features in group for feature in features]
     return sha256(f"{order}{examples}".encode()).hexdigest()[:16]
 
 
 class Stepper:
-    """Moves weights by gradients: clipping, the optimizer, fp16's loss scale, the schedule.
+    """Updates weights: clips gradients, steps the optimizer, and runs loss scale and schedule.
 
-    Only the device knows whether fp16 lost a step; asking (`get_scale`) would stall the host, then
-    the GPU. So the answer is copied asynchronously and read when the next step is due: by then the
-    GPU has a whole pass queued behind it.
+    Only the device knows whether fp16 lost a step, and asking it (`get_scale`) would stall the
+    host, then the GPU. The answer is therefore copied asynchronously and read when the next step is
+    due; by then the GPU has a whole pass queued.
     """
 
     def __init__(
@@ -523,15 +530,16 @@ class Stepper:
         accelerator: Any,
         updates: int,
     ) -> None:
-        """Plans `updates` steps of `stepped`: a cell's model, or the copy that FSDP shards."""
+        """Plans `updates` steps of `stepped`: the cell's model, or the copy that FSDP shards."""
         self.cell = cell
         self._model = model  # a method's `after_step` changes it
         self._accelerator = accelerator
-        optimizer = cell.method.make_optimizer(stepped, cell)  # a method's own may freeze weights
+        # A method's own optimizer may freeze weights.
+        optimizer = cell.method.make_optimizer(stepped, cell)
         self._trained = [p for p in stepped.parameters() if p.requires_grad]
-        # A method's `after_step` needs the gradients of that step, so it cannot wait.
+        # `after_step` needs the gradients of its step, so it cannot wait for the next step.
         self.acts_after_step = type(cell.method).after_step is not Method.after_step
-        # Made before accelerate wraps the optimizer's step, to be wrapped with it.
+        # The schedule wraps the optimizer's step, so it must be made before accelerate wraps that.
         self.schedule = make_schedule(optimizer, cell, updates)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self._unsettled: list[int] = []  # the update that fp16 may have lost
@@ -539,32 +547,35 @@ class Stepper:
         self._arrived: Any = None
 
     def clip(self) -> Tensor | None:
-        """Clips the gradients; returns their norm before, on the device. None if nothing clips."""
+        """Clips gradients; returns their prior norm, on the device, or None if nothing clips."""
         bound = self.cell.recipe.max_grad_norm
         if bound is None:
             return None
         return full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
 
     def step(self, update: int) -> tuple[list[float], float]:
-        """Steps the optimizer in update 0, 1, ...; returns each group's and the schedule's rate."""
+        """Steps the optimizer in update 0, 1, ...; returns each group's rate and the schedule's."""
         scaler = self._accelerator.scaler
         if scaler:
             scale = scaler._get_scale_async().clone()  # `get_scale` without waiting
             self.optimizer.step()
             is_lost = scaler._get_scale_async() < scale
-            self._lost = is_lost.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+            self._lost = is_lost.to("cpu", non_blocking=True)  # a GPU copies into pinned memory
             self._arrived = None
             if is_lost.is_cuda:
                 self._arrived = torch.cuda.current_stream().record_event()
         else:
-            # Not accelerate's, which looks for another package on the disk each time.
+            # Bypasses accelerate's step, which looks for another package on disk each time.
             self.optimizer.optimizer.step()
         self._unsettled = [update]
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         return rates, self.schedule.get_last_lr()[0]
 
     def settle(self) -> list[int]:
-        """Advances the schedule, or returns the update if fp16 lost it; waits for the device."""
+        """Runs the method's `after_step` and advances the schedule, unless fp16 lost the update.
+
+        Waits for the device. Returns the lost update, if any.
+        """
         updates = self._unsettled
         self._unsettled = []
         if self._arrived is not None:
@@ -577,13 +588,13 @@ class Stepper:
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """State that the next step depends on, beside weights."""
+        """The state, besides weights, that the next step depends on."""
         scaler = self._accelerator.scaler
         groups = [dict(group) for group in self.optimizer.param_groups]
         for group in groups:
             del group["params"]
         schedule = self.schedule.state_dict()
-        schedule.pop("lr_lambdas", None)  # functions
+        schedule.pop("lr_lambdas", None)  # functions, which no file can hold
         return {
             "optimizer": self.optimizer.optimizer.state_dict()["state"],
             "groups": groups,
@@ -593,7 +604,7 @@ class Stepper:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], ranks: Ranks) -> None:
-        """Takes over a `state_dict`, of this rank."""
+        """Restores this rank's `state_dict`."""
         optimizer = self.optimizer.optimizer
         groups = optimizer.state_dict()["param_groups"]
         for group, fields in zip(groups, state["groups"], strict=True):
@@ -603,7 +614,7 @@ class Stepper:
             parameters += group["params"]
         moments = {}
         for key, entry in state["optimizer"].items():
-            index = int(key)  # of the parameter; a file has it as text
+            index = int(key)  # the parameter's index, which a file stores as text
             moments[index] = ranks.moments(entry, parameters[index])
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
@@ -613,7 +624,7 @@ class Stepper:
 
 
 def make_schedule(optimizer: Any, cell: Cell, updates: int) -> Any:
-    """The recipe's schedule, counted in updates."""
+    """The recipe's learning-rate schedule, counted in updates."""
     recipe = cell.recipe
     warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * updates)
     return hf.get_scheduler(

@@ -1,4 +1,4 @@
-"""Notes how one update ran: the passes through the model, and layers that computed again."""
+"""Records how one update ran: passes through the model, and layers that were recomputed."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from tunegrid.run.build import dtype_name
 
 @contextmanager
 def watch_update(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Fills a mapping of plain values with how the model is used meanwhile.
+    """Fills a mapping of plain values with how the model is used inside the context.
 
-    `rows` has the rows of each forward pass; `types` how many outputs of linear layers of fp32
-    weights have which type; `layers` the repeated layers whose output needs a gradient, and
-    `recomputed` those of which a part is called outside of a forward pass; `devices` are those of
-    outputs.
+    `rows` lists the rows of each forward pass. `types` counts, by type, the outputs of linear
+    layers with fp32 weights, and `devices` lists the devices of those outputs. `layers` lists the
+    repeated layers whose output needs a gradient, and `recomputed` those in which a module is
+    called outside a forward pass.
     """
     layers = repeated_layers(model)
     layer_of: dict[nn.Module, str] = {}
@@ -71,7 +71,7 @@ def watch_update(model: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def repeated_layers(model: nn.Module) -> dict[nn.Module, str]:
-    """Names of the members of the model's lists of layers, without lists inside of them."""
+    """Names of the members of the model's module lists, without lists nested inside them."""
     layers: dict[nn.Module, str] = {}
     inner: tuple[str, ...] = ()
     for name, module in model.named_modules():
