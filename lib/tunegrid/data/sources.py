@@ -30,8 +30,9 @@ from tunegrid.grid.tasks import FILE_KINDS, GZIP, Task, file_kind
 def prefer_cache_if_unreachable() -> bool:
     """Sets HF_HUB_OFFLINE for this process if the hub cannot be reached; returns False then.
 
-    Cached files then load, and others fail immediately. With HF_HUB_OFFLINE or a proxy already set,
-    nothing is checked. Call this before huggingface_hub is imported, which reads the variable once.
+    Cached files then load, and others fail immediately. If HF_HUB_OFFLINE or a proxy is set
+    already, nothing is checked, and the result is True. Call this before huggingface_hub is
+    imported, which reads the variable once.
     """
     if os.environ.get("HF_HUB_OFFLINE") or any(
         name.lower() == "https_proxy" for name in os.environ

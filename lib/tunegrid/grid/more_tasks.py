@@ -1,4 +1,4 @@
-"""More cells with sources: language inference, conversations, and larger backbones.
+"""More tasks (language inference and conversations) and larger backbones, with sources.
 
 `-m tasks` runs micro cells of natural language inference. At full size (`-m 'full and tasks'`),
 nine cells have the study's recipes for sentiment except for lengths and rates, and three cells of

@@ -366,9 +366,9 @@ QUICK_SHARED: Mapping[str, Fields] = {
 }
 
 # A cell's own row overrides the shared fields. Reasons for the numbers:
-# * max_steps: no more updates than the score needs, because updates take most of a cell's time.
-#   With half as many, at one seed in forty, GPT-2 did not learn to summarize, and BERT and T5 did
-#   not learn to find answers.
+# * max_steps: no more updates than the score needs, because each one takes time. With half as many,
+#   at one seed in forty, GPT-2 did not learn to summarize, and BERT and T5 did not learn to find
+#   answers.
 # * learning_rate, batch: a moderate rate or a larger batch where rounding or another seed moved the
 #   score by points.
 # * warmup_ratio: long where the score reached the bound after a tenth of the updates.

@@ -60,7 +60,7 @@ class AdaLora(Adapting):
         return {**scale, **self._ranks(cell.recipe), "total_step": 1}
 
     def plan(self, model: Any, updates: int) -> None:
-        """Has PEFT cut ranks after every update between the first and the last share of them."""
+        """Has PEFT cut ranks after each update, except in the first and the last share of them."""
         config = model.peft_config["default"]
         config.tinit = round(updates * self.first)
         config.tfinal = round(updates * self.last)
