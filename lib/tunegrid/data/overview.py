@@ -1,4 +1,4 @@
-"""Describes a task's rows: numbers and labels of each split, an example, and doubts."""
+"""Describes a task's rows: counts and labels of each split, an example, and doubts."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +10,11 @@ from tunegrid.grid.tasks import Problem, Task
 from tunegrid.words import count, some
 
 SPLITS = ("train", "validation", "test")
-NAME_WIDTH = 12  # columns of the name of a split
+NAME_WIDTH = 12  # columns for the name of a split
 
 
 def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
-    """Rows and labels of each split, and the first training row, in lines of at most this width."""
+    """Lists the rows and labels of each split and the first training row, at most this wide."""
     lines = [f"rows of {task.id}:"]
     for name in SPLITS:
         rows: Sequence[Row] = getattr(splits, name)
@@ -39,7 +39,7 @@ def label_counts(task: Task, rows: Sequence[Row]) -> Mapping[str, int]:
 
 
 def example(task: Task, row: Row) -> tuple[str, str]:
-    """The texts of a row, and its target, each on one line."""
+    """A row's texts and its target, each on one line."""
     target = row[task.target]
     if task.problem is Problem.CLASSIFY:
         target = task.labels[target]
@@ -50,13 +50,14 @@ def example(task: Task, row: Row) -> tuple[str, str]:
 
 
 def shorten(line: str, width: int) -> str:
-    """A line cut to this width, with three points for the rest."""
+    """Cuts a line to this width, ending with three dots."""
     return line if len(line) <= width else f"{line[: max(0, width - 3)]}..."
 
 
 def doubts(task: Task, splits: Splits) -> Iterator[str]:
-    """A sentence for each fact that makes scores less reliable: missing classes, splits of one
-    class, empty texts.
+    """Yields a sentence for each fact that makes scores less reliable.
+
+    Such facts are missing classes, splits with one class, and empty texts.
     """
     if task.labels:
         numbers_by_split = {name: label_counts(task, getattr(splits, name)) for name in SPLITS}

@@ -1,9 +1,8 @@
-"""Reads a task's rows from a local folder or from the hub, as one `Table` per split; texts and
-answers of a row.
+"""Reads a task's rows from a local folder or the hub, as one `Table` per split.
 
-A folder may hold JSON, CSV, Parquet or a saved `datasets.Dataset`; columns are named as on the hub.
-A label's name is read as its number. pyarrow and `datasets` read all but JSON, whose texts they
-would read as dates.
+A folder may hold JSON, CSV, Parquet or a saved `datasets.Dataset`, with columns named as on the
+hub. A label's name is read as its number. pyarrow and `datasets` read everything except JSON, whose
+texts they would read as dates. The module also returns the texts and answers of a row.
 """
 
 import csv
@@ -29,11 +28,11 @@ from tunegrid.grid.tasks import FILE_KINDS, GZIP, Task, file_kind
 
 @cache
 def prefer_cache_if_unreachable() -> bool:
-    """Checks that the hub can be reached, unless a proxy is set; if not, sets HF_HUB_OFFLINE for
-    this process.
+    """Sets HF_HUB_OFFLINE for this process if the hub cannot be reached; returns False then.
 
-    Cached files then load, and others fail at once. Call it before huggingface_hub is imported,
-    which reads the variable once.
+    Cached files then load, and others fail immediately. If HF_HUB_OFFLINE or a proxy is set
+    already, nothing is checked, and the result is True. Call this before huggingface_hub is
+    imported, which reads the variable once.
     """
     if os.environ.get("HF_HUB_OFFLINE") or any(
         name.lower() == "https_proxy" for name in os.environ
@@ -50,8 +49,9 @@ def prefer_cache_if_unreachable() -> bool:
 
 @cache
 def dataset_commit(dataset: str, config: str | None) -> str | None:
-    """The commit of the hub's data set, or of the cache's if the hub cannot be reached; None if
-    neither has it.
+    """The commit of the hub's data set, or of the cached copy if the hub cannot be reached.
+
+    Returns None if neither has it.
     """
     prefer_cache_if_unreachable()
     import datasets
@@ -60,33 +60,33 @@ def dataset_commit(dataset: str, config: str | None) -> str | None:
         commit: str | None = datasets.load_dataset_builder(
             dataset, config, trust_remote_code=False
         ).hash
-    except Exception:  # whatever their HTTP client raises: reading the rows will say it
+    except Exception:  # whatever the HTTP client raises; reading the rows reports it
         return None
     return commit
 
 
 @cache
 def checkpoint_commit(checkpoint: str) -> str | None:
-    """The latest commit of the hub's checkpoint, or of the cache's; None if neither has it."""
+    """The latest commit of the hub's checkpoint, or of the cached copy; None if neither has it."""
     prefer_cache_if_unreachable()
     import huggingface_hub
 
     try:
         config = huggingface_hub.hf_hub_download(checkpoint, "config.json")
-    except Exception:  # whatever their HTTP client raises: loading the model will say it
+    except Exception:  # whatever the HTTP client raises; loading the model reports it
         return None
     return Path(config).parent.name  # .../snapshots/COMMIT/config.json
 
 
 Row = dict[str, Any]
 JSON_TYPES = (str, int, float, list, dict, type(None))
-BLOCK = 1000  # rows that are read from a disk at once
-DENSE = 4  # rows of a slice for one that is needed
-FIRST = 1000  # rows of a large file that are looked at before anything is loaded
-LONGEST_CAUSE = 200  # characters: some libraries quote a whole schema
-# Of a file that is held in memory: a larger one stays on a disk, unless it is packed
+BLOCK = 1000  # rows to read from disk at a time
+DENSE = 4  # read a slice if it has fewer than this many rows per row needed
+FIRST = 1000  # rows of a large file to check before anything is loaded
+LONGEST_CAUSE = 200  # characters; some libraries quote a whole schema
+# The largest file to hold in memory; a larger one stays on disk, unless it is compressed.
 HELD_BYTES = 2**25
-# Of columns, by kind of file; the first where a header has none
+# Column separators by kind of file; the first is used if a header has none.
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
 ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
 COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
@@ -95,7 +95,7 @@ SHARD = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-00004.pa
 
 @contextmanager
 def input_errors(origin: str) -> Iterator[None]:
-    """Turn any error of a library on a damaged file into an InputError of one sentence."""
+    """Turns any library's error on a damaged file into an InputError of one sentence."""
     try:
         yield
     except InputError:
@@ -112,7 +112,7 @@ class Lines:
     """A large file of JSON lines, mapped into memory; only the offsets of its rows are held."""
 
     def __init__(self, path: Path) -> None:
-        """Raises InputError for a line that is no row."""
+        """Raises InputError for a line that is not a row."""
         self._starts = array("Q", (start for start, _ in _json_lines(path)))
         with path.open("rb") as file:
             self._bytes = mmap(file.fileno(), 0, access=ACCESS_READ)
@@ -129,25 +129,26 @@ class Lines:
 
 
 class Table:
-    """One split, read by column or by row: a list of rows, or `Lines` or a `datasets.Dataset`,
-    which stay on their disk.
+    """One split, read by column or by row.
+
+    It is a list of rows, or `Lines` or a `datasets.Dataset`, which stay on disk.
 
     Attributes:
         origin: where it came from; `revision` is the hub's commit, None for a local folder.
         is_whole: no row of its file is left out.
-        names: the columns as they are stored.
-        convert: makes a row of a stored one and of its place in words.
+        names: the columns as stored.
+        convert: makes a row from a stored row and a description of where it is.
     """
 
     def __init__(
         self, rows: Any, origin: str, revision: str | None = None, *, is_whole: bool = True
     ) -> None:
-        """Rows and where they came from."""
+        """Takes the rows and where they came from."""
         self._rows = rows
         self.origin = origin
         self.revision = revision
         self.is_whole = is_whole
-        self.first = 2 if file_kind(origin) in SEPARATORS else 1  # CSV has the names in row 1
+        self.first = 2 if file_kind(origin) in SEPARATORS else 1  # row 1 of a CSV holds the names
         self._by_row = isinstance(rows, list | Lines)
         self.names = (
             tuple(rows[0] if len(rows) else ()) if self._by_row else tuple(rows.column_names)
@@ -166,7 +167,7 @@ class Table:
             return list(self._rows[name])
 
     def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these indices, read lazily if they are on a disk."""
+        """The rows at these indices, read lazily if they are on disk."""
         return self.read(indices) if isinstance(self._rows, list) else StoredRows(self, indices)
 
     def read(self, indices: Sequence[int]) -> list[Row]:
@@ -180,9 +181,7 @@ class Table:
 
 
 def _select(dataset: Any, indices: Sequence[int]) -> list[Row]:
-    """Some rows; those of a `datasets.Dataset` that are close together are read as one slice, which
-    is faster.
-    """
+    """Reads some rows; reads nearby rows of a `datasets.Dataset` as one slice for speed."""
     if isinstance(dataset, list | Lines) or not indices:
         return [dataset[index] for index in indices]
     first = min(indices)
@@ -193,7 +192,7 @@ def _select(dataset: Any, indices: Sequence[int]) -> list[Row]:
         offsets = [index - first for index in indices]
     else:
         columns = dataset.select(list(indices))[:]
-    columns = {name: columns[name] for name in columns}  # each is decoded once
+    columns = {name: columns[name] for name in columns}  # decodes each column once
     rows = []
     for offset in offsets:
         rows.append(_json_row({name: values[offset] for name, values in columns.items()}))
@@ -207,7 +206,7 @@ class StoredRows(Sequence[Row]):
         """Takes a table and the indices of its rows."""
         self._table = table
         self._indices = indices
-        self._block: list[Row] = []  # the last one read: rows are mostly taken in their order
+        self._block: list[Row] = []  # the last block read; rows are mostly read in order
         self._number = -1
 
     def __len__(self) -> int:
@@ -215,7 +214,7 @@ class StoredRows(Sequence[Row]):
         return len(self._indices)
 
     def __iter__(self) -> Iterator[Row]:
-        """Reads the rows in their order, and keeps none."""
+        """Reads the rows in order, without keeping them."""
         for start in range(0, len(self), BLOCK):
             yield from self._table.read(self._indices[start : start + BLOCK])
 
@@ -231,10 +230,10 @@ class StoredRows(Sequence[Row]):
 
 
 def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str, Table]:
-    """Every split by name; raises InputError if a folder, file or column is missing, or the hub
-    cannot be reached.
+    """Reads every split, by name.
 
-    `first` reads of large files only the first rows, at once, and asks no hub.
+    With `first`, reads only the first rows of large files, immediately, and does not contact the
+    hub. Raises InputError if a folder, file or column is missing, or the hub cannot be reached.
     """
     messages = task.messages
     by_name: dict[str, Table] = {}
@@ -260,8 +259,9 @@ def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str
 
 
 def labeller(task: Task) -> Callable[[Row, str], Row]:
-    """Reads labels' names as their numbers, and digits, which CSV has, too, unless a label is named
-    by digits.
+    """Returns a function that replaces a label's name in a row by its number.
+
+    It also reads digits, which CSV has, unless a label's name consists of digits.
     """
     numbers: dict[Any, int] = {name: number for number, name in enumerate(task.labels)}
     if not any(name.isdecimal() for name in task.labels):
@@ -277,11 +277,11 @@ def labeller(task: Task) -> Callable[[Row, str], Row]:
 
 
 def last_exchange(turns: Any, place: str) -> Row:
-    """A conversation as a row; raises InputError if users and assistants do not take turns, or
-    nobody answers.
+    """Turns a conversation into a row.
 
-    `reply` is the assistant's last turn, `prompt` the user's before it, `history` all before; what
-    follows is left out.
+    `reply` is the assistant's last turn, `prompt` the user's turn before it, and `history`
+    everything earlier; later turns are left out. Raises InputError if users and assistants do not
+    take turns, or nobody answers.
     """
     try:
         roles = [turn["role"] for turn in turns]
@@ -292,7 +292,7 @@ def last_exchange(turns: Any, place: str) -> Row:
         ) from None
     first = int(roles[:1] == ["system"])
     count = len(roles) - first
-    last = first + count // 2 * 2 - 1  # the assistant's
+    last = first + count // 2 * 2 - 1  # the assistant's last turn
     if last < first or roles[first:] != (["user", "assistant"] * count)[:count]:
         order = ", ".join(map(str, roles[:6]))
         expected = "user and assistant must alternate, after at most one system turn"
@@ -311,9 +311,9 @@ def check_split(by_name: Collection[str], split: str, task: Task) -> None:
 
 
 def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
-    """The files of each split, by name: the task's own, or those of its folder.
+    """The files of each split, by name: the task's own files, or those in its folder.
 
-    A split is one file, the shards that the hub makes, or a folder of `save_to_disk`. Raises
+    A split is one file, the shards that the hub makes, or a folder from `save_to_disk`. Raises
     InputError if there are none.
     """
     folder = (root or Path()) / task.folder
@@ -340,7 +340,7 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
     for path in sorted(folder.iterdir()):
         split = SHARD.sub("", Path(path.name.removesuffix(GZIP)).stem)
         if file_kind(path) == ".json" and split not in (*task.splits, task.own_test):
-            continue  # libraries keep facts of a data set there
+            continue  # libraries keep facts about a data set there
         if file_kind(path) or (path / "state.json").is_file():
             files = by_name.setdefault(split, [])
             if not files or files[0].suffix == path.suffix == ".parquet":
@@ -352,8 +352,9 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
 
 
 def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
-    """The rows of a split's files; `first` reads without `datasets`, and no row of a saved
-    `Dataset`.
+    """Reads the rows of a split's files.
+
+    With `first`, it reads without `datasets`, and reads no row of a saved `Dataset`.
     """
     path = paths[0]
     origin = str(path)
@@ -381,26 +382,24 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
         if kind:
             return Table(datasets.Dataset(_csv(task, path)), origin)
         dataset = datasets.load_from_disk(origin)
-        # A wrong offset in an Arrow file would read past its end without an error
+        # Otherwise a wrong offset in an Arrow file would silently read past its end.
         dataset.data.validate(full=True)
         return Table(dataset, origin)
 
 
 def _first_rows(rows: Iterator[Row], origin: str, *, is_large: bool) -> Table:
-    """All rows in memory; of a large file the first ones."""
+    """All rows, in memory; only the first rows of a large file."""
     return Table(list(islice(rows, FIRST if is_large else None)), origin, is_whole=not is_large)
 
 
 def _batch_rows(batches: Iterable[Any]) -> Iterator[Row]:
-    """The rows of pyarrow's batches or tables."""
+    """Yields the rows of pyarrow's batches or tables."""
     for batch in batches:
         yield from map(_json_row, batch.to_pylist())
 
 
 def _json_row(row: Row) -> Row:
-    """The row with text for values that JSON does not know, as dates: runs keep a hash of each
-    row.
-    """
+    """Turns values that JSON lacks, such as dates, into text: runs keep a hash of each row."""
     for name, value in row.items():
         if not isinstance(value, JSON_TYPES):
             row[name] = str(value)
@@ -408,14 +407,12 @@ def _json_row(row: Row) -> Row:
 
 
 def _open(path: Path) -> Any:
-    """The bytes of a file, unpacked if it is packed."""
+    """Opens a file to read its bytes, decompressed if necessary."""
     return gzip.open(path) if path.name.lower().endswith(GZIP) else path.open("rb")
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Checks that a file can be read line by line in place: it is neither packed nor one JSON
-    array.
-    """
+    """Checks that a file can be read line by line in place: neither compressed nor a JSON array."""
     return not path.name.lower().endswith(GZIP) and not _is_array(path)
 
 
@@ -425,7 +422,7 @@ def _is_array(path: Path) -> bool:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    """The rows of a JSON array, or of JSON lines."""
+    """Yields the rows of a JSON array or of JSON lines."""
     if not _is_array(path):
         for _, row in _json_lines(path):
             yield row
@@ -444,7 +441,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    """Each row and where its line starts; a blank line is none."""
+    """Yields the offset of each line and its row; skips blank lines."""
     start = 0
     with _open(path) as file:
         for number, line in enumerate(file, 1):
@@ -462,9 +459,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
-    """An object of JSON; raises ValueError for a repeated key, of which a dictionary would keep the
-    last value.
-    """
+    """Makes a JSON object; raises ValueError for a repeated key, which dict would overwrite."""
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -474,10 +469,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
-    """A file with the columns' names in its first line, whole or by batches; digits and empty texts
-    stay texts.
+    """Reads a file whose first line names its columns, whole or in batches.
 
-    pandas, by which `datasets` reads CSV, fills up a row that is too short; pyarrow rejects it.
+    Digits and empty texts stay texts. pandas, which `datasets` uses to read CSV, fills up a row
+    that is too short; pyarrow rejects it.
     """
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
@@ -488,7 +483,7 @@ def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
         types[task.target] = pa.string()
     read = arrow_csv.open_csv if batches else arrow_csv.read_csv
     return read(
-        path,  # which pyarrow unpacks if its name says so
+        path,  # pyarrow decompresses it if its name says so
         parse_options=arrow_csv.ParseOptions(
             delimiter=_separator(task, path), newlines_in_values=True
         ),
@@ -497,7 +492,7 @@ def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
 
 
 def _separator(task: Task, path: Path) -> str:
-    """The separator of columns by which the header has most of the task's columns."""
+    """The separator that finds the most of the task's columns in the header."""
     with _open(path) as file:
         header = file.readline().decode("utf-8-sig", "replace")
     best = (-1, -1)
@@ -516,14 +511,14 @@ def _hub_tables(task: Task) -> dict[str, Table]:
 
     try:
         splits = datasets.load_dataset(task.dataset, task.config, trust_remote_code=False)
-    except Exception as error:  # whatever their HTTP client raises
+    except Exception as error:  # whatever the HTTP client raises
         cause = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
             f"cannot load {task.dataset} from the hub ({cause}); {ROOTS_HINT}"
         ) from None
     by_name = {}
     for name, split in splits.items():
-        # `datasets` has the hub's commit in the addresses of the sources or of its cache.
+        # `datasets` records the hub's commit in the addresses of the sources or of its cache.
         addresses = list(split.info.download_checksums or {})
         addresses += [file["filename"] for file in split.cache_files]
         commit = next(filter(None, map(COMMIT.search, addresses)), None)
@@ -533,15 +528,15 @@ def _hub_tables(task: Task) -> dict[str, Table]:
 
 
 def stitch(row: Row, columns: Sequence[str]) -> str:
-    """The columns' texts, joined by a line break; an empty text leaves no line break behind."""
+    """Joins the columns' texts with line breaks, without a line break for an empty text."""
     return "\n".join(row[column] for column in columns if row[column])
 
 
 def identity(row: Row, columns: Sequence[str]) -> int:
-    """A hash of a row's text in some columns, without case and white space: rows of one hash are
-    one text.
+    """A hash of a row's text in some columns, ignoring case and white space.
 
-    It has eight bytes: any two of three million texts share one with a chance of 2.4e-7.
+    Rows with the same hash count as the same text. With eight bytes, the chance that any two of
+    three million texts share a hash is 2.4e-7.
     """
     text = " ".join(str(row[column]) for column in columns)
     text = " ".join(text.lower().split())
@@ -549,20 +544,20 @@ def identity(row: Row, columns: Sequence[str]) -> int:
 
 
 def context(task: Task, row: Row) -> str:
-    """The text that holds an extraction task's answers."""
+    """The text that contains an extraction task's answers."""
     return str(row[task.text_pair[0]])
 
 
 def answer_texts(task: Task, row: Row) -> list[str]:
-    """Every annotated answer of an extraction task, the first one first."""
+    """Every annotated answer of an extraction task, in the annotated order."""
     return list(row[task.target]["text"])
 
 
 def answer_span(task: Task, row: Row) -> tuple[int, int]:
     """Start and exclusive end of the first annotated answer in the context, in characters.
 
-    Answers repeat in the context: the annotated start counts, not the first occurrence (SQuAD
-    v1.1).
+    An answer may occur several times in the context, so the annotated start counts, not the first
+    occurrence (SQuAD v1.1).
     """
     start: int = row[task.target]["answer_start"][0]
     return start, start + len(answer_texts(task, row)[0])

@@ -1,9 +1,7 @@
-"""Makes train, validation and test rows of a `Task` at a `Profile`: `Splits`, the same for every
-method and backbone.
+"""Makes the train, validation and test rows of a `Task` at a `Profile`.
 
-Each row is checked before anything trains on it.
-
-A split's rows depend on the data and on `SPLIT_SEED` only, so that a triple's scores can be paired
+Every method and backbone gets the same rows. Each row is checked before anything trains on it. A
+split depends only on the data and on `SPLIT_SEED`, so that the scores of a triple can be paired
 example by example.
 """
 
@@ -23,8 +21,8 @@ from tunegrid.errors import InputError
 from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Carve, Problem, Task
 
-SPLIT_SEED = 42  # the study's
-MOST_CONTRADICTIONS = 0.05  # of a split's texts may have several labels: people disagree on some
+SPLIT_SEED = 42  # the study's seed
+MOST_CONTRADICTIONS = 0.05  # the share of texts that may have several labels: people disagree
 JSON_NAMES: dict[type, str] = {
     int: "a whole number",
     str: "a text",
@@ -41,12 +39,12 @@ TARGET_TYPES: dict[Problem, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Rows to train on, to choose a checkpoint on, to score on.
+    """Rows to train on, to choose a checkpoint with, and to score on.
 
     Attributes:
         origins: where each split came from.
-        revision: the hub's commit that the rows were read at; None for a local folder.
-        dropped: how many rows were left out of a split because the same text stands in one that
+        revision: the hub's commit at which the rows were read; None for a local folder.
+        dropped: the number of rows left out of a split because their text is also in a split that
             scores it.
     """
 
@@ -59,7 +57,7 @@ class Splits:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits over all rows in order: equal rows, equal fingerprint."""
+        """Sixteen hex digits over all rows in order; equal rows have equal fingerprints."""
         digest = hashlib.sha256()
         encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
         for rows in (self.train, self.validation, self.test):
@@ -79,12 +77,13 @@ class TableSlice(NamedTuple):
 
 
 def load_splits(task: Task, profile: Profile, by_name: Mapping[str, Table] | None = None) -> Splits:
-    """Rows of all three splits, capped, checked and without copies; raises InputError for anything
-    that cannot be used.
+    """Returns the rows of all three splits, capped, checked and without copies.
 
-    They are those of `by_name`, or else are read. A text that is in test is dropped from train and
-    validation, one that is in validation from train. With `profile.own_test`, a task that has an
-    `own_test` split is scored on it; any other task keeps its own rule.
+    Rows come from `by_name`, or else are read. A text that is in test is dropped from train and
+    validation; a text that is in validation is dropped from train. With `profile.own_test`, a task
+    that has an `own_test` split is scored on it; any other task keeps its own rule.
+
+    Raises InputError for anything that cannot be used.
     """
     check_task(task)
     slices = _slices(task, profile, by_name or tables(task, profile.data_root))
@@ -94,8 +93,8 @@ def load_splits(task: Task, profile: Profile, by_name: Mapping[str, Table] | Non
     scored_texts: set[int] = set()
     for name in ("test", "validation", "train"):  # a text stays in the first split that has it
         part = slices[name]
-        texts = array("Q")  # hashes: the texts themselves are not kept
-        inputs = array("Q")  # the same, by the columns that a model reads
+        texts = array("Q")  # hashes; the texts themselves are not kept
+        inputs = array("Q")  # hashes over only the columns that a model reads
         labels = array("q")
         for index, row in zip(part.indices, part.table.take(part.indices), strict=True):
             check_row(task, row, index + part.table.first, part.table.origin)
@@ -126,12 +125,12 @@ def load_splits(task: Task, profile: Profile, by_name: Mapping[str, Table] | Non
 
 
 def scoring_rule(task: Task, profile: Profile) -> str | Carve:
-    """The split that scores, or the rule that carves it out of train."""
+    """The split to score on, or the rule that carves it out of train."""
     return task.own_test if profile.own_test and task.own_test else task.test
 
 
 def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[str, TableSlice]:
-    """The indices of each split's rows, as many as the profile takes."""
+    """The indices of each split's rows, at most as many as the profile takes."""
     rules = {"validation": task.validation, "test": scoring_rule(task, profile)}
     for split in (task.train, *rules.values()):
         if not isinstance(split, Carve):
@@ -167,8 +166,10 @@ def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[
 
 
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
-    """Indices of the pool's rows to set aside: about `rule.share` of the whole table, drawn with
-    `SPLIT_SEED`.
+    """Draws the indices of the pool's rows to set aside, with `SPLIT_SEED`.
+
+    Their number is about `rule.share` of the whole table. With `rule.group`, that share of the
+    pool's groups is set aside instead.
     """
     rng = Random(SPLIT_SEED)
     column = rule.stratify or rule.group
@@ -193,14 +194,13 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
 
 
 def check_files(task: Task, profile: Profile) -> Splits | None:
-    """The rows of all splits, read without `datasets`; None if they are the hub's, or in large
-    files, checked in part.
+    """The rows of all splits, read without `datasets`; None if only a part could be checked.
 
-    Raises InputError for a file that does not exist, or whose rows the task cannot use; of large
-    files the first rows are read.
+    That is the case for large files, of which only the first rows are read, and for the hub. Raises
+    InputError for a file that does not exist, or whose rows the task cannot use.
     """
     by_name = tables(task, profile.data_root, first=True)
-    if not by_name:  # the hub's
+    if not by_name:  # rows are on the hub
         return None
     for split in (task.train, task.validation, scoring_rule(task, profile)):
         if isinstance(split, Carve):
@@ -218,9 +218,7 @@ def check_files(task: Task, profile: Profile) -> Splits | None:
 
 
 def check_task(task: Task) -> None:
-    """Raises InputError if the columns of a task do not fit its problem, or it is split by one that
-    it lacks.
-    """
+    """Raises InputError if a task's columns do not suit its problem or its split rules."""
     if task.problem is Problem.EXTRACT and len(task.text_pair) != 1:
         raise InputError(
             f"task {task.id!r}: text_pair must name one column, the text that holds the answers"
@@ -248,7 +246,7 @@ def check_task(task: Task) -> None:
 
 
 def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
-    """Raises InputError if all training rows have one label: a model could learn nothing."""
+    """Raises InputError if all training rows have one label: there is nothing to learn."""
     if len(labels) == 1:
         raise InputError(
             f"{origin}: all training rows are {task.labels[min(labels)]!r}; give rows of another class, too"
@@ -256,8 +254,9 @@ def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
 
 
 def check_labels_agree(texts: Sequence[int], labels: Sequence[int], origin: str) -> None:
-    """Raises InputError if many texts of a split have several labels: no model can learn them, or
-    score well.
+    """Raises InputError if many texts of a split have several labels.
+
+    No model can learn such texts or score well on them.
     """
     import numpy as np
 
@@ -276,7 +275,7 @@ def check_labels_agree(texts: Sequence[int], labels: Sequence[int], origin: str)
 
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
-    """Raises InputError if the task cannot use a row; `index` is its number in its file."""
+    """Raises InputError if the task cannot use a row; `index` is the row's number in its file."""
     fault = _fault(task, row)
     if fault:
         name = f" (id {row['id']})" if "id" in row else ""
@@ -284,7 +283,7 @@ def check_row(task: Task, row: Row, index: int, origin: str) -> None:
 
 
 def _fault(task: Task, row: Row) -> str | None:
-    """The fault of a row that the task cannot use."""
+    """The reason why the task cannot use a row; None if it can."""
     for name, kind in task.columns.items():
         if not isinstance(row.get(name), kind):
             return type_fault(task, name, row.get(name))
@@ -292,9 +291,7 @@ def _fault(task: Task, row: Row) -> str | None:
 
 
 def _surrogate_fault(task: Task, row: Row) -> str | None:
-    """The fault of half a surrogate pair, which JSON can hold, and neither UTF-8 nor a
-    tokenizer.
-    """
+    """The fault of a lone surrogate, which JSON can hold but UTF-8 and tokenizers cannot."""
     values = [row.get(name) for name in task.columns]
     try:
         json.dumps(values, ensure_ascii=False).encode()
@@ -305,7 +302,7 @@ def _surrogate_fault(task: Task, row: Row) -> str | None:
 
 
 def type_fault(task: Task, column: str, value: Any) -> str:
-    """The fault of a value that is not of its column's type."""
+    """The fault of a value that does not have its column's type."""
     if task.labels and column == task.target and isinstance(value, str):
         return _label_fault(task, {column: value}) or ""
     kind = task.columns[column]
@@ -313,7 +310,7 @@ def type_fault(task: Task, column: str, value: Any) -> str:
 
 
 def _content_fault(task: Task, row: Row) -> str | None:
-    """The fault of a row whose values are of their columns' types."""
+    """The fault of a row whose values have the right types."""
     if task.problem is Problem.CLASSIFY:
         return _label_fault(task, row)
     if task.problem is Problem.EXTRACT:

@@ -1,1 +1,1 @@
-"""What is run: `Cell`s, the product of backbones, tasks and methods, each with its recipe."""
+"""What runs: `Cell`s, combinations of a backbone, a task and a method, each with its recipe."""

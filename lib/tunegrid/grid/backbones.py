@@ -1,6 +1,4 @@
-"""Declares the study's three `Backbone`s, how each solves each kind of problem, and where its
-checkpoint is.
-"""
+"""Declares the study's three `Backbone`s, their heads for each problem, and their checkpoints."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -15,24 +13,24 @@ from tunegrid.grid.tasks import Problem
 
 
 class Layout(StrEnum):
-    """Layouts of source and target for a generating model, each in `tunegrid.codecs.generate`."""
+    """Layouts of source and target for generating models, all in `tunegrid.codecs.generate`."""
 
     ENCODER_DECODER = "encoder_decoder"
     SEPARATED = "separated"  # source + separator + target in one causal sequence
-    # The tokenizer's chat template: the source is the user's turn, the target the assistant's
+    # The tokenizer's chat template: the source is the user's turn, the target the assistant's.
     CHAT = "chat"
 
 
 class Objective(StrEnum):
     """A backbone's pretraining objective."""
 
-    MASKED = "masked"  # hidden tokens of a text (BERT)
-    CAUSAL = "causal"  # each next token (GPT-2)
-    SPANS = "spans"  # hidden spans, spelled out by the decoder (T5)
+    MASKED = "masked"  # predict hidden tokens of a text (BERT)
+    CAUSAL = "causal"  # predict each next token (GPT-2)
+    SPANS = "spans"  # spell out hidden spans in the decoder (T5)
 
 
-# The layouts that a head may have for a kind of problem; None points or classifies, and generates
-# nothing.
+# The layouts that a head may have for each kind of problem. A head with the layout None points or
+# classifies, and generates nothing.
 LAYOUTS: Mapping[Problem, tuple[Layout | None, ...]] = {
     Problem.CLASSIFY: (None,),
     Problem.EXTRACT: (None, Layout.CHAT),
@@ -42,26 +40,26 @@ LAYOUTS: Mapping[Problem, tuple[Layout | None, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The output layers on a backbone for one problem.
+    """The output layers on a backbone for one kind of problem.
 
     Attributes:
-        architecture: a class, or the name of one of `tunegrid.codecs.base` or transformers.
+        architecture: a class, or the name of a class in `tunegrid.codecs.base` or transformers.
         new_modules: modules that pretraining never saw. Every method trains them in full; QLoRA
             leaves them unquantized.
-        adapted_modules: new modules that an adapter trains, over their random start.
-        optional_modules: pretrained modules that encoder-only exports lack; such a module starts
-            from random.
-        renewable_modules: pretrained layers that are new if a local checkpoint lacks them, as
-            BERT's pooler.
-        tied_modules: pretrained output modules that share weights with the embeddings; QLoRA
-            leaves them unquantized.
+        adapted_modules: new modules whose random start stays frozen and that an adapter trains.
+        optional_modules: pretrained modules that encoder-only exports lack; a missing one starts
+            from random weights.
+        renewable_modules: pretrained layers that count as new if a local checkpoint lacks them,
+            such as BERT's pooler.
+        tied_modules: pretrained output modules that share weights with the embeddings; QLoRA leaves
+            them unquantized.
         new_token: a token added to the vocabulary; every method trains its embedding row.
         layout: for generation, or for answers that are generated instead of pointed at.
-        start_token: the decoder's first token, by its tokenizer attribute without `_id`; None:
+        start_token: the decoder's first token, as a tokenizer attribute without `_id`; None means
             cls_token, else pad_token.
-        dropouts: as the backbone's, for the head's own modules.
-        copied_as: a cell of the study. Copies of the cell with this head have the backbone's head,
-            with the layers and the quick rate of that cell.
+        dropouts: like the backbone's, for the head's own modules.
+        copied_as: a cell of the study. Copies of a cell with this head get the backbone's head
+            instead, with the adapted layers and the quick rate of the cell named here.
     """
 
     architecture: str | type[Any]
@@ -78,16 +76,16 @@ class Head:
 
     @property
     def renewed_modules(self) -> list[str]:
-        """The pretrained modules that its checkpoint lacks, so that they are new."""
+        """The pretrained modules that the checkpoint lacks, so that they count as new."""
         return [module for module in self.renewable_modules if module in self.new_modules]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wrap:
-    """Special tokens around one text, or two: `before` text `after`, or `before` text `between`
-    text `after`.
+    """Special tokens around one text (`before` text `after`) or two.
 
-    Each is the name of a tokenizer attribute without its `_id`, or None.
+    Two texts are wrapped as `before` text `between` text `after`. Each token is the name of a
+    tokenizer attribute without `_id`, or None.
     """
 
     before: str | None
@@ -102,16 +100,17 @@ class Backbone:
     Attributes:
         checkpoint: id on the hub, pinned to `revision` (None: the newest); `folder` is its name
             below a `--checkpoint-root`.
-        micro: its replacement in the quick profile, a folder in `fixtures/backbones`, if any.
-        segments: the model separates the two texts by token type ids.
-        dtype: of a frozen base; trainable weights are fp32 in any case.
-        overflows_fp16: its activations leave fp16's range, on any device.
-        objective: of pretraining, for `--ask=forgetting`; None: undeclared, so not measured.
-        shape: the checkpoint's config, for models of its true size without its weights.
-        dropouts: fields of the checkpoint's config, by a pattern of modules' names; "a or b": b if
-            a is null.
-        special_tokens: the tokenizer's special ids by attribute, as "cls_token_id".
-        vocabulary: the number of the tokenizer's ids.
+        micro: its replacement in the quick profile, if any: a folder in `fixtures/backbones`.
+        segments: token type ids separate the model's two texts.
+        dtype: of a frozen base; trainable weights are always fp32.
+        overflows_fp16: the model's activations exceed fp16's range on any device.
+        objective: of pretraining, for `--ask=forgetting`; None is undeclared, so forgetting is not
+            measured.
+        shape: the checkpoint's config, for building a model of its true size without its weights.
+        dropouts: fields of the checkpoint's config, by a pattern for module names; "a or b" means b
+            if a is null.
+        special_tokens: the tokenizer's special ids by attribute, such as "cls_token_id".
+        vocabulary: the number of ids that the tokenizer has.
     """
 
     id: str
@@ -166,14 +165,14 @@ BERT = Backbone(
         Problem.CLASSIFY: Head(
             architecture="BertForSequenceClassification",
             new_modules=("classifier",),
-            renewable_modules=("pooler.dense",),  # a BertForMaskedLM has none
+            renewable_modules=("pooler.dense",),  # a BertForMaskedLM has no pooler
             dropouts={
                 r"^(base_model\.model\.)?dropout": "classifier_dropout or hidden_dropout_prob"
             },
         ),
         Problem.EXTRACT: Head(architecture="BertForQuestionAnswering", new_modules=("qa_outputs",)),
         # Cross-attention is new too, but it starts from the decoder's self-attention
-        # (`warm_started`), so it is adapted like the rest: the study's 6,537,216 trainable
+        # (`warm_started`), so it is adapted like the rest. The study's 6,537,216 trainable
         # parameters leave no room for training it in full.
         Problem.GENERATE: Head(
             architecture="BertToBert",
@@ -212,7 +211,7 @@ GPT2 = Backbone(
         Problem.CLASSIFY: Head(
             architecture="GPT2ForSequenceClassification", new_modules=("score",)
         ),
-        # One Linear(768, 2) is the study's two Linear(768, 1), stacked.
+        # One Linear(768, 2) equals the study's two Linear(768, 1), stacked.
         Problem.EXTRACT: Head(architecture="GPT2ForQuestionAnswering", new_modules=("qa_outputs",)),
         Problem.GENERATE: Head(
             architecture="GPT2LMHeadModel",
@@ -266,8 +265,8 @@ T5 = Backbone(
 
 BACKBONES = (BERT, GPT2, T5)
 
-# The study's bert_sa_lora adapts nothing but this two-layer head (recipe: targets fc1 and fc2). The
-# encoder, and the head's own base weights, stay frozen as they start: no module trains in full.
+# The study's bert_sa_lora adapts only this two-layer head (its recipe targets fc1 and fc2). The
+# encoder and the head's own base weights stay frozen as they start, so no module trains in full.
 BERT_MLP = Head(
     architecture="BertMLPClassifier",
     adapted_modules=("fc1", "fc2"),
@@ -277,14 +276,15 @@ BERT_MLP = Head(
 
 
 def is_part(name: str, modules: Iterable[str]) -> bool:
-    """Checks that a parameter or layer is in a module: "score.weight" is in "score", "my_score"
-    not.
+    """Checks that a parameter or layer belongs to one of these modules.
+
+    "score.weight" belongs to "score"; "my_score" does not.
     """
     return any(f".{module}." in f".{name}." for module in modules)
 
 
 def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
-    """The head over a local checkpoint: renewable modules that the checkpoint lacks are new.
+    """Adds to a head's new modules the renewable ones that a local checkpoint lacks.
 
     The suite's own micro checkpoints lack none.
     """
@@ -298,7 +298,7 @@ def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
     keys: list[str] = []
     folder = checkpoint_folder(backbone, root, micro=profile.micro)
     for path in folder.glob("model*.safetensors"):
-        with suppress(OSError, SafetensorError):  # loading reports it
+        with suppress(OSError, SafetensorError):  # loading the model reports it
             file: Any = safe_open(path, "np")
             keys += file.keys()
     if not keys:
@@ -309,7 +309,7 @@ def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
 
 
 def checkpoint_folder(backbone: Backbone, root: Path, *, micro: bool) -> Path:
-    """A backbone's folder in a folder of checkpoints."""
+    """A backbone's folder inside a folder of checkpoints."""
     return root / ((micro and backbone.micro) or backbone.folder)
 
 
@@ -319,7 +319,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", 
 def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
     """Arguments of `from_pretrained`: a local folder, or the hub's id with its pinned revision.
 
-    Raises InputError if a local folder is missing or lacks a config, a tokenizer or safetensors
+    Raises InputError if a local folder is missing, or lacks a config, a tokenizer or safetensors
     weights.
     """
     if profile.checkpoint_root is None:

@@ -1,7 +1,7 @@
-"""Makes `Cell`s at a `Profile` of backbones, tasks, methods and recipes.
+"""Makes `Cell`s at a `Profile` from backbones, tasks, methods and recipes.
 
-The grid is sparse: a cell exists if there is a recipe for its backbone, task and method. The
-study's 27 are one declared set (`study`); users add to it with `pytest_tunegrid_grid`.
+The grid is sparse: a cell exists if its backbone, task and method have a recipe. The study's 27
+cells are one declared set (`study`), to which users add with `pytest_tunegrid_grid`.
 """
 
 import hashlib
@@ -25,26 +25,26 @@ from tunegrid.grid.recipes import QUICK, RECIPES, Fields, Profile, Recipe, quick
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
 OWN_FOLDERS = ("lib", "fixtures", "benchmarks")
-NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
-# Updates of a quick cell on a user's rows. Nine cells on 2,200 tickets of four labels learned in
-# 150 updates at two seeds; 100 for each label leave room.
-LABEL_UPDATES = 100  # at least, for each label
+NAME = re.compile(r"[a-z0-9]+")  # an id is part of a cell's id, which underscores separate
+# Updates of a quick cell on a user's rows. Nine cells on 2,200 tickets with four labels learned in
+# 150 updates at two seeds; 100 updates per label leave a margin.
+LABEL_UPDATES = 100  # the fewest, per label
 MOST_UPDATES = 600  # half a minute on one core
 STUDY_TASKS = {Problem.CLASSIFY: "sa", Problem.EXTRACT: "qa", Problem.GENERATE: "sum"}
-# Heaviest problems first, so that parallel workers do not end on a long cell.
+# Heaviest problems first, so that parallel workers do not finish with a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
-# Of the study's cells, if not the backbone's
+# Heads of the study's cells that differ from the backbone's own.
 HEADS: Mapping[str, Head] = {"bert_sa_lora": BERT_MLP}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One backbone fine-tuned on one task with one method, at one profile.
+    """A backbone fine-tuned on a task with a method, at a profile.
 
     Attributes:
-        recipe: how it trains here, the profile's changes included.
+        recipe: how the cell trains here, including the profile's changes.
         head: the backbone's output layers.
-        optimizers: those that recipes may name.
+        optimizers: the optimizers that recipes may name.
     """
 
     backbone: Backbone
@@ -57,7 +57,7 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """The study's name, as in `bert_sa_lora`."""
+        """The study's name for the cell, such as `bert_sa_lora`."""
         return f"{self.backbone.id}_{self.task.id}_{self.method.id}"
 
     @property
@@ -67,22 +67,22 @@ class Cell:
 
     @property
     def optimizer(self) -> OptimizerFactory:
-        """The recipe's optimizer, as a function that makes it."""
+        """The function that makes the recipe's optimizer."""
         return self.optimizers[self.recipe.optim]
 
     @property
     def quantization(self) -> Quantization | None:
-        """The storage of the base; None if it is not quantized."""
+        """How the base is stored; None if it is not quantized."""
         return self.method.quantization
 
     @property
     def uses_hub(self) -> bool:
-        """True if its rows come from the hub."""
+        """True if the cell's rows come from the hub."""
         return not (self.profile.data_root or self.profile.random_weights or self.task.has_own_rows)
 
     @property
     def new_parts(self) -> str:
-        """A sentence on pretrained modules that the checkpoint lacks; empty if it has all."""
+        """A sentence about pretrained modules that the checkpoint lacks; empty if it has all."""
         modules = " and ".join(self.head.renewed_modules)
         if not modules:
             return ""
@@ -100,13 +100,15 @@ class Grid:
 
     Attributes:
         recipes: by cell id.
-        quick: fields that make them quick recipes, for cells with a micro backbone.
-        heads: of cells whose head is not the backbone's own.
+        quick: by cell id, the fields that turn a recipe into a quick one, for cells with a micro
+            backbone.
+        heads: by cell id, heads that are not the backbone's own.
         shifts: changes of rows for `--ask=robustness`, in addition to the suite's own.
         instruments: measurements for `--ask`, in addition to the suite's own.
-        refused: reasons why libraries cannot train a cell, by cell id.
-        remarks: doubts about cells that can be trained, by cell id; `--list-cells` prints them.
-        folder: of the `--grid` file that is adding to it; relative files of tasks are there.
+        refused: by cell id, the reason why a library cannot train the cell.
+        remarks: by cell id, doubts about a cell that can be trained; `--list-cells` prints them.
+        folder: the folder of the `--grid` file that is adding entries; its tasks' relative paths
+            start there.
     """
 
     backbones: dict[str, Backbone] = field(default_factory=dict)
@@ -123,10 +125,10 @@ class Grid:
     folder: Path | None = None
 
     def add_backbone(self, backbone: Backbone, **copies: Any) -> None:
-        """Adds a backbone; `like=` another one, with copies of its recipes.
+        """Adds a backbone; `like=` names another backbone, whose recipes are copied.
 
-        Keyword arguments change fields of the copies, `quick={...}` fields of their quick form.
-        Raises InputError for a known name, and for a field that no recipe has.
+        Keyword arguments change fields of the copies; `quick={...}` changes fields of their quick
+        form. Raises InputError for a name that is taken, and for a field that no recipe has.
         """
         self._add_like(0, backbone, **copies)
 
@@ -135,8 +137,9 @@ class Grid:
 
         Copied recipes read the new task's `text`.
 
-        They have a quick form if the task has its own files, since micro rows are of the study's
-        tasks. It makes the updates of `plan_updates`, unless `quick` gives `max_steps`.
+        They have a quick form only if the task has its own files, since the micro rows belong to
+        the study's tasks. The quick form makes the updates of `plan_updates`, unless `quick` sets
+        `max_steps`.
         """
         self._add_like(1, task.with_files_in(self.folder), **copies)
 
@@ -145,22 +148,23 @@ class Grid:
         self._add_like(2, method, **copies)
 
     def add_optimizer(self, name: str, make: OptimizerFactory) -> None:
-        """Adds an optimizer under the name that `Recipe.optim` and `--set optim=NAME` take.
+        """Adds an optimizer under the name to use in `Recipe.optim` and `--set optim=NAME`.
 
-        Raises InputError for a known name.
+        Raises InputError for a name that is taken.
         """
         if name in self.optimizers:
             raise InputError(f"optimizer {name!r} is in the grid already; give yours another name")
         self.optimizers[name] = make
 
     def add_shift(self, shift: Any) -> None:
-        """Adds a `tunegrid.instruments.Shift` for robustness; raises InputError for a known
-        name.
+        """Adds a `tunegrid.instruments.Shift` for robustness.
+
+        Raises InputError for an id that is invalid or taken.
         """
         _add(self.shifts, "shift", shift)
 
     def add_instrument(self, instrument: Any) -> None:
-        """Adds a `tunegrid.instruments.Instrument`; raises InputError for a known name."""
+        """Adds a `tunegrid.instruments.Instrument`; raises InputError for a bad or taken id."""
         _add(self.instruments, "instrument", instrument)
 
     def add_metric(
@@ -177,7 +181,7 @@ class Grid:
         """Adds a score of your own to a task of the grid; `main` makes it the main score.
 
         `tunegrid.grid.metrics.Metric` describes the other arguments. Raises InputError for an
-        unknown task or a known name.
+        unknown task, and for a name that is invalid or taken.
         """
         metric = Metric(name=name, function=function, worst=worst, best=best, by_row=by_row)
         scored = self.tasks.get(task)
@@ -202,11 +206,11 @@ class Grid:
         head: Head | None = None,
         **changes: Any,
     ) -> None:
-        """Adds or replaces a cell's recipe; with `quick` it runs with -m quick, too.
+        """Adds or replaces a cell's recipe; with `quick`, the cell also runs with -m quick.
 
-        `like` another cell, it copies that cell's recipe, quick form and head; `changes` and
-        `quick` change the copies. Raises InputError if the id names no backbone, task or method of
-        the grid, and for a field that no recipe has.
+        `like` names another cell, whose recipe, quick form and head are copied; `changes` and
+        `quick` change the copies. Raises InputError if the id names a backbone, task or method that
+        the grid lacks, and for a field that no recipe has.
         """
         self._parts(cell_id)
         if like is not None and recipe is None:
@@ -252,15 +256,14 @@ class Grid:
     def _copy(self, source: str, cell_id: str, changes: Fields, quick: Fields) -> None:
         """Copies a cell's recipe, quick form and head to another cell.
 
-        Parameter counts, columns of another task and a head that is `copied_as` another cell's are
-        not copied.
+        It copies no parameter counts, no columns of another task, and no head that has `copied_as`.
         """
         recipe = self.recipes[source]
         head = self.heads.get(source)
         source_task = self._parts(source)[1]
         task = self._parts(cell_id)[1]
         form = self._copied_quick(source, cell_id, quick)
-        self.heads.pop(cell_id, None)  # of a cell that was there already
+        self.heads.pop(cell_id, None)  # drops the head of a cell that is replaced
         if head is not None and head.copied_as is None:
             self.heads[cell_id] = head
         elif head is not None and recipe.adapter:
@@ -278,15 +281,15 @@ class Grid:
             )
 
     def _copied_quick(self, source: str, cell_id: str, changes: Fields) -> Fields | None:
-        """A cell's quick form for another cell; None if that has no micro backbone or rows."""
+        """Copies a cell's quick form; None if the new cell lacks a micro backbone or rows."""
         form = self.quick.get(source)
         backbone, task, _ = self._parts(cell_id)
         if form is None or not backbone.micro:
             return None
         form = dict(form)
         if source in QUICK and form == quick_changes(source):
-            # A head's rate was found for that cell's micro backbone, and the rate of a cell with a
-            # head of its own for that head.
+            # A head's rate was tuned for the source cell's micro backbone, and the rate of a cell
+            # with its own head was tuned for that head.
             head = HEADS.get(source)
             plain_id = (head and head.copied_as) or source
             form["learning_rate"] = QUICK[plain_id]["learning_rate"]
@@ -298,7 +301,7 @@ class Grid:
         return form | dict(changes)
 
     def _set(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> None:
-        """Sets a recipe and its quick form, in place of earlier ones."""
+        """Sets a recipe and its quick form, replacing earlier ones."""
         self.recipes[cell_id] = recipe
         self.quick.pop(cell_id, None)
         self.remarks.pop(cell_id, None)
@@ -312,12 +315,12 @@ class Grid:
         return tuple(cell_id for cell_id, reason in reasons.items() if reason is None)
 
     def unsupported(self, profile: Profile) -> dict[str, str]:
-        """Reasons why cells with a recipe cannot be built, by cell id."""
+        """The reasons why cells that have a recipe cannot be built, by cell id."""
         reasons = self._reasons(profile)
         return {cell_id: reason for cell_id, reason in reasons.items() if reason is not None}
 
     def _reasons(self, profile: Profile) -> dict[str, str | None]:
-        """`build_fault` of each cell with a recipe: by task, then backbone, then method."""
+        """The `build_fault` of each cell with a recipe, in order of task, backbone and method."""
         existing = self.quick if profile.micro else self.recipes
         reasons = {}
         tasks = sorted(reversed(self.tasks.values()), key=lambda task: ORDER.index(task.problem))
@@ -328,7 +331,7 @@ class Grid:
         return reasons
 
     def build_fault(self, cell_id: str) -> str | None:
-        """The reason why a cell cannot be built, with any recipe; None if it can."""
+        """The reason why a cell cannot be built with any recipe; None if it can."""
         backbone, task, method = self._parts(cell_id)
         if cell_id in self.refused:
             return self.refused[cell_id]
@@ -388,7 +391,7 @@ class Grid:
             raise InputError(f"unknown cell {cell_id!r};{hint} {lists}; {others}") from None
 
     def checked_ids(self, cell_ids: Iterable[str]) -> tuple[str, ...]:
-        """Checks ids; raises InputError for one that has no recipe or cannot be built."""
+        """Returns the ids; raises InputError if a cell has no recipe or cannot be built."""
         cell_ids = tuple(cell_ids)
         for cell_id in cell_ids:
             reason = self.build_fault(cell_id)
@@ -401,14 +404,14 @@ class Grid:
 
 
 def plain_targets(head: Head) -> tuple[str, ...]:
-    """Layers that an adapter has in copies of a cell whose head is `copied_as` another cell's."""
+    """The layers to adapt in copies of a cell whose head has `copied_as`."""
     adapter = RECIPES[head.copied_as].adapter if head.copied_as else None
     assert adapter, "`copied_as` names a cell with an adapter"
     return adapter.target_modules
 
 
 def _add(entries: dict[str, Any], kind: str, entry: Any) -> None:
-    """Adds an entry; raises InputError for a name that a cell's id cannot hold, and a known one."""
+    """Adds an entry; raises InputError if its id is taken, or does not fit into a cell's id."""
     if not NAME.fullmatch(entry.id):
         expected = "expected lower-case letters and digits, since underscores divide a cell's id"
         raise InputError(f"invalid id of {kind} {entry.id!r}: {expected}")
@@ -418,9 +421,10 @@ def _add(entries: dict[str, Any], kind: str, entry: Any) -> None:
 
 
 def plan_updates(task: Task, copied: Fields) -> Fields:
-    """The updates of a quick recipe copied to another task: one pass over its rows, within limits.
+    """Sets the fewest and the most updates of a quick recipe that is copied to another task.
 
-    The copied recipe makes too few: its micro backbone was pretrained on rows like its own.
+    Between them, the recipe makes one pass over the task's rows. The copied recipe's updates would
+    be too few, because its micro backbone was pretrained on rows like those of its own task.
     """
     copied_updates = copied.get("min_steps") or copied.get("max_steps", 0)
     fewest = max(copied_updates, LABEL_UPDATES * len(task.labels))
@@ -436,7 +440,7 @@ def _change(cell_id: str, recipe: Recipe, changes: Fields) -> Recipe:
 
 
 def study() -> Grid:
-    """The grid of the study: 27 cells."""
+    """The grid of the study's 27 cells."""
     return Grid(
         backbones={backbone.id: backbone for backbone in BACKBONES},
         tasks={task.id: task for task in TASKS},
@@ -450,7 +454,7 @@ def study() -> Grid:
 
 STUDY = study()
 STUDY_IDS = STUDY.ids(Profile(id="full"))
-# A third of the study's cells, in which every two of backbone, task and method meet once.
+# A third of the study's cells: any two of backbone, task and method meet exactly once.
 SMOKE = (
     "bert_sa_lora",
     "bert_qa_qlora",
@@ -465,7 +469,7 @@ SMOKE = (
 
 
 def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
-    """A key that sorts cells by task, backbone and method as the study does, and others last."""
+    """A key that sorts cells by task, backbone and method as in the study, others last."""
     backbone, task, method = [*cell_id.split("_", 2), "", ""][:3]  # a file may call a cell anything
     order = ((task, reversed(STUDY.tasks)), (backbone, STUDY.backbones), (method, STUDY.methods))
     ranks = []
@@ -476,7 +480,7 @@ def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
 
 
 def _pop_own_modules() -> dict[str, Any]:
-    """Removes the suite's modules from `sys.modules`, and returns them."""
+    """Removes the suite's modules from `sys.modules` and returns them."""
     names = [name for name in sys.modules if name.partition(".")[0] in OWN_FOLDERS]
     return {name: sys.modules.pop(name) for name in names}
 
@@ -484,15 +488,15 @@ def _pop_own_modules() -> dict[str, Any]:
 def add_file(path: Path, grid: Grid) -> None:
     """Runs a user's file, which adds its entries.
 
-    Raises InputError, with the file's name and line, if it cannot be read or run.
+    Raises InputError, with the file's name and line, if the file cannot be read or run.
     """
     name = f"tunegrid_grid_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise InputError(f"--grid {path} is not a Python file")
     module: Any = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up by name
-    # It imports its own neighbours, also those that have the name of a folder of the suite.
+    sys.modules[name] = module  # dataclasses look up their module by name
+    # The file imports its own neighbours, even those named like a folder of the suite.
     modules = _pop_own_modules()
     folders = sys.path[:]
     sys.path[:] = [str(path.parent), *(folder for folder in folders if folder != str(ROOT))]
@@ -505,7 +509,7 @@ def add_file(path: Path, grid: Grid) -> None:
         raise InputError(f"--grid {path}: {error}") from None
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a file may also end the program, or skip as a test does
+    except BaseException as error:  # a file may also exit, or skip as a test does
         line = getattr(error, "lineno", None)
         if not line:
             for frame in traceback.extract_tb(error.__traceback__):
@@ -518,7 +522,7 @@ def add_file(path: Path, grid: Grid) -> None:
         grid.folder = None
         _pop_own_modules()
         sys.modules.update(modules)
-        # What it imports later is found, too.
+        # Later imports of the file find its neighbours, too.
         sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
     if hook is None:
         lack = "has no function pytest_tunegrid_grid(grid), which adds to the grid"

@@ -1,8 +1,8 @@
-"""Methods: which weights train, over which base.
+"""Methods: which weights train, and on top of which base.
 
-A method declares all that sets it apart, for builders, trainers and audits. `Method` itself is full
-fine-tuning, `Adapting` any adapter of PEFT, `Lora` LoRA and its variants. torch and PEFT are
-imported when a model is built.
+A method declares everything that sets it apart, for builders, trainers and audits. `Method` itself
+is full fine-tuning, `Adapting` stands for any PEFT adapter, and `Lora` for LoRA and its variants.
+torch and PEFT are imported when a model is built.
 """
 
 import inspect
@@ -30,14 +30,14 @@ OptimizerFactory = Callable[[ParameterGroups, float], "torch.optim.Optimizer"]
 
 
 def adamw_torch(groups: ParameterGroups, learning_rate: float) -> "torch.optim.Optimizer":
-    """Torch's fused AdamW."""
+    """Makes torch's fused AdamW."""
     import torch
 
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 def adamw_bnb_8bit(groups: ParameterGroups, learning_rate: float) -> "torch.optim.Optimizer":
-    """Bitsandbytes' AdamW with 8-bit moments."""
+    """Makes bitsandbytes' AdamW with 8-bit moments."""
     import bitsandbytes as bnb
 
     optimizer: torch.optim.Optimizer = bnb.optim.AdamW8bit(groups, lr=learning_rate)
@@ -52,7 +52,7 @@ TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an 
 
 
 class Measured(NamedTuple):
-    """A value that an audit measured, and the largest one that passes; true if it passes."""
+    """A value that an audit measured, and the largest value that passes; true if it passes."""
 
     value: float
     limit: float
@@ -63,25 +63,23 @@ class Measured(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The value in units of the limit; infinite beyond a limit of 0."""
+        """The value as a multiple of the limit; infinite if it exceeds a limit of 0."""
         if self.limit:
             return self.value / self.limit
         return math.inf if self.value else 0.0
 
 
 def closest_to_limit(values: Iterable[Measured]) -> Measured:
-    """The value with the largest share of its limit; one that does not pass, such as NaN, comes
-    first.
-    """
+    """The value with the largest share of its limit; a failing value, such as NaN, comes first."""
     return max(values, key=lambda measured: (not measured, measured.share))
 
 
-Answer = tuple[bool | Measured, str] | None  # passed, detail; None if there is nothing to look at
+Answer = tuple[bool | Measured, str] | None  # passed, detail; None if there is nothing to check
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """Storage of the frozen base; the fields are `BitsAndBytesConfig`'s."""
+    """How the frozen base is stored; the fields are those of `BitsAndBytesConfig`."""
 
     bnb_4bit_quant_type: str
     bnb_4bit_use_double_quant: bool
@@ -90,7 +88,7 @@ class Quantization:
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """Facts of the loaded model for PEFT's config; the fields are PEFT's.
+    """Facts about the loaded model for PEFT's config, under PEFT's names.
 
     Attributes:
         modules_to_save: the head's new modules, which every method trains in full.
@@ -105,22 +103,22 @@ class Base:
 
 
 class UpdateHooks:
-    """Actions of a method around updates, as AdaLoRA has them: none, unless a subclass has some."""
+    """What a method such as AdaLoRA does around updates; nothing unless a subclass overrides it."""
 
     shows_early: ClassVar[bool] = True  # `Method.check_model` can pass after the first updates
 
     def penalty(self, model: "nn.Module") -> "torch.Tensor | None":
-        """A term that is added to each update's loss; None for no such term."""
+        """A term to add to each update's loss; None if there is none."""
         return None
 
     def plan(self, model: "nn.Module", updates: int) -> None:
         """Called before the first update with the number of planned updates."""
 
     def after_step(self, model: "nn.Module", update: int) -> None:
-        """Called after each optimizer step, before gradients are cleared; `update` is from 0."""
+        """Called after each optimizer step, before gradients are cleared. Updates count from 0."""
 
     def state_dict(self, model: "nn.Module") -> dict[str, Any]:
-        """The state of `after_step` that a resumed run needs: plain values and tensors."""
+        """The state of `after_step` that a resumed run needs, as plain values and tensors."""
         return {}
 
     def load_state_dict(self, model: "nn.Module", state: Mapping[str, Any]) -> None:
@@ -134,9 +132,10 @@ class Method(UpdateHooks):
     Attributes:
         adapts: the base is frozen; only added parameters and the head's new modules train.
         changes_inputs: an adapter changes the inputs of its base layer, which a packed base rounds.
-        quantization: storage of the frozen base; None keeps it as loaded.
-        must_move: parts of the names of its own parameters, all of which training changes.
-        rate_factors: by parts of parameters' names, their peak rate in units of the recipe's.
+        quantization: how the frozen base is stored; None keeps it as loaded.
+        must_move: parts of the names of parameters that the method added and that must all change
+            in training.
+        rate_factors: peak rates as multiples of the recipe's, by parts of parameter names.
     """
 
     id: str
@@ -154,23 +153,23 @@ class Method(UpdateHooks):
             raise InputError(f"method {self.id!r} {fault}")
 
     def unsupported(self, head: Head) -> str | None:
-        """The reason why the method cannot train a model with this head; None if it can."""
+        """Returns the reason why the method cannot train a model with this head; None if it can."""
         return None
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """Settings of the adapter, for the record; None without an adapter."""
+        """The adapter's settings for the record; None without an adapter."""
         return None
 
     def targets(self, cell: "Cell") -> tuple[str, ...]:
-        """Ends of the names of layers that must carry an adapter."""
+        """Suffixes of the names of layers that must carry an adapter."""
         return ()
 
     def adapt(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
-        """Adds the adapter. Only the parameters that train require gradients."""
+        """Adds the adapter; afterwards, only the parameters that train require gradients."""
         return model
 
     def own_parameters(self, model: "nn.Module") -> frozenset[str]:
-        """Names of the parameters that the method added, frozen ones included."""
+        """Names of the parameters that the method added, including frozen ones."""
         return frozenset()
 
     def declared_names(self, model: "nn.Module", cell: "Cell") -> frozenset[str]:
@@ -178,18 +177,18 @@ class Method(UpdateHooks):
         return frozenset(name for name, _ in model.named_parameters())
 
     def group_name(self, name: str) -> str:
-        """The group of one of its own parameters, as "lora_A".
+        """The group of a parameter that the method added, such as "lora_A".
 
         Audits require every group to move.
         """
         return name
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
-        """Facts that `layer_facts` must return for the adapted layer of this name."""
+        """The facts that `layer_facts` must return for the adapted layer with this name."""
         return ()
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
-        """Facts of an adapted layer, as "rank 8" and "scale 2"."""
+        """Facts about an adapted layer, such as "rank 8" and "scale 2"."""
         return ()
 
     def contribution(
@@ -200,16 +199,16 @@ class Method(UpdateHooks):
     ) -> "torch.Tensor | None":
         """The term that an adapted layer adds to its base's output, without dropout.
 
-        None if the method does not define it.
+        Returns None if the method does not define such a term.
         """
         return None
 
     def starts_at_zero(self, cell: "Cell") -> bool:
-        """True if an untrained adapter adds nothing, by the method's definition."""
+        """True if, by the method's definition, an untrained adapter adds nothing."""
         return False
 
     def rewrites(self, cell: "Cell") -> tuple[str, ...]:
-        """Ends of the names of layers whose pretrained weights it replaces, as PiSSA does."""
+        """Suffixes of the layers whose pretrained weights the method replaces, as PiSSA does."""
         return ()
 
     def parameter_groups(self, model: "nn.Module", cell: "Cell") -> ParameterGroups:
@@ -236,60 +235,60 @@ class Method(UpdateHooks):
         return parameter_groups
 
     def make_optimizer(self, model: "nn.Module", cell: "Cell") -> "torch.optim.Optimizer":
-        """The recipe's optimizer over the method's groups."""
+        """Makes the recipe's optimizer over the method's groups."""
         return cell.optimizer(self.parameter_groups(model, cell), cell.recipe.learning_rate)
 
     def save(self, model: Any, cell: "Cell", folder: Path) -> None:
-        """Saves the trained model, or its adapter, as its users would."""
+        """Saves the trained model or its adapter as users of the libraries would."""
         model.save_pretrained(folder)
 
     def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
-        """Checks that this method trained the model, beyond `must_move`; None: no evidence."""
+        """Checks beyond `must_move` that this method trained the model; None: no evidence."""
         return None
 
 
 def head_names(model: "nn.Module", cell: "Cell") -> list[str]:
-    """Names of the parameters of the head's new modules, without the originals of PEFT's copies."""
+    """Names of the parameters in the head's new modules, without the originals of PEFT's copies."""
     names = [name for name, _ in model.named_parameters() if ".original_module." not in name]
     return [name for name in names if is_part(name, cell.head.new_modules)]
 
 
 def exact(tensor: Any) -> "torch.Tensor":
-    """A tensor's numbers in fp64 on the host, for formulas independent of the layer's device."""
+    """A tensor's numbers in fp64 on the host, so formulas do not depend on the device."""
     numbers: torch.Tensor = tensor.detach().double().cpu()
     return numbers
 
 
 def base_weight(layer: Any) -> "torch.Tensor":
-    """The exact weights (out, in) below an adapted linear layer, unpacked from 4 bits."""
+    """The exact weights (out, in) under an adapted linear layer, unpacked from 4 bits."""
     base = layer.get_base_layer()
     weight = base.weight
     if getattr(weight, "quant_state", None) is not None:
         from bitsandbytes.functional import dequantize_4bit
 
         return exact(dequantize_4bit(weight.data, weight.quant_state))
-    # transformers' Conv1D
+    # Without `in_features` it is transformers' Conv1D.
     return exact(weight) if hasattr(base, "in_features") else exact(weight).T
 
 
 def get_adapter(recipe: Recipe) -> Adapter:
-    """The adapter of a recipe that `Method.check` accepted for a method that needs one."""
+    """The recipe's adapter, for a method that needs one and whose `check` has passed."""
     assert recipe.adapter, "checked by `check`"
     return recipe.adapter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapting(Method):
-    """A frozen base with an adapter of PEFT, from these fields or a subclass's `peft_config`.
+    """A frozen base with a PEFT adapter, from these fields or from a subclass's `peft_config`.
 
     Attributes:
-        config: the name of PEFT's config, as "IA3Config".
-        options: fields of the config that a record names.
-        options_by_backbone: more of its fields, which depend on a backbone's layers.
-        layers: ends of the names of the layers that are adapted, by backbone.
+        config: the name of PEFT's config class, such as "IA3Config".
+        options: fields of the config that a record lists.
+        options_by_backbone: further fields of the config that depend on a backbone's layers.
+        layers: suffixes of the names of the layers to adapt, by backbone.
         on_targets: the recipe's target modules are adapted instead of `layers`.
         trains_token_rows: the config has `trainable_token_indices`, which a new token needs.
-        frozen_parts: parts of the names of its own parameters that it never trains.
+        frozen_parts: parts of the names of added parameters that never train.
     """
 
     adapts: ClassVar[bool] = True
@@ -302,20 +301,20 @@ class Adapting(Method):
     frozen_parts: tuple[str, ...] = ()
 
     def check(self, recipe: Recipe) -> None:
-        """Raises InputError if the recipe has no adapter and the method needs one."""
+        """Raises InputError if the method needs an adapter and the recipe has none."""
         if self.on_targets and recipe.adapter is None:
             need = "needs an adapter in the recipe: rank, scale and target modules"
             raise InputError(f"method {self.id!r} {need}")
 
     def unsupported(self, head: Head) -> str | None:
-        """Rejects a head with a new token if the method cannot train the token's row."""
+        """Returns the reason why the method cannot train a head's new token; None if it can."""
         if head.new_token and not self.trains_token_rows:
             row = f"the embedding row of the new token {head.new_token}"
             return f"method {self.id!r} cannot train {row}"
         return None
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """The options, and the recipe's target modules if it adapts them."""
+        """The options, and the recipe's target modules if the method adapts them."""
         settings = dict(self.options)
         if self.on_targets:
             settings["target_modules"] = get_adapter(recipe).target_modules
@@ -328,13 +327,13 @@ class Adapting(Method):
         return self.layers.get(cell.backbone.id, ())
 
     def config_fields(self, cell: "Cell") -> dict[str, Any]:
-        """Fields of PEFT's config in addition to the options and those that every method gives."""
+        """Further fields of PEFT's config, besides the options and what every method gives."""
         return dict(self.options_by_backbone.get(cell.backbone.id, {}))
 
     def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config for this cell.
 
-        Raises InputError if neither a field nor a subclass has one.
+        Raises InputError if neither the field `config` nor a subclass defines it.
         """
         import peft
 
@@ -347,29 +346,30 @@ class Adapting(Method):
         return config(**fields, **self.options, **self.config_fields(cell))
 
     def adapt(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
-        """PEFT's model over the frozen base; the adapter is drawn from the cell's seed."""
+        """Wraps the frozen base in PEFT's model; the adapter is drawn from the cell's seed."""
         import peft
 
         model.requires_grad_(False)
         pin: dict[str, Any] = {}
-        if not cell.profile.random_weights:  # the revision with which PEFT's Auto classes load it
+        if not cell.profile.random_weights:  # PEFT's Auto classes then load this revision
             pin = checkpoint_source(cell.backbone, cell.profile)[1]
         try:
             config = self.peft_config(cell, base)
             if self.rewrites(cell) and any(parameter.is_meta for parameter in model.parameters()):
-                config.init_lora_weights = True  # PiSSA cannot start from the meta device's weights
+                config.init_lora_weights = True  # PiSSA cannot start from meta weights
             with warnings.catch_warnings():
-                # About the width of norms, which LN tuning does not need.
+                # The warning concerns the width of norms, which LN tuning does not need.
                 warnings.filterwarnings("ignore", "Unsupported layer type")
                 peft_model: nn.Module = peft.get_peft_model(model, config, **pin)
-        except (TypeError, ValueError) as error:  # an option unknown to PEFT, a missing target
+        except (TypeError, ValueError) as error:  # an option unknown to PEFT, or a missing target
             fault = f"PEFT refuses its config ({first_line(error)})"
             raise InputError(f"method {self.id!r}: {fault}") from None
         return peft_model
 
     def own_parameters(self, model: "nn.Module") -> frozenset[str]:
-        """Parameters of PEFT's layers and models, with rows of new tokens, without wrapped
-        modules.
+        """Parameters of PEFT's own layers and models, and rows of new tokens.
+
+        Parameters of the modules that PEFT wraps do not count.
         """
         from peft import PeftModel
         from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -382,15 +382,13 @@ class Adapting(Method):
         for name, _ in model.named_parameters():
             parts = name.split(".")
             members = [part for i, part in enumerate(parts) if ".".join(parts[:i]) in owners]
-            # The innermost owner's member; PEFT keeps wrapped modules under these names.
+            # The member of the innermost owner; PEFT keeps wrapped modules under these names.
             if members and members[-1] not in ("base_model", "model", "base_layer"):
                 names.add(name)
         return frozenset(names)
 
     def declared_names(self, model: "nn.Module", cell: "Cell") -> frozenset[str]:
-        """Its own parameters without `frozen_parts`, and the head's, as PEFT's copies if
-        wrapped.
-        """
+        """Added parameters except `frozen_parts`, and the head's (PEFT's copies if wrapped)."""
         names = set(head_names(model, cell))
         for name in self.own_parameters(model):
             if not any(part in name for part in self.frozen_parts):
@@ -402,21 +400,21 @@ class Adapting(Method):
         return name.partition(".default")[0].split(".")[-1]
 
 
-# Parameters that a variant adds to every adapted layer. Other options are compared with PEFT's
-# config only.
+# Parameters that a variant adds to every adapted layer. Other options are only compared with PEFT's
+# config.
 TRACES = {
     "use_dora": "lora_magnitude_vector",
     "kasa_config": "lora_diag",
     "monteclora_config": "lora_monteclora_sampler",
 }
 SAME_PRODUCT = {"use_rslora", "init_lora_weights"}  # options that keep the layer's formula
-KEEP_ZERO = {"use_rslora", "use_dora"}  # options that leave a fresh adapter without effect
+KEEP_ZERO = {"use_rslora", "use_dora"}  # options with which a fresh adapter has no effect
 REWRITING = ("pissa", "corda", "olora", "loftq", "lora_ga")  # values of `init_lora_weights`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Adapting):
-    """LoRA (Hu et al. 2021) and its variants by `options`, as {"use_dora": True}."""
+    """LoRA (Hu et al. 2021), and its variants through `options`, such as {"use_dora": True}."""
 
     on_targets: bool = True
     trains_token_rows: bool = True
@@ -439,10 +437,10 @@ class Lora(Adapting):
         }
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
-        """Rank, scale and dropout, with `rank_pattern` and `alpha_pattern` of the options."""
+        """Rank, scale and dropout, after `rank_pattern` and `alpha_pattern` in the options."""
 
         def by_pattern(option: str, default: int) -> Any:
-            """The first pattern's value that matches the layer's name or its end, as in PEFT."""
+            """The value for the first pattern that matches a layer's name or suffix, as in PEFT."""
             for pattern, value in self.options.get(option, {}).items():
                 if re.fullmatch(rf"(.*\.)?({pattern})", layer):
                     return value
@@ -454,7 +452,7 @@ class Lora(Adapting):
         return f"rank {rank}", f"scale {scale:g}", f"dropout {adapter.lora_dropout:g}"
 
     def _scale(self, alpha: float, rank: int) -> float:
-        """Alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
+        """The scale: alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
         return alpha / (math.sqrt(rank) if self.options.get("use_rslora") else rank)
 
     def contribution(
@@ -463,10 +461,10 @@ class Lora(Adapting):
         cell: "Cell",
         inputs: "torch.Tensor",
     ) -> "torch.Tensor | None":
-        """Scale x B A x of inputs (..., in), equation 3 of LoRA.
+        """Scale x B A x for inputs x of shape (..., in): equation 3 of LoRA.
 
-        DoRA, equation 5 of Liu et al. 2024, gives each output of W + scale x B A its learned norm.
-        None for layers that are not linear, and for other variants.
+        DoRA (equation 5 of Liu et al. 2024) gives each output of W + scale x B A its learned norm.
+        Returns None for layers that are not linear and for other variants.
         """
         from torch import nn
 
@@ -499,9 +497,7 @@ class Lora(Adapting):
         return f"rank {rank}", f"scale {layer.scaling['default']:g}", f"dropout {rate:g}"
 
     def rewrites(self, cell: "Cell") -> tuple[str, ...]:
-        """The target modules, if PiSSA or its like subtracts the adapter's start from their
-        weights.
-        """
+        """The target modules, if a start such as PiSSA's changes their weights."""
         start = str(self.options.get("init_lora_weights"))
         return self.targets(cell) if start.startswith(REWRITING) else ()
 
@@ -515,9 +511,9 @@ class Lora(Adapting):
         config.init_lora_weights = start
 
     def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
-        """Checks that PEFT has the variant's options and parameters, and no other variant's.
+        """Checks that PEFT has the variant's options and parameters, and those of no other variant.
 
-        None for plain LoRA without parameters of a variant.
+        Returns None for plain LoRA if no variant's parameters are there.
         """
         groups = {self.group_name(name) for name in self.own_parameters(model)}
         faults = []
@@ -530,7 +526,7 @@ class Lora(Adapting):
         for name, value in self.options.items():
             actual = getattr(config, name, None)
             if is_dataclass(actual) and not isinstance(actual, type):
-                actual = asdict(actual)  # PEFT makes it of a mapping
+                actual = asdict(actual)  # PEFT makes it from a mapping
             if actual != value:
                 faults.append(f"{name} is {actual!r}, not {value!r}")
             if name in TRACES and TRACES[name] not in groups:
@@ -540,8 +536,8 @@ class Lora(Adapting):
         return True, f"{', '.join(self.options)}; {', '.join(sorted(groups))}"
 
 
-# NF4 with double quantization is what QLoRA was published with (Dettmers et al. 2023);
-# bitsandbytes' own default is FP4.
+# QLoRA was published with NF4 and double quantization (Dettmers et al. 2023); bitsandbytes' own
+# default is FP4.
 NF4 = Quantization(
     bnb_4bit_quant_type="nf4",
     bnb_4bit_use_double_quant=True,

@@ -1,6 +1,4 @@
-"""A score of a user's own: a function of predictions and references, or what `evaluate.load`
-returns.
-"""
+"""A user's own score: a function of predictions and references, or what `evaluate.load` returns."""
 
 import math
 import re
@@ -13,12 +11,12 @@ from typing import Any
 from tunegrid.errors import InputError, first_line
 
 SCORE_NAME = re.compile(r"[a-z][a-z0-9_]*")
-# of a run's files, which are no scores
+# Columns of a run's files that are not scores.
 OTHER_COLUMNS = (
     *("id", "prediction", "input", "reference", "confidence"),
     *("phase", "module", "kind", "library", "instrument", "figure", "part", "row", "note"),
 )
-OVERSHOOT = 1e-6  # points by which a sum may leave its range
+OVERSHOOT = 1e-6  # points by which rounding may take a score out of its range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +24,14 @@ class Metric:
     """A score of a task.
 
     Attributes:
-        function: takes `predictions=` and `references=`, lists of one entry a row: numbers of
-            labels,
-            or texts; references of a question are lists of answers. It returns a number, or numbers
-            by
-            name. It may have a method `compute` instead, as what `evaluate.load` returns.
-        worst: the number that is 0 points. If less is better, it is above `best`.
-        best: the number that is 100 points.
-        by_row: asks for each row alone; the score is the mean, and a gate compares rows.
+        function: called with `predictions=` and `references=`, two lists with one entry per row: a
+            label's number or a text. For a question, a reference is a list of answers. It returns a
+            number, or numbers by name. An object with a method `compute` works as well, such as the
+            result of `evaluate.load`.
+        worst: the number that is worth 0 points; above `best` if less is better.
+        best: the number that is worth 100 points.
+        by_row: call the function for each row alone; the score is the mean, and a gate compares
+            rows.
     """
 
     name: str
@@ -43,7 +41,7 @@ class Metric:
     by_row: bool = False
 
     def __post_init__(self) -> None:
-        """Raises InputError for a name that no score can have, or for no function or range."""
+        """Raises InputError for an invalid name, function or range."""
         if not SCORE_NAME.fullmatch(self.name) or self.name in OTHER_COLUMNS:
             expected = "lower-case letters, digits and underscores"
             raise InputError(f"{self.place}: give it another name, of {expected}")
@@ -61,14 +59,14 @@ class Metric:
 
     @property
     def compute(self) -> Callable[..., Any]:
-        """The function that is called."""
+        """The function to call."""
         function: Callable[..., Any] = getattr(self.function, "compute", self.function)
         return function
 
     def points(self, predictions: Sequence[Any], references: Sequence[Any]) -> float:
-        """The points of predictions, 0 to 100.
+        """Scores predictions in points from 0 to 100.
 
-        Raises InputError if the function fails, or returns no number of its range.
+        Raises InputError if the function fails, or returns no number within its range.
         """
         try:
             value = self.compute(predictions=list(predictions), references=list(references))
@@ -97,5 +95,5 @@ class Metric:
 
 
 def shorten(value: object) -> str:
-    """The start of a value's text."""
+    """The start of a value's repr, for messages."""
     return repr(value)[:60]

@@ -1,11 +1,12 @@
-"""More tasks, natural language inference and conversations, and larger backbones, with sources.
+"""More tasks (language inference and conversations) and larger backbones, with sources.
 
-`-m tasks` runs micro cells of inference. At full size (`-m 'full and tasks'`), nine have the
-study's recipes for sentiment except for lengths and rates, and three of SmolLM2 learn to follow
-instructions over several turns. `-m larger` has 36 cells of the study's tasks. None of these 48 was
-trained to its end here. `SOURCED` has the rates that were published for this size; for the others,
-*a rate does not change with size*, as in T5's paper (Raffel et al. 2020, section 3.1.2), BERT's
-(Devlin et al. 2019, appendix A.3) and LoRA's (Hu et al. 2021, table 11).
+`-m tasks` runs micro cells of natural language inference. At full size (`-m 'full and tasks'`),
+nine cells have the study's recipes for sentiment except for lengths and rates, and three cells of
+SmolLM2 learn to follow instructions over several turns. `-m larger` has 36 cells of the study's
+tasks. None of these 48 cells has been trained to its end here. `SOURCED` lists the rates that were
+published for this size. For the other cells, *a rate does not change with size*, as in the papers
+on T5 (Raffel et al. 2020, section 3.1.2), BERT (Devlin et al. 2019, appendix A.3) and LoRA (Hu et
+al. 2021, table 11).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,20 +20,20 @@ from tunegrid.grid.tasks import Carve, Problem, Task
 
 
 def resize(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Backbone, Backbone]:
-    """A backbone of the study, and one of its family with the shape of its `config.json`."""
+    """A backbone of the study, and a relative of it with the shape from its own `config.json`."""
     backbone = replace(
         like,
         id=name.lower().replace("-", ""),
         name=name,
         checkpoint=checkpoint,
-        revision=None,  # a record names it
+        revision=None,  # each record names the commit
         micro=None,
         shape={**like.shape, **shape},
     )
     return like, backbone
 
 
-# Each after the backbone of the study whose recipes it has.
+# Each backbone follows the study's backbone whose recipes it copies.
 LARGER = (
     resize(BERT, "google-bert/bert-large-uncased", "BERT-large",
            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
@@ -41,26 +42,27 @@ LARGER = (
     resize(T5, "google-t5/t5-large", "T5-large", d_model=1024, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16),
 )  # fmt: skip
 
-# The adapter of LoRA's scripts for GLUE, in models of BERT's shapes.
+# The adapter of LoRA's scripts for GLUE, for models of BERT's shapes.
 QUERY_VALUE = Adapter(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=("query", "value"))
-# Rates that were published for this size, with sources. All but the first are the study's, too.
+# Rates published for this size, with sources. All but the first are the study's rates, too.
 SOURCED: Mapping[str, Fields] = {
-    # LoRA's script roberta_large_sst2.sh, of a model of the same shape. The study's bert_sa_lora
-    # adapts a head alone, which copies do not have (`BERT_MLP`), so it has no rate for them.
+    # LoRA's script roberta_large_sst2.sh, for a model of the same shape. The study's bert_sa_lora
+    # adapts only a head that copies do not have (`BERT_MLP`), so the study offers no rate for them.
     "bertlarge_sa_lora": {"learning_rate": 4e-4, "adapter": QUERY_VALUE},
-    # The README of google-research/bert: SQuAD with BERT-Large, there for 2 epochs of batches of 24
+    # The README of google-research/bert: SQuAD with BERT-Large, there for 2 epochs in batches of
+    # 24.
     "bertlarge_qa_sft": {"learning_rate": 3e-5},
-    # LoRA's paper, table 11: GPT-2-medium
+    # LoRA's paper, table 11: GPT-2-medium.
     "gpt2medium_sa_lora": {"learning_rate": 2e-4},
     "gpt2medium_qa_lora": {"learning_rate": 2e-4},
-    # Full fine-tuning of GPT-2-medium beside prefix tuning (Li and Liang 2021; gpt2/train_e2e.py in
-    # their code)
+    # Full fine-tuning of GPT-2-medium, compared with prefix tuning (Li and Liang 2021;
+    # gpt2/train_e2e.py in their code).
     "gpt2medium_sum_sft": {"learning_rate": 5e-5},
 }
 
 
 def larger_grid() -> Grid:
-    """The study's grid and the cells of larger backbones, which `-m larger` runs."""
+    """The study's grid plus the cells of larger backbones, which `-m larger` runs."""
     grid = study()
     for source, backbone in LARGER:
         grid.add_backbone(backbone, like=source.id)
@@ -86,9 +88,9 @@ NLI = Task(
     main_score="accuracy",
     bounded_scores=("accuracy", "f1_macro"),
 )
-# Several turns, of which the assistant's are learned. ROUGE measures how much of the last reply's
-# wording is a person's. A good reply in other words scores low, so scores are only for comparing
-# methods and runs.
+# Conversations, of which the assistant's turns are learned. ROUGE measures how much of a person's
+# wording the last reply shares. A good reply in other words scores low, so use the scores only to
+# compare methods and runs.
 CHAT = Task(
     id="chat",
     name="multi-turn instruction following",
@@ -134,13 +136,14 @@ SMOLLM2 = Backbone(
     },
 )
 
-NLI_LENGTH = 128  # the tokens that transformers' run_glue reads of a pair
+NLI_LENGTH = 128  # the tokens of a pair that transformers' run_glue reads
 
 # LoRA's script roberta_base_mnli.sh, for a model of BERT's shape. QLoRA adapts the same layers at
 # the same rate.
 BERT_NLI: Fields = {"adapter": QUERY_VALUE, "learning_rate": 5e-4, "trainable_params": 297_219}
-# A cell's own row. BERT's SFT has the rate of transformers' run_glue on MNLI, GPT-2's are the
-# study's; transformers' page on T5 recommends 1e-4 to 3e-4 with AdamW.
+# Fields of each cell's own. BERT's SFT has the rate that transformers' run_glue uses on MNLI, and
+# GPT-2's rates are the study's. For T5, transformers' documentation recommends 1e-4 to 3e-4 with
+# AdamW.
 NLI_CELLS: Mapping[str, Fields] = {
     "bert_nli_lora": BERT_NLI,
     "bert_nli_qlora": BERT_NLI,
@@ -153,9 +156,9 @@ NLI_CELLS: Mapping[str, Fields] = {
     "t5_nli_sft": {"learning_rate": 1e-4, "trainable_params": 35_332_355},
 }
 
-# Schedule, epochs and batch are those of SmolLM2's own instruction tuning
-# (recipes/smollm2/sft/config_smol.yaml of the alignment handbook). Lengths, search and rates are
-# ours, LoRA's rate ten times SFT's (Schulman et al. 2025, "LoRA Without Regret").
+# Schedule, epochs and batch come from SmolLM2's own instruction tuning
+# (recipes/smollm2/sft/config_smol.yaml in the alignment handbook). Lengths, search and rates are
+# ours; LoRA's rate is ten times SFT's (Schulman et al. 2025, "LoRA Without Regret").
 SMOLLM2_CHAT = Recipe(
     learning_rate=5e-5,
     lr_scheduler_type="cosine",
@@ -188,7 +191,7 @@ CHAT_CELLS = {
     "smollm2_chat_sft": SMOLLM2_CHAT,
 }
 
-# Micro cells. Found on rows of seeds 5 to 7 that are neither learned nor tested: 97 to 99 points.
+# Micro cells, tuned on rows of seeds 5 to 7 that are neither learned nor tested: 97 to 99 points.
 QUICK_NLI: Fields = {
     **ALWAYS,
     "max_length": 64,
@@ -199,9 +202,7 @@ NLI_RATES = {"bert_nli_lora": 5e-3, "bert_nli_qlora": 4e-3, "bert_nli_sft": 5e-4
 
 
 def more_tasks() -> Grid:
-    """The study's grid and the cells of these tasks, which `-m tasks` runs instead of the
-    study's.
-    """
+    """The study's grid plus the cells of these tasks, which replace the study's in `-m tasks`."""
     grid = study()
     grid.add_task(NLI, like="sa", max_length=NLI_LENGTH)
     for cell_id, fields in NLI_CELLS.items():
@@ -214,19 +215,19 @@ def more_tasks() -> Grid:
     return grid
 
 
-# By the word of `-m` with a profile of true size: the grid that replaces the study's and has its
-# cells, too; and the backbones or tasks of its own cells.
+# By the word that `-m` combines with a profile of true size: the grid that replaces the study's,
+# whose cells it includes, and the backbones or tasks that mark its own cells.
 EXTRA_GRIDS: Mapping[str, Callable[[], Grid]] = {"larger": larger_grid, "tasks": more_tasks}
 OWN_PARTS = {"larger": {backbone.id for _, backbone in LARGER}, "tasks": {NLI.id, CHAT.id}}
 
 
 def belongs_to(word: str, cell_id: str) -> bool:
-    """Checks that a cell, of any name, runs in place of the study's."""
+    """Checks that a cell, whatever its name, runs in place of the study's cells."""
     return not OWN_PARTS[word].isdisjoint(cell_id.split("_"))
 
 
 def marker_words(cell_id: str, profile: str) -> str:
-    """The words of `-m` for a cell of a profile, as in "full and larger"."""
+    """The words of `-m` for a cell of a profile, such as "full and larger"."""
     words = [profile]
     if profile in AT_TRUE_SIZE:
         words += [word for word in EXTRA_GRIDS if belongs_to(word, cell_id)]

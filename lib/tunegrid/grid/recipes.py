@@ -1,8 +1,8 @@
-"""The study's 27 recipes, one row per cell, and their quick forms; profiles: the sizes they run at.
+"""The study's 27 recipes, one row per cell, with their quick forms and the profiles they run at.
 
-Names are transformers' and PEFT's. The profile `full` is the study, `quick` the same on micro
-backbones. Values are those of the study's text. If that leaves one open, it is from the study's
-notebooks or chosen here: comments in CELLS say which.
+Field names are those of transformers and PEFT. The profile `full` is the study; `quick` is the same
+on micro backbones. Values come from the study's text. Values that the text leaves open come from
+the study's notebooks or were chosen here; comments in CELLS say which.
 """
 
 import math
@@ -17,9 +17,9 @@ from pydantic import Field
 from tunegrid import DEFAULT_CACHE, ROOT
 from tunegrid.errors import InputError
 
-# Types with bounds, which `--set` and reading a record check.
+# Types with bounds, which are checked by `--set` and when a record is read.
 Precision = Literal["fp32", "fp16", "bf16"]
-# Transformers' schedules that need no setting but the number of updates and of warm-up steps.
+# transformers' schedules that need only the numbers of updates and warm-up steps.
 Schedule = Literal[
     "linear",
     "cosine",
@@ -37,7 +37,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A LoRA adapter: PEFT's `LoraConfig` fields; the update is scaled by lora_alpha / r."""
+    """A LoRA adapter with fields of PEFT's `LoraConfig`; the update is scaled by lora_alpha / r."""
 
     r: Positive
     lora_alpha: Positive
@@ -47,7 +47,7 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Settings of text generation: `GenerationConfig` fields; lengths are in tokens."""
+    """Settings of text generation with fields of `GenerationConfig`; lengths are in tokens."""
 
     num_beams: Positive
     max_new_tokens: Positive
@@ -58,20 +58,21 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """Settings of one cell's training, shared by `Recipe` and a record's recipe.
+    """Settings for training one cell, shared by `Recipe` and a record's recipe.
 
     Attributes:
-        adapter: `Recipe` has an `Adapter`, a record's recipe the method's settings.
+        adapter: an `Adapter` in a `Recipe`; the method's settings in a record's recipe.
         text: columns read as the input, joined by a line break.
-        doc_stride: tokens that neighbouring windows share; None reads one window and cuts the rest.
-        max_length: of the input, in tokens, special tokens included.
+        doc_stride: tokens that neighbouring windows share; None reads one window and cuts off the
+            rest.
+        max_length: of the input, in tokens, including special tokens.
         max_target_length: of the summary, in tokens.
-        warmup_steps: updates; replaces `warmup_ratio` if it is not 0.
+        warmup_steps: updates; replaces `warmup_ratio` unless it is 0.
         head_learning_rate: None trains the head's new modules at `learning_rate`, as the study
             does.
-        max_steps: updates; 0 trains `num_train_epochs` epochs.
-        min_steps: if not 0, the epochs decide, from this many updates up to `max_steps`.
-        precision: if the device supports it.
+        max_steps: updates; 0 trains for `num_train_epochs` epochs.
+        min_steps: unless it is 0, the epochs decide, from this many updates up to `max_steps`.
+        precision: applies if the device supports it.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         trainable_params, total_params: expected at full size; None if the study gives no figure.
     """
@@ -112,16 +113,19 @@ class Hyperparameters:
 
     @property
     def rows_per_update(self) -> int:
-        """Rows of one update."""
+        """The number of rows in one update."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     def updates_per_epoch(self, features: int) -> int:
-        """Updates in one pass over the features; the last one may have fewer micro-batches."""
+        """Updates in one pass over the features; the last update may have fewer micro-batches."""
         micro_batches = math.ceil(features / self.per_device_train_batch_size)
         return math.ceil(micro_batches / self.gradient_accumulation_steps)
 
     def planned_updates(self, features: int) -> int:
-        """Updates of the training: `max_steps`; those of the epochs with `min_steps` or neither."""
+        """Plans the training's updates: `max_steps`, or as many as the epochs take.
+
+        With `min_steps`, the epochs decide, from `min_steps` up to `max_steps`.
+        """
         if self.max_steps and not self.min_steps:
             return self.max_steps
         updates = max(self.min_steps, self.num_train_epochs * self.updates_per_epoch(features))
@@ -130,7 +134,7 @@ class Hyperparameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Hyperparameters):
-    """Settings of one cell's training; without an adapter its method trains all that it trains."""
+    """Settings for training one cell; without an adapter, the method decides what trains."""
 
     adapter: Adapter | None = None
 
@@ -158,11 +162,11 @@ T5_QKVO = Adapter(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=("q", "k
 T5_QKVO_SUM = Adapter(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=("q", "k", "v", "o"))
 T5_QV = Adapter(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=("q", "v"))
 
-Fields = Mapping[str, Any]  # of a recipe, by name
+Fields = Mapping[str, Any]  # fields of a recipe, by name
 
-# Fields that the cells of a task, a method, a backbone, or a backbone's task have in common. A
-# later line overrides an earlier one, a cell's row in CELLS overrides them all, and any other field
-# has the default of `Recipe`.
+# Fields that the cells of a task, a method, a backbone, or a backbone and task share. A later line
+# overrides an earlier one, a cell's row in CELLS overrides them all, and any other field has the
+# default from `Recipe`.
 SHARED: Mapping[str, Fields] = {
     "sa": {"max_length": 256, "text": ("title", "content")},
     "qa": {"max_length": 512},
@@ -207,8 +211,8 @@ GPT2_LORA: Fields = {
     "weight_decay": 0.0,
     "max_grad_norm": 0.1,
 }
-# One row per cell: its adapter, its rate, and its deviations from SHARED. Comments name values that
-# are not from the study's text.
+# One row per cell: its adapter, its rate, and where it differs from SHARED. Comments list the
+# values that are not from the study's text.
 CELLS: Mapping[str, Fields] = {
     # notebook: epochs, clip, decay; head width, dropout 0.2
     "bert_sa_lora": {"adapter": BERT_HEAD, "learning_rate": 1e-4},
@@ -273,7 +277,8 @@ CELLS: Mapping[str, Fields] = {
     "t5_sum_sft": {"learning_rate": 3e-4},  # notebook: epochs
 }
 
-# The study's counts of trainable parameters with LoRA, QLoRA and SFT, and of all, if it has them.
+# The study's counts of trainable parameters with LoRA, QLoRA and SFT, and of all parameters where
+# the study gives them.
 TRAINABLE_PARAMS: Mapping[str, tuple[int | None, ...]] = {
     "bert_sa": (14_352, 296_450, 109_483_778),
     "bert_qa": (1_181_186, 2_655_746, 108_893_186),
@@ -295,7 +300,7 @@ TOTAL_PARAMS = {
 def merge(
     cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]
 ) -> dict[str, Any]:
-    """A cell's fields: shared by its task, method, backbone and backbone's task, then its own."""
+    """A cell's fields: those its task, method, backbone and pair share, overridden by its own."""
     backbone, task, method = cell_id.split("_")
     fields: dict[str, Any] = {}
     for level in (task, method, backbone, f"{backbone}_{task}"):
@@ -318,10 +323,10 @@ def _study_recipes() -> dict[str, Recipe]:
 
 RECIPES: Mapping[str, Recipe] = _study_recipes()
 
-# Quick recipes: fields found by hand, with test scores of seeds 0 to 46 and 900 to 907 in view. So
-# those seeds prove nothing: bounds and noise (benchmarks/thresholds) are of seeds that were written
-# down before and trained afterwards. Summaries are searched with beams, as in the study; the zoo's
-# greedily.
+# Quick recipes: fields found by hand, with test scores of seeds 0 to 46 and 900 to 907 in view.
+# Those seeds therefore prove nothing: bounds and noise (benchmarks/thresholds) come from seeds that
+# were written down first and trained afterwards. Summaries are searched with beams, as in the
+# study; the zoo searches greedily.
 BEAMS = Generation(
     num_beams=2,
     max_new_tokens=28,
@@ -331,8 +336,8 @@ BEAMS = Generation(
 )
 GREEDY = Generation(num_beams=1, max_new_tokens=28)
 
-# Fields of every cell. One pass over shuffled rows leaves no checkpoint to choose. fp32, since bf16
-# depends on the CPU's units.
+# Fields of every cell. A single pass over shuffled rows leaves no checkpoint to choose. Precision
+# is fp32, because bf16 depends on the CPU's units.
 ALWAYS: Fields = {
     "num_train_epochs": 1,
     "gradient_accumulation_steps": 1,
@@ -343,8 +348,8 @@ ALWAYS: Fields = {
     "head_learning_rate": None,
 }
 
-# Lengths fit the micro-world (tokens, special tokens included): reviews reach 60, passages 150,
-# reports 90. BERT's window is narrow on purpose, so that some passages need two.
+# Lengths fit the micro-world (in tokens, including special tokens): reviews reach 60, passages 150,
+# reports 90. BERT's window is narrow on purpose, so that some passages need two windows.
 QUICK_SHARED: Mapping[str, Fields] = {
     "sa": {"max_length": 64},
     "qa": {"max_length": 192},
@@ -361,17 +366,19 @@ QUICK_SHARED: Mapping[str, Fields] = {
 }
 
 # A cell's own row overrides the shared fields. Reasons for the numbers:
-# * max_steps: no more updates than the score needs, since they take a cell's time. With half as
-#   many, at one seed of forty, GPT-2 did not learn to summarize, nor BERT and T5 to find answers.
-# * learning_rate, batch: a moderate rate or a larger batch, if rounding or another seed moved the
+# * max_steps: no more updates than the score needs, because each one takes time. With half as many,
+#   at one seed in forty, GPT-2 did not learn to summarize, and BERT and T5 did not learn to find
+#   answers.
+# * learning_rate, batch: a moderate rate or a larger batch where rounding or another seed moved the
 #   score by points.
-# * warmup_ratio: long if the score reached the bound after a tenth of the updates.
-# * head_learning_rate: if a micro backbone holds the answer ready, a head that learns as fast as an
-#   adapter does the work alone, and the cell does not see its adapter (`adapter_off` in
-#   benchmarks/proof/plants/controls.py). All weights of BERT, trained at a new head's rate, forget
-#   how to look an answer up in one seed of forty. `like` copies no head's rate.
-# * bf16, gradient_checkpointing: libraries break them, and no other quick cell has them; 8-bit
-#   AdamW is in bert_qa_qlora alone.
+# * warmup_ratio: long where the score reached the bound after a tenth of the updates.
+# * head_learning_rate: if a micro backbone already holds the answer, a head that learns as fast as
+#   an adapter does the work alone, and the cell cannot tell whether its adapter works
+#   (`adapter_off` in benchmarks/proof/plants/controls.py). When all of BERT's weights train at a
+#   new head's rate, they forget how to look up an answer at one seed in forty. `like` copies no
+#   head's rate.
+# * bf16, gradient_checkpointing: libraries break them, and no other quick cell has them; only
+#   bert_qa_qlora has 8-bit AdamW.
 T5_QA_ADAPTER: Fields = {
     "max_steps": 150,
     "learning_rate": 3e-3,
@@ -424,12 +431,12 @@ QUICK: Mapping[str, Fields] = {
 
 
 def quick_changes(cell_id: str) -> Fields:
-    """The fields that make one of the study's recipes a quick one."""
+    """The fields that turn one of the study's recipes into a quick one."""
     return {**ALWAYS, **merge(cell_id, QUICK_SHARED, QUICK)}
 
 
 FIXTURES = ROOT / "fixtures"
-# Tokenised rows, journals, checkpoints, per-example scores: for this machine, and safe to delete.
+# Tokenized rows, journals, checkpoints and per-example scores of this machine; safe to delete.
 CACHE = Path(os.environ.get("TUNEGRID_CACHE") or DEFAULT_CACHE)
 
 
@@ -442,31 +449,32 @@ class Caps:
     test: int | None = None
 
 
-CONFIRMING = 10_000  # added to the seed that missed a bound, for the training that confirms it
+CONFIRMING = 10_000  # added to the seed that missed a bound to get the seed that confirms the miss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Sources of text and checkpoints, and replacements of the study's values.
+    """Sources of text and checkpoints, and replacements for the study's values.
 
     Attributes:
-        data_root, checkpoint_root: folders in place of the hub; None uses the hub.
+        data_root, checkpoint_root: folders to read instead of the hub; None uses the hub.
         micro: load `Backbone.micro` in place of the true checkpoint.
-        random_weights: the true checkpoint's shape with random weights, and random token ids.
-        caps: rows by task id.
-        train_rows, eval_rows: override `caps`, for train and for validation and test; 0 takes all.
-        max_steps: updates of every cell, in place of the recipe's epochs; None leaves the recipe's.
-        one_row: one row per update and short texts, if an update of the recipe would take minutes.
-        changes: recipe fields that the command line sets, for every cell; `adapter.r` is for
-            recipes with an adapter.
-        threads: torch threads a process; None shares the cores among workers and their ranks.
+        random_weights: use the true checkpoint's shape with random weights, and random token ids.
+        caps: maximum rows by task id.
+        train_rows, eval_rows: override `caps` for train, and for validation and test; 0 takes all.
+        max_steps: updates of every cell, in place of the recipe's epochs; None keeps the recipe's.
+        one_row: use one row per update and short texts, where an update of the recipe would take
+            minutes.
+        changes: recipe fields that the command line sets for every cell; `adapter.r` applies only
+            to recipes with an adapter.
+        threads: torch threads per process; None divides the cores among workers and their ranks.
         ranks: processes that share one cell.
-        fsdp: shards all weights over the ranks while the cell trains.
-        seed: of initialisation, dropout and the order of rows; the splits have another seed.
+        fsdp: shard all weights over the ranks while the cell trains.
+        seed: for initialization, dropout and the order of rows; the splits have another seed.
         perturbation: seed of noise in the last digits of the initial weights, which measures the
             effect of rounding; None adds none.
-        confirms: set for a confirmation run: the seed that missed.
-        feature_cache: folder for tokenised rows; None tokenises every time.
+        confirms: the seed that missed, in a confirmation run.
+        feature_cache: folder for tokenized rows; None tokenizes every time.
     """
 
     id: str
@@ -499,11 +507,11 @@ class Profile:
         return cap
 
     def adjust_recipe(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> Recipe:
-        """A cell's recipe at this profile; `quick` are the fields that make it a quick one.
+        """A cell's recipe at this profile; `quick` holds the fields that turn it into a quick one.
 
-        Another adapter trains other parameters than the study counted, so their numbers are
-        dropped. Another rate changes the head's in proportion. Raises InputError if the profile is
-        of micro backbones and the cell has no quick recipe.
+        Changing the adapter drops the study's parameter counts, which no longer apply. Changing the
+        rate changes the head's rate in proportion. Raises InputError if the profile is micro and
+        the cell has no quick recipe.
         """
         if self.micro:
             if quick is None:
@@ -523,7 +531,7 @@ class Profile:
             settings = values.get(field_name, getattr(recipe, field_name))
             if not key:
                 values[name] = value
-            elif settings is not None:  # of an adapter or a search, if the recipe has one
+            elif settings is not None:  # only recipes with an adapter or a search have these
                 values[field_name] = replace(settings, **{key: value})
         if "adapter" in values:
             values |= {"trainable_params": None, "total_params": None}
@@ -535,10 +543,11 @@ class Profile:
         return replace(recipe, **values)
 
 
-# Rows that `-m full` reads of each data set, so that the 27 cells take about a day on one H100;
-# `--set train_rows=0` reads all. Estimated, not measured: some 30 ms a micro-batch (80 ms for
-# BERT2BERT), and a generated token of a batch of 64. A standard error is then 0.15 points for sa,
-# 0.25 of ROUGE-1 for sum. Validation only chooses among epochs, so a few rows suffice.
+# Rows of each data set that `-m full` reads, so that the 27 cells take about a day on one H100;
+# `--set train_rows=0` reads all. The day is an estimate, not a measurement: some 30 ms per
+# micro-batch (80 ms for BERT2BERT) and per generated token of a batch of 64. The standard error is
+# then 0.15 points for sa, and 0.25 points of ROUGE-1 for sum. Validation only chooses among epochs,
+# so a few rows suffice.
 FULL_CAPS: Mapping[str, Caps] = {
     "sa": Caps(train=100_000, validation=5_000, test=20_000),
     "qa": Caps(validation=2_000),
@@ -547,7 +556,7 @@ FULL_CAPS: Mapping[str, Caps] = {
 }
 
 FULL_PROFILE = Profile(id="full", caps=FULL_CAPS, feature_cache=CACHE / "features")
-# Two updates are traced and a third warms up; twenty are measured (ten on a CPU).
+# Two updates are traced, a third warms up, and twenty are measured (ten on a CPU).
 FOOTPRINT_PROFILE = Profile(id="footprint", random_weights=True, max_steps=23)
 FOOTPRINT_CPU_PROFILE = replace(FOOTPRINT_PROFILE, device="cpu", max_steps=13, one_row=True)
 QUICK_PROFILE = Profile(
@@ -555,16 +564,17 @@ QUICK_PROFILE = Profile(
     data_root=FIXTURES / "data",
     checkpoint_root=FIXTURES / "backbones",
     micro=True,
-    threads=1,  # one thread or two change rounding, hence scores; workers use the other cores
-    device="cpu",  # the same scores on a machine with a GPU
+    threads=1,  # the number of threads changes rounding, hence scores; workers use the other cores
+    device="cpu",  # gives the same scores on a machine with a GPU
 )
-ZOO_PROFILE = replace(QUICK_PROFILE, id="zoo")  # cells of `tunegrid.grid.zoo`
-TASKS_PROFILE = replace(QUICK_PROFILE, id="tasks")  # cells of `tunegrid.grid.more_tasks`
-# Profiles whose cells share a machine's cores, and those whose cells train on text and are scored.
+ZOO_PROFILE = replace(QUICK_PROFILE, id="zoo")  # for cells of `tunegrid.grid.zoo`
+TASKS_PROFILE = replace(QUICK_PROFILE, id="tasks")  # for cells of `tunegrid.grid.more_tasks`
+# Profiles whose cells share a machine's cores, and profiles whose cells train on text and are
+# scored.
 MICRO = (QUICK_PROFILE.id, ZOO_PROFILE.id, TASKS_PROFILE.id)
 SCORED = (*MICRO, FULL_PROFILE.id)
 AT_TRUE_SIZE = frozenset({FULL_PROFILE.id, FOOTPRINT_PROFILE.id})
-# The libraries' own path takes a few updates on a few rows, at any size of the backbone.
+# The libraries' own training runs a few updates on a few rows, at any backbone size.
 STOCK_PROFILE = replace(QUICK_PROFILE, id="stock")
 STOCK_FULL_PROFILE = replace(
     FULL_PROFILE,

@@ -10,19 +10,19 @@ from tunegrid.grid.metrics import Metric
 
 
 class Problem(StrEnum):
-    """The kinds of problem; `tunegrid.codecs` has one module for each."""
+    """The kinds of problem; `tunegrid.codecs` has a module for each."""
 
     CLASSIFY = "classify"
     EXTRACT = "extract"
     GENERATE = "generate"
 
 
-FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # what a split's file may be
-GZIP = ".gz"  # may follow, except after .parquet, which has its own compression
+FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # formats of a split's file
+GZIP = ".gz"  # may follow any of them except .parquet, which compresses itself
 
 
 def file_kind(path: str | Path) -> str:
-    """The one of `FILE_KINDS` at the end of a file's name; empty for any other file."""
+    """Returns the one of `FILE_KINDS` that ends a file's name; empty for any other file."""
     name = str(path).lower()
     kind = Path(name.removesuffix(GZIP)).suffix
     if kind not in FILE_KINDS or (kind == ".parquet" and name.endswith(GZIP)):
@@ -32,12 +32,13 @@ def file_kind(path: str | Path) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Carve:
-    """A share of the train split that is set aside.
+    """A share of the train split to set aside.
 
     Attributes:
         share: of the whole train split, between 0 and 1.
-        stratify: column whose values keep their proportions.
-        group: column whose values stay on one side: no article is both learned and scored.
+        stratify: a column whose values keep their proportions.
+        group: a column whose values stay on one side, so that no article is both learned and
+            scored.
     """
 
     share: float
@@ -45,11 +46,11 @@ class Carve:
     group: str | None = None
 
 
-BY_LABEL = ("precision", "recall", "f1")  # the scores that a classification has for each label
+BY_LABEL = ("precision", "recall", "f1")  # scores that a classification has for each label
 
 
 def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
-    """The scores that a kind of problem has; a classification has some for each label."""
+    """The scores for a kind of problem; a classification has some for each label."""
     if problem is Problem.EXTRACT:
         return ("exact_match", "f1")
     if problem is Problem.GENERATE:
@@ -62,9 +63,7 @@ def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
 
 
 def score_title(name: str, labels: Sequence[str]) -> str:
-    """A score's name for readers, as "precision, negative" for `precision_0` of a task with these
-    labels.
-    """
+    """A score's name for readers, such as "precision, negative" for `precision_0`."""
     score, _, label = name.rpartition("_")
     is_labelled = score in BY_LABEL and label.isdecimal() and int(label) < len(labels)
     return f"{score}, {labels[int(label)]}" if is_labelled else name
@@ -76,25 +75,27 @@ class Task:
 
     Attributes:
         dataset: id on the hub; `folder` is its name below a `--data-root`.
-        files: by split, the file with its rows (`FILE_KINDS`): absolute, or relative to the
-            `--grid` file's folder or to `folder`; empty: `folder` has a file of each split's name.
-            If all are absolute, or beside the `--grid` file, rows come from them alone.
-        columns: the hub's column names, with the JSON type of each; `str` for labels by name.
-        text: columns that are read, joined by a line break; `Recipe.text` may choose others.
-        text_pair: columns of the second text: a hypothesis, the passage behind a question.
-        identity: columns that make two rows the same; empty: all that is read. A row that is in a
-            scored split, too, is dropped from train.
-        messages: the hub's column of a conversation in its chat schema, which is read as rows
+        files: the file with each split's rows (`FILE_KINDS`), by split. A path is absolute, or
+            relative to the `--grid` file's folder or to `folder`. Empty: `folder` has a file named
+            after each split. If all files are absolute or next to the `--grid` file, rows come from
+            them alone.
+        columns: the hub's column names, with the JSON type of each; `str` for labels given by name.
+        text: columns to read, joined by a line break; `Recipe.text` may choose others.
+        text_pair: columns of the second text: a hypothesis, or the passage after a question.
+        identity: columns that make two rows the same; empty means all columns that are read. A row
+            that is also in a scored split is dropped from train.
+        messages: the hub's column of conversations in its chat schema, which are read as rows
             {history, prompt, reply}.
-        target: the column that is learned.
-        labels: names of the classes by number, for classification only. Rows may hold either.
-        train: the split that is learned.
-        train_rows: the most rows that are learned, unless `--set train_rows=N`; None takes all.
+        target: the column to learn.
+        labels: names of the classes in the order of their numbers, for classification only. Rows
+            may hold names or numbers.
+        train: the split to learn from.
+        train_rows: the most rows to learn from, unless `--set train_rows=N`; None takes all.
         validation, test: a split's name, or a share of train.
-        own_test: a split that `--set own_test=true` scores on, if `test` is a share of train.
+        own_test: the split that `--set own_test=true` scores on, if `test` is a share of train.
         main_score: the score that the run table shows.
         bounded_scores: scores that bounds and gates compare.
-        metrics: scores of a user's own; `Grid.add_metric` adds them.
+        metrics: a user's own scores, which `Grid.add_metric` adds.
     """
 
     id: str
@@ -120,7 +121,7 @@ class Task:
     metrics: tuple[Metric, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises InputError if the entry contradicts itself, with a way to fix it."""
+        """Raises InputError if the entry contradicts itself, and says how to fix it."""
         if fault := next(self._faults(), None):
             raise InputError(f"task {self.id!r}: {fault}")
         if self.labels and self.columns[self.target] is str:  # label names are read as numbers
@@ -161,19 +162,17 @@ class Task:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the data set's splits that are read; a share of train has no name there."""
+        """Names of the data set's splits to read; a share of train has no name there."""
         splits = (self.train, self.validation, self.test)
         return tuple(dict.fromkeys(split for split in splits if isinstance(split, str)))
 
     @property
     def has_own_rows(self) -> bool:
-        """True if rows come from its files alone, not from the hub or `--data-root`."""
+        """True if rows come only from the task's files, not from the hub or `--data-root`."""
         return bool(self.files) and all(Path(path).is_absolute() for path in self.files.values())
 
     def with_files_in(self, folder: Path | None) -> "Task":
-        """The task with its relative files in a folder, if that has one of them; else the task
-        itself.
-        """
+        """The task with its relative files placed in a folder; unchanged if none is there."""
         if folder is None:
             return self
         files = {split: folder / path for split, path in self.files.items()}
@@ -183,7 +182,7 @@ class Task:
 
     @property
     def hub_columns(self) -> Mapping[str, type]:
-        """Columns that the data set must have: those of the rows, or the one of conversations."""
+        """Columns that the data set must have: those of rows, or the one with conversations."""
         return {self.messages: list} if self.messages else self.columns
 
     @property

@@ -1,8 +1,7 @@
-"""The zoo: LoRA, QLoRA, SFT and more of PEFT's methods, on every micro backbone and task (`-m
-zoo`).
+"""The zoo (`-m zoo`): LoRA, QLoRA, SFT and more PEFT methods, on every micro backbone and task.
 
-Cells of a backbone and task differ by rate and the method's own settings alone. `REFUSED` has the
-cells that a library cannot train.
+The cells of a backbone and task differ only in their rate and the method's own settings. `REFUSED`
+lists the cells that a library cannot train.
 """
 
 from collections.abc import Mapping
@@ -40,11 +39,11 @@ class AdaLora(Adapting):
     config: str = "AdaLoraConfig"
     on_targets: bool = True
     trains_token_rows: bool = True
-    frozen_parts: tuple[str, ...] = ("ranknum",)  # the number of ranks left
+    frozen_parts: tuple[str, ...] = ("ranknum",)  # the number of remaining ranks
     shows_early: ClassVar[bool] = False  # ranks are cut later
-    start: ClassVar[float] = 1.5  # initial ranks per rank of the recipe, the mean at the end
-    first: ClassVar[float] = 0.1  # share of the updates before ranks are cut
-    last: ClassVar[float] = 0.4  # share of the updates after it
+    start: ClassVar[float] = 1.5  # initial ranks as a multiple of the recipe's rank, the final mean
+    first: ClassVar[float] = 0.1  # share of the updates before the first cut
+    last: ClassVar[float] = 0.4  # share of the updates after the last cut
 
     def _ranks(self, recipe: Recipe) -> dict[str, int]:
         rank = get_adapter(recipe).r
@@ -55,13 +54,13 @@ class AdaLora(Adapting):
         return asdict(get_adapter(recipe)) | self._ranks(recipe)
 
     def config_fields(self, cell: Cell) -> dict[str, Any]:
-        """The recipe's scale and dropout, and the ranks; `plan` sets when they are cut."""
+        """The recipe's scale and dropout, and the ranks; `plan` decides when ranks are cut."""
         adapter = get_adapter(cell.recipe)
         scale = {"lora_alpha": adapter.lora_alpha, "lora_dropout": adapter.lora_dropout}
         return {**scale, **self._ranks(cell.recipe), "total_step": 1}
 
     def plan(self, model: Any, updates: int) -> None:
-        """Cuts ranks between the first and the last share of the updates, after each one."""
+        """Has PEFT cut ranks after each update, except in the first and the last share of them."""
         config = model.peft_config["default"]
         config.tinit = round(updates * self.first)
         config.tfinal = round(updates * self.last)
@@ -70,7 +69,7 @@ class AdaLora(Adapting):
     def penalty(self, model: Any) -> "torch.Tensor | None":
         """PEFT's weight times the mean deviation of A's rows and B's columns from orthonormality.
 
-        Equation 4 of AdaLoRA.
+        This is equation 4 of AdaLoRA.
         """
         import torch
 
@@ -86,7 +85,7 @@ class AdaLora(Adapting):
         return penalty
 
     def after_step(self, model: Any, update: int) -> None:
-        """Lets PEFT weigh the ranks and cut them. It counts updates from 0, too."""
+        """Lets PEFT weigh and cut the ranks; PEFT counts updates from 0, too."""
         model.base_model.update_and_allocate(update)
 
     def state_dict(self, model: Any) -> dict[str, Any]:
@@ -99,9 +98,7 @@ class AdaLora(Adapting):
         vars(model.base_model.rankallocator).update(state)
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """P Lambda Q x, equation 3 of AdaLoRA, times alpha / initial ranks, as in its authors'
-        code.
-        """
+        """P Lambda Q x (equation 3 of AdaLoRA) times alpha / initial ranks, as its authors do."""
         q = exact(layer.lora_A["default"])
         p = exact(layer.lora_B["default"])
         singular_values = exact(layer.lora_E["default"]).flatten()
@@ -129,9 +126,7 @@ class AdaLora(Adapting):
 
 @dataclass(frozen=True, kw_only=True)
 class Ia3(Adapting):
-    """IA3 (Liu et al. 2022): a learned vector multiplies a layer's output, or a feed-forward's
-    input.
-    """
+    """IA3 (Liu et al. 2022): learned vectors multiply a layer's output, or a feed-forward input."""
 
     config: str = "IA3Config"
     changes_inputs: ClassVar[bool] = True
@@ -142,11 +137,11 @@ class Ia3(Adapting):
         return (SIDES[is_part(layer, fields["feedforward_modules"])],)
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
-        """The side that the layer's vector multiplies, by its shape."""
+        """The side that the layer's vector multiplies, according to the vector's shape."""
         return (SIDES[layer.ia3_l["default"].shape[0] == 1],)
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """The change by the vector: (l - 1) W x, or W (l x) - W x (section 3.3 of the paper)."""
+        """The vector's effect: (l - 1) W x, or W (l x) - W x (section 3.3 of the paper)."""
         vector = layer.ia3_l["default"]
         base = layer.get_base_layer()
         output = exact(base(inputs))
@@ -167,15 +162,13 @@ SIDES = {True: "scales its input", False: "scales its output"}
 
 @dataclass(frozen=True, kw_only=True)
 class Vera(Adapting):
-    """VeRA (Kopiczko et al. 2024): layers share two random matrices, and learn to scale them."""
+    """VeRA (Kopiczko et al. 2024): layers share two random matrices and learn to scale them."""
 
     config: str = "VeraConfig"
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """Scales of outputs x B x scales of ranks x A x, equation 2, by the layer's slice of A and
-        B.
-        """
+        """Output scales x B x rank scales x A x (equation 2), with the layer's slice of A and B."""
         a = exact(layer.vera_A["default"])
         b = exact(layer.vera_B["default"])
         by_rank = exact(layer.vera_lambda_d["default"])
@@ -191,16 +184,14 @@ class Vera(Adapting):
 
 @dataclass(frozen=True, kw_only=True)
 class Oft(Adapting):
-    """OFT (Qiu et al. 2023): learned rotations of a layer's input, in blocks that divide its
-    width.
-    """
+    """OFT (Qiu et al. 2023): learns to rotate a layer's input in blocks that divide its width."""
 
     config: str = "OFTConfig"
     changes_inputs: ClassVar[bool] = True
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """W R x - W x; R has Cayley's blocks (I + Q) (I - Q)^-1, with skew Q of the weights."""
+        """W R x - W x, where R has Cayley blocks (I + Q) (I - Q)^-1 with skew Q of the weights."""
         import torch
 
         weights = exact(layer.oft_R["default"].weight)  # (blocks, values above the diagonal)
@@ -224,13 +215,13 @@ class Oft(Adapting):
 
 @dataclass(frozen=True, kw_only=True)
 class BitFit(Method):
-    """BitFit (Ben Zaken et al. 2022): the biases and the new head train."""
+    """BitFit (Ben Zaken et al. 2022): only the biases and the new head train."""
 
     adapts: ClassVar[bool] = True
     must_move: tuple[str, ...] = ("bias",)
 
     def adapt(self, model: "nn.Module", cell: Cell, base: Base) -> "nn.Module":
-        """Lets the biases and the head's new modules train."""
+        """Lets only the biases and the head's new modules train."""
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_part(name, cell.head.new_modules) or name.endswith("bias"))
         return model
@@ -244,12 +235,12 @@ class BitFit(Method):
         return self.own_parameters(model) | frozenset(head_names(model, cell))
 
     def group_name(self, name: str) -> str:
-        """All biases are one group."""
+        """All biases form one group."""
         return "bias"
 
 
-# Liu et al. 2022: learned vectors multiply keys, values and the input of the feed-forward layer, as
-# in PEFT's own table for these architectures.
+# Liu et al. 2022: learned vectors multiply the keys, the values and the input of the feed-forward
+# layer. PEFT's own table lists the same layers for these architectures.
 IA3: Mapping[str, Any] = {
     "must_move": ("ia3_l",),
     "layers": {
@@ -272,13 +263,13 @@ DORA: Mapping[str, Any] = {
     "options": {"use_dora": True},
     "must_move": ("lora_magnitude_vector",),
 }
-# PEFT's default inverts by a series, which at the rates of small models is not a rotation any more.
+# PEFT's default inverts by a series, which is no longer a rotation at the rates of small models.
 OFT: Mapping[str, Any] = {
     "must_move": ("oft_R",),
     "options": {"oft_block_size": 32, "use_cayley_neumann": False},
 }
-# Learned rows before the input embeddings. Of an encoder-decoder the encoder alone reads them, as
-# in the paper.
+# Learned rows in front of the input embeddings. In an encoder-decoder, only the encoder reads them,
+# as in the paper.
 SEQ2SEQ = {"task_type": "SEQ_2_SEQ_LM"}
 PROMPT: Mapping[str, Any] = {
     "config": "PromptTuningConfig",
@@ -291,11 +282,11 @@ METHODS: tuple[Method, ...] = (
     QLORA,
     SFT,
     Lora(id="rslora", name="rsLoRA", options={"use_rslora": True}),  # Kalajdzievski 2023
-    # Liu et al. 2024: magnitudes are learned apart from directions
+    # Liu et al. 2024: magnitudes are learned separately from directions.
     Lora(id="dora", name="DoRA", **DORA),
-    # Meng et al. 2024: starts from the largest singular directions
+    # Meng et al. 2024: training starts from the largest singular directions.
     Lora(id="pissa", name="PiSSA", options={"init_lora_weights": "pissa"}),
-    # Hayou et al. 2024: B learns 16 times as fast
+    # Hayou et al. 2024: B learns 16 times as fast.
     Lora(id="loraplus", name="LoRA+", rate_factors={"lora_B": 16.0}),
     AdaLora(id="adalora", name="AdaLoRA"),
     Ia3(id="ia3", name="IA3", **IA3),
@@ -317,25 +308,25 @@ METHODS: tuple[Method, ...] = (
     Ia3(id="qia3", name="IA3 over NF4", quantization=NF4, **IA3),
 )
 
-# Layers that LoRA's paper adapts: queries and values, which GPT-2 keeps in one layer.
+# The layers that LoRA's paper adapts: queries and values, which GPT-2 keeps in a single layer.
 TARGETS = {"bert": ("query", "value"), "gpt2": ("c_attn",), "t5": ("q", "v")}
 BERT_SUM = ("query", "key", "value", "output.dense")  # BERT2BERT's new cross-attention needs more
 RANK = 8  # PEFT's default
-ALPHA = 16  # a scale of 2, which is LoRA's in the study's GPT-2 and T5 recipes
+ALPHA = 16  # gives a scale of 2, as LoRA has in the study's GPT-2 and T5 recipes
 
-# A method's rate, in units of LoRA's. Papers tune other models for thousands of updates: if they
-# name rates, these are theirs in proportion; "here" is what a few updates of micro backbones
-# needed.
+# Each method's rate as a multiple of LoRA's. Papers tune other models for thousands of updates.
+# Where they name rates, the same proportion is used. "Here" marks what a few updates of micro
+# backbones needed.
 RATES: Mapping[str, float] = {
     "sft": 0.25,  # BERT's paper: 2e-5 to 5e-5 for all weights
     "rslora": 0.5,  # here: its scale is 2.8 times LoRA's at rank 8
-    "loraplus": 0.3,  # here: B is 16 times as fast, as its paper says
+    "loraplus": 0.3,  # here: B learns 16 times as fast, as in its paper
     "pissa": 0.5,  # here: it starts from the largest singular directions, not from zero
     "adalora": 10.0,  # its paper: up to several times LoRA's; here: A, B and E start near zero
     "ia3": 10.0,  # its paper: 3e-3
     "qia3": 10.0,
     "vera": 10.0,  # its paper: an order of magnitude above LoRA's
-    "oft": 0.8,  # here: at LoRA's own rate one summary in ten had no end
+    "oft": 0.8,  # here: at LoRA's own rate, one summary in ten never ended
     "qoft": 0.8,
     "ln": 5.0,  # here
     "bitfit": 2.0,  # its paper: 1e-4 to 9e-4
@@ -344,16 +335,16 @@ RATES: Mapping[str, float] = {
 
 
 class QuickPlan(NamedTuple):
-    """The quick training of a backbone and task, in batches of 16."""
+    """The quick training for a backbone and task, in batches of 16."""
 
     updates: int
-    rate: float  # LoRA's
+    rate: float  # LoRA's rate
     head_rate: float | None
 
 
-# Found by hand with test scores in view. The head's rate is the same with each method, since at the
-# rate of IA3 or VeRA it does the work alone. GPT-2's for labels is not low: from some starts no
-# method learns at a low one.
+# Found by hand with the test scores in view. Every method gets the same rate for the head, because
+# at the rate of IA3 or VeRA the head would do the work alone. GPT-2's rate for classifying is not
+# low: at a low rate, no method learns from some starts.
 QUICK: Mapping[tuple[str, str], QuickPlan] = {
     ("bert", "sa"): QuickPlan(60, 5e-3, 2e-3),
     ("bert", "qa"): QuickPlan(60, 3e-3, 2e-3),
@@ -366,24 +357,24 @@ QUICK: Mapping[tuple[str, str], QuickPlan] = {
     ("t5", "sum"): QuickPlan(30, 5e-3, None),
 }
 
-# GPT-2 summarizes behind its end token, which is pretrained: few methods can train the row of a new
-# one.
+# GPT-2 summarizes after its end token, which is pretrained, because few methods can train the row
+# of a new token.
 GPT2_SUM = Head(architecture="GPT2LMHeadModel", tied_modules=("lm_head",), layout=Layout.SEPARATED)
 
-# By method and backbone (and task, if only one is meant). A test tries to train each of them, and
-# fails if a library now can.
+# By method and backbone, and by task if only one task is affected. A test tries to train each of
+# these cells, and fails if a library has become able to.
 CONV1D = "PEFT rotates layers of torch only, and GPT-2's are transformers' Conv1D"
 GENERATORS_ONLY = "virtual tokens are for models that generate"
 READ_AS_TEXT = f"{GENERATORS_ONLY}: a classifier or a span head would read them as text"
 NO_PROMPTS = (
     "PEFT reads the layers from the model's config, and BERT2BERT's config describes two models"
 )
-# PEFT 0.21.2 passes the cache under the name that transformers 5.24 has renamed:
+# PEFT 0.21.2 passes the cache under a name that transformers 5.24 has changed:
 # reports/upstream/peft_prompts.py.
 NO_CACHE = "since it does not find transformers' cache"
 REPEATED = f"PEFT puts its prompt in front of every generated token again, {NO_CACHE}"
-# Libraries train these, but so few weights do not learn: rougeLsum after the cell's updates was 25
-# (IA3), 17 (LN), 5 (BitFit).
+# Libraries can train these cells, but so few weights do not learn: after the cell's updates,
+# rougeLsum was 25 (IA3), 17 (LN) and 5 (BitFit).
 NEW_PARTS = (
     "it changes too little to train BERT2BERT's new cross-attention within a quick cell's updates"
 )
@@ -406,7 +397,10 @@ REFUSED: Mapping[tuple[str, ...], str] = {
 
 
 def zoo() -> Grid:
-    """The grid of the zoo's quick cells; recipes only have fields that quick ones change."""
+    """The zoo's grid, whose cells run in their quick form only.
+
+    Each full recipe is the study's SFT recipe for the backbone and task, with the zoo's adapter.
+    """
     grid = replace(study(), methods={method.id: method for method in METHODS})
     grid.recipes = {}
     grid.quick = {}
@@ -438,7 +432,7 @@ def zoo() -> Grid:
             "gradient_checkpointing": False,
         }
         if task == "sum":
-            quick["generation"] = GREEDY  # the cells are many, and beams cost time
+            quick["generation"] = GREEDY  # there are many cells, and beams take time
         grid.quick[cell_id] = quick
         reason = REFUSED.get((method.id, backbone)) or REFUSED.get((method.id, backbone, task))
         if reason:
