@@ -252,7 +252,7 @@ class CellView:
 
     @property
     def shade(self) -> str:
-        """The heat map's step, from b4 (far below the bound) to a4 (far above); none without one."""
+        """The heat map's step from b4, far below the bound, to a4, far above; none if unbounded."""
         if self.headroom is None:
             return "none"
         step = 1 + sum(abs(self.headroom) >= edge for edge in (1, 3, 8))
@@ -406,7 +406,10 @@ class Page:
 
     @property
     def changes(self) -> list[Section]:
-        """The cells that failed or changed; failed cells come first, then the largest changes."""
+        """The cells that failed or changed.
+
+        Failed cells come first, and within each group, cells without scores, then larger changes.
+        """
         cells = [cell for cell in self.cells if cell.failed or cell.changed]
         cells.sort(key=lambda cell: -abs(cell.change or 0))
         cells.sort(key=lambda cell: (not cell.failed, cell.score is not None))
