@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from tunegrid.instruments.trained import TrainedCell
 
-__all__ = ("Figure", "Instrument", "NotAskedError", "Shift", "tidy")  # used by users' files
+__all__ = ("Figure", "Instrument", "NotAskedError", "Shift", "tidy")  # for use in users' files
 LISTED = ("robustness", "forgetting", "calibration", "merges", "interpolation", "distillation")
-RESERVED = (  # ids that users' shifts cannot have: "plain", no shift, and the built-in shifts
+RESERVED = (  # ids that users' shifts cannot use: "plain" for unchanged rows, and built-in shifts
     "plain",
     "typos5",
     "contracted",
@@ -41,7 +41,7 @@ RowChange = Callable[[Task, Mapping[str, Any], Random], Row]
 
 
 class NotAskedError(Exception):
-    """Raised if an instrument does not apply to a cell; its table shows the reason."""
+    """Raised if an instrument does not apply to a cell; the reason appears below its table."""
 
 
 class Instrument(ABC):
@@ -110,7 +110,7 @@ class Shift:
 
 def tidy(
     figure: str,  # name of the figure
-    value: float | Sequence[float],  # a number, or one for each row
+    value: float | Sequence[float],  # a number, or a number for each row
     *,
     part: str = "",  # part of the cell, such as a shift or a base
     row: str | Sequence[str] = "",  # names of rows, identical in every run

@@ -203,7 +203,7 @@ class _Merging:
         return checks
 
     def _bytes(self, merged: Any) -> dict[str, Tensor]:
-        """The bytes of merged layers that the base held packed; unpacked weights are packed first."""
+        """The bytes of merged layers that the base has packed; other weights are packed first."""
         adapted = wrappers(self.cell.model)
         numbers = {}
         for name, layer in packed_layers(self.cell.model).items():
@@ -213,7 +213,7 @@ class _Merging:
 
 
 def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
-    """Records the first input and output in `run` of each module that PEFT wraps, by base name."""
+    """The first input and output during `run` of each module that PEFT wraps, by base name."""
     names = {module: name for name, module in wrappers(model).items()}
     calls: dict[str, Call] = {}
 

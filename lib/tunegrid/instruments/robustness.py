@@ -24,8 +24,8 @@ from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.evaluate import Evaluation
 
 SHIFTED_ROWS = 400  # the most rows scored per shift; they suffice to detect a drop of 2 points
-FOLLOWED = 50.0  # percent; a coin toss gets this share of twins right
-FEWEST = 10  # correctly answered rows with twins that a judgement needs
+FOLLOWED = 50.0  # percent of twins; a coin toss gets this many right
+FEWEST = 10  # a judgement needs at least this many correctly answered rows
 SHIFT_SEED = 0  # selects the same rows for every cell and training seed
 Edit = tuple[int, int, str]  # start and end of characters in a text, and their replacement
 Find = Callable[[str, Random], list[Edit]]
@@ -34,7 +34,7 @@ Tokens = list[list[list[int]]]  # token ids by row and feature
 
 
 class Robustness(Instrument):
-    """Points on changed rows, whose right answers stay or turn."""
+    """Points on changed rows, whose right answers stay the same or turn."""
 
     id = "robustness"
     question = "how robust is it? Points on changed rows; percent of correct rows whose twin with a new answer is correct, too"
@@ -388,7 +388,7 @@ NUMBER = re.compile(r"(?<!\d)(\d{2}|\d{4})(?!\d)")
 
 
 def negated(task: Task, row: RowMapping, rng: Random) -> Row:
-    """Negates a review's only verdict, as in "overall i would not buy it again", or undoes a not."""
+    """Adds "not" to a review's only verdict ("overall i would buy it again"), or removes it."""
     column = task.text[-1]
     verdicts = list(VERDICT.finditer(row[column]))
     if len(verdicts) != 1 or len(task.labels) != 2:

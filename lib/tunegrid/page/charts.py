@@ -174,7 +174,7 @@ def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
             points = []
             for comparison in group:
                 for entry in comparison.entries.values():
-                    if entry.costs[cost] > 0:  # false for NaN, which was not measured
+                    if entry.costs[cost] > 0:  # false for NaN, that is, if not measured
                         points.append((comparison, entry))
             if points:
                 yield cost_chart(task, cost, points)

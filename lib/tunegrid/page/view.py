@@ -51,7 +51,7 @@ UNCHANGED = (
 ROWS_A_CELL = 30  # test rows shown for a cell, at most
 ROWS_A_PAGE = 900
 MOST_COLUMNS = 6  # columns of methods; if there are more methods, each gets a row
-MOST_OPEN = 3  # failed cells that are shown unfolded
+MOST_OPEN = 3  # failed cells that start unfolded
 MOST_CHARTS = 12  # charts of losses
 
 
@@ -252,7 +252,7 @@ class CellView:
 
     @property
     def shade(self) -> str:
-        """The heat map's step from b4, far below the bound, to a4, far above; none if unbounded."""
+        """The heat map's step: b4 far below the bound, a4 far above, none without a bound."""
         if self.headroom is None:
             return "none"
         step = 1 + sum(abs(self.headroom) >= edge for edge in (1, 3, 8))
@@ -300,7 +300,7 @@ class CellView:
 
     @property
     def complaints(self) -> list[str]:
-        """Sentences on missed bounds and failed audits, without the cell's name."""
+        """Sentences on everything that the cell missed, without the cell's name."""
         texts = []
         for record in self.records:
             suffix = locate(record, "")
@@ -408,7 +408,7 @@ class Page:
     def changes(self) -> list[Section]:
         """The cells that failed or changed.
 
-        Failed cells come first, and within each group, cells without scores, then larger changes.
+        Failed cells come first. Within each group, cells without scores precede the largest changes.
         """
         cells = [cell for cell in self.cells if cell.failed or cell.changed]
         cells.sort(key=lambda cell: -abs(cell.change or 0))

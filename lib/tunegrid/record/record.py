@@ -74,7 +74,10 @@ class Part:
 
 
 class RecipeRecord(Hyperparameters, Part):
-    """The requested recipe with options applied; `training.precision` tells what the device did."""
+    """The requested recipe with options applied.
+
+    `training.precision` says which precision the device supported.
+    """
 
     adapter: Annotated[
         dict[str, Any] | None,
@@ -97,7 +100,7 @@ class Limits(Part):
 
 
 class Seeds(Part):
-    """The seeds of all randomness."""
+    """The seeds that determine all randomness."""
 
     seed: Annotated[int | None, note("of weights, dropout and the order of rows; null: not known")]
     split_seed: int
@@ -169,7 +172,7 @@ class ModelRecord(Part):
 
 
 class Parameters(Part):
-    """The number of the model's parameters and the number of those that train."""
+    """The numbers of trainable and of all parameters."""
 
     trainable_params: Count
     total_params: Positive
@@ -333,7 +336,7 @@ class InstrumentRecord(Part):
 
 
 class Phase(Part):
-    """Time, memory peaks and energy of one phase; null without the device or without the figure."""
+    """Time, memory peaks and energy of one phase; null if no device measures the figure."""
 
     seconds: Amount
     rss_peak_gib: Amount | None

@@ -84,7 +84,7 @@ class Entry:
 
     @property
     def mean_and_deviation(self) -> str | None:
-        """The mean ± standard deviation of the seeds' scores as in papers; None for one seed."""
+        """The seeds' mean ± standard deviation, in the style of papers; None for one seed."""
         if len(self.scores) < 2:
             return None
         return f"{self.score:.1f} ± {stdev(self.scores):.1f}"
@@ -216,8 +216,8 @@ def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
 
     The calibration's many seeds estimate the deviation better than a run's few, and the gate uses
     the calibrated noise, too. It describes the built-in methods and recipes, however. A run with
-    several seeds uses their own noise if its method was not calibrated, or if they scatter more
-    than this noise lets one run in 1,000 scatter (F-test).
+    several seeds uses their own noise if its method was not calibrated, or if the calibrated noise
+    would make seeds scatter this much in fewer than one run in 1,000 (F-test).
     """
     first = entry.first
     spread = calibrated.find(SEEDS, first, first.main_score)
@@ -280,7 +280,7 @@ class Comparison:
         gap = entries[0].score - entries[1].score
         if not gap:
             return math.nan
-        errors = []  # the error of a single seed
+        errors = []  # each method's error with one seed
         for entry in entries:
             if entry.error:
                 variance = entry.error.variance * len(entry.scores)

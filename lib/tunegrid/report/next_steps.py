@@ -51,7 +51,7 @@ class NextSteps:
         command: the command that started the run; empty if unknown.
         given: the command that the user typed, if it was another.
         files: the files of the older run and of this one.
-        runner: the words that run cells where the new run ran; if empty, they suit this folder.
+        runner: the words that run cells where the new run ran; empty if it ran in this environment.
         upgrade: for an upgrade, the words that run both sides again.
     """
 
@@ -69,7 +69,7 @@ class NextSteps:
         return split_words(self.command)
 
     def quoted(self, words: Sequence[str]) -> str:
-        """The command in backticks; empty if the user gave the same command."""
+        """The command in backticks; empty if it repeats the run's command or the user's."""
         for given in (self.command, self.given):
             if given and normal_form(words) == normal_form(split_words(given)):
                 return ""

@@ -41,7 +41,7 @@ STATUS_COLOURS = {
     "unconfirmed": "yellow",
     "begun": "",
 }  # by status; all others are red
-MOST_CELLS = 30  # named in a cause's line
+MOST_CELLS = 30  # cells named for one cause
 # Columns of the tables of cells and of the gate, with formats. Empty columns are left out.
 CELLS = {
     "cell": "",

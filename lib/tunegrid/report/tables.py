@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "-"
-MARKUP = re.compile(r"[\\`$*|<>\[\]~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # Markdown's
+MARKUP = re.compile(r"[\\`$*|<>\[\]~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # in Markdown
 
 ESCAPES = {letter: f"\\{letter}" for letter in "&%$#_{}"}
 ESCAPES |= {
@@ -38,7 +38,7 @@ class Section:
     frame: "pd.DataFrame | None" = None
     # Formats such as ".1f" of number columns, which are aligned to the right
     formats: Mapping[str, str] = field(default_factory=dict)
-    sentences: Sequence[str] = ()  # commands in them stand in backticks
+    sentences: Sequence[str] = ()  # may hold commands in backticks
     folded: bool = False  # hidden until clicked, in formats that support it
 
     @property
@@ -50,7 +50,7 @@ class Section:
 
     @property
     def cells(self) -> list[list[str]]:
-        """The table's rows as text; a dash stands for a missing figure."""
+        """The table's rows as text, with a dash for each missing figure."""
         forms = [self.formats.get(name, "") for name in self.columns]
         if self.frame is None or not forms:
             return []
@@ -186,7 +186,7 @@ def _html(words: str) -> str:
 
 
 def render_json(sections: Iterable[Section]) -> str:
-    """The report in JSON, with unrounded table values; null stands for a missing figure."""
+    """The report in JSON, with unrounded table values and null for missing figures."""
     objects = []
     for section in sections:
         frame = section.frame

@@ -177,7 +177,7 @@ def run_verdict(
         before: the records of the baseline.
         other_failures: clauses on anything else that fails the run.
         uncompared: a clause on why the run could not be compared with the requested baseline.
-        judges_cells: whether failures and passes of cells count apart from the comparison.
+        judges_cells: whether the cells' own failures and passes count.
         command: the command that started the run.
         given: the command that asked for the verdict, if it was another.
         files: the files of the older run and of this one.

@@ -267,7 +267,7 @@ def file_names(records: Iterable[Record], refused: object = None) -> list[str]:
 
 
 def contents(names: Iterable[str], *runs: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields name and content of each sound file found next to the runs or in the store."""
+    """Yields the name and content of each sound file found next to the runs or in the store."""
     for name in sorted(set(names)):
         kind = name.rpartition("-")[0]
         with suppress(InputError):

@@ -32,7 +32,7 @@ RunJson = dict[str, Any]  # a run: rows (`benchmarks`), machine, commit and date
 UNFINISHED = "unfinished"  # rows without a time, which pytest-benchmark could not read
 COMMAND = "command"  # the command that started the session
 SHARD = "shard"  # for a shard, its number and the cases of the whole run
-NOISE = "noise"  # of users' cells, measured by `tunegrid calibrate`
+NOISE = "noise"  # noise of users' cells, as measured by `tunegrid calibrate`
 REFUSED = "refused"  # in a row: the record as measured, if it is not sound
 WAS_CHANGED = "was changed since it was written"
 UNSEALED = "has no seal: a version before 0.22 wrote it, or another program"
@@ -114,7 +114,7 @@ class SavedRun:
     when: str = ""  # ISO date and time of saving, in UTC
     commit: str = ""  # ten digits of the suite's commit
     command: str = ""  # the command that made the run; empty for a merged file
-    noise: Sequence[OwnNoise] = ()  # of users' cells that were calibrated
+    noise: Sequence[OwnNoise] = ()  # measured noise of users' cells
     doubt: str = ""  # why it is no baseline ("was changed ..."); empty if its seals hold
     left_out: int = 0  # number of journal lines dropped because they were changed
 
@@ -257,8 +257,8 @@ def save(
 ) -> None:
     """Write a run, whole or not at all, with the examples found next to its sources.
 
-    Callers do not seal a run that is made from unsealed runs. Raises InputError if a file cannot be
-    written.
+    Callers leave a run unsealed if they make it from unsealed runs. Raises InputError if a file
+    cannot be written.
     """
     plain = json.loads(json.dumps(run, default=str))  # what a reader will load
     rows = sorted(plain["benchmarks"], key=has_no_time)

@@ -21,7 +21,7 @@ from tunegrid.grid.tasks import Problem
 from tunegrid.machine import identity, library_digests, versions
 
 CODE = ("lib", "fixtures", "benchmarks")
-INSTALLED = {"site-packages", "dist-packages"}  # packages, which have digests of their own
+INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, each with its own digest
 LARGE_FOLDER = 64 * 2**20  # bytes; above this, sizes and times are compared, not content
 MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of a function
 
@@ -41,8 +41,8 @@ def content_key(
     profile = cell.profile
     backbone = cell.backbone
     task = cell.task
-    # File contents and circumstances determine the result. Paths do not, and the device and
-    # threads are left to the circumstances.
+    # The content of files determines the result, but their paths do not. The device and threads are
+    # among the circumstances.
     placeless = replace(
         profile,
         data_root=None,

@@ -49,7 +49,7 @@ class Extent:
 
 
 def reason_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None:
-    """The reason why audits before training forbid a cell to train; None if it may train.
+    """The reason why audits before training keep a cell from training; None if it may train.
 
     A full cell that is wrong from the start would waste hours. A micro cell trains anyway, so that
     its record shows all faults. So does a cell on random tokens, whose rows no audit checks.
@@ -141,9 +141,9 @@ def cell_status(seeds: Sequence[Record]) -> Status:
 
 
 def weigh_misses(records: Sequence[Record]) -> list[Record]:
-    """The records, where a miss that a second training did not confirm becomes *unconfirmed*.
+    """Gives misses that a second training did not confirm the status *unconfirmed*.
 
-    Of the first and second training of a seed, one that passed absolves the other.
+    If either the first or the second training of a seed passed, a miss of the other is unconfirmed.
     """
     by_case = {(record.profile, record.cell, record.seeds.seed): record for record in records}
     absolved_ids = set()
@@ -251,7 +251,7 @@ class FailedCells(NamedTuple):
 
 
 def cause_sentences(record: Record, cause: str) -> list[str]:
-    """A record's sentences on the audit in `cause`; for other causes, its remaining sentences."""
+    """A record's sentences on the audit in `cause`; for other causes, those on no failed audit."""
     if cause.startswith(AUDIT):
         start = f"audit {cause.removeprefix(AUDIT)}: "
         return [sentence for sentence in record.missed if start in sentence]
@@ -283,7 +283,7 @@ def _causes(record: Record) -> list[str]:
 
 
 def find_failed_cells(records: Iterable[Record]) -> list[FailedCells]:
-    """Failed records grouped by cause: audits first, the most often failed one in front."""
+    """Failed records grouped by cause; audits come first, the most often failed audit leading."""
     by_cause: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         for cause in _causes(record):
@@ -337,7 +337,7 @@ def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]
 
 
 def _results(record: Record) -> set[tuple[object, ...]]:
-    """Figures that no two honest cells share: all scores, each time with another rare figure."""
+    """Figures that no two honest cells share; each combines all scores with another rare figure."""
     if not record.scores:
         return set()
     scores = tuple(sorted(record.scores.items()))
@@ -357,9 +357,9 @@ def _results(record: Record) -> set[tuple[object, ...]]:
 
 
 def compare_cells(records: Sequence[Record]) -> list[Record]:
-    """The records with fresh findings of the audits that compare cells of one profile and seed.
+    """Renews the findings of the audits that compare cells of one profile and seed.
 
-    Older findings may cover fewer cells. Those of a shard, for example, cover its own cells alone.
+    Older findings may cover fewer cells. A shard's findings, for example, cover its own cells only.
     """
     runs: dict[tuple[str, int | None], list[Record]] = defaultdict(list)
     for record in records:
