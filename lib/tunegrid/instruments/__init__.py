@@ -1,9 +1,10 @@
-"""Instruments measure more of a trained cell: `--ask=ID,ID` adds their figures to its record.
+"""Instruments measure more of a trained cell; `--ask=ID,ID` adds their figures to its record.
 
-An instrument is one file here, and its name in `LISTED`; a user's comes in a `--grid` file by
-`grid.add_instrument`. It returns lines of `tidy`: a figure of a part of the cell, or of each row of
-that part. Rows are whatever two runs pair: test rows, texts, layers. This module is imported if
-`--ask` is given, the others when a cell is measured.
+An instrument is a file in this folder that is named in `LISTED`. Users add their own in a `--grid`
+file with `grid.add_instrument`. An instrument returns lines of `tidy`, which hold a figure for a
+part of the cell or for each row of that part. Rows are anything that two runs can pair, such as
+test rows, texts or layers. `--ask` imports this module, but the instruments themselves are imported
+only when a cell is measured.
 """
 
 from abc import ABC, abstractmethod
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
     from tunegrid.instruments.trained import TrainedCell
 
-__all__ = ("Figure", "Instrument", "NotAskedError", "Shift", "tidy")  # for users' files
+__all__ = ("Figure", "Instrument", "NotAskedError", "Shift", "tidy")  # for use in users' files
 LISTED = ("robustness", "forgetting", "calibration", "merges", "interpolation", "distillation")
-RESERVED = (  # names of shifts, and of none
+RESERVED = (  # ids that users' shifts cannot use: "plain" for unchanged rows, and built-in shifts
     "plain",
     "typos5",
     "contracted",
@@ -40,31 +41,37 @@ RowChange = Callable[[Task, Mapping[str, Any], Random], Row]
 
 
 class NotAskedError(Exception):
-    """Raised if an instrument does not apply to a cell; the reason is printed below its table."""
+    """Raised if an instrument does not apply to a cell; the reason appears below its table."""
 
 
 class Instrument(ABC):
-    """A measurement of a trained cell."""
+    """A way to measure a trained cell."""
 
-    id: str  # as `--ask` names it
+    id: str  # its name for `--ask`
     question: str  # the heading of its table
-    figures: Mapping[str, Figure]  # what it measures, in the order of the table
+    figures: Mapping[str, Figure]  # what it measures, in table order
 
     def before(self, cell: "TrainedCell") -> Any:
-        """Figures of the untrained model, for `measure`. Raises NotAskedError."""
+        """Measures the untrained model for `measure`.
+
+        Raises NotAskedError if the instrument does not apply to the cell.
+        """
         return None
 
     @abstractmethod
     def measure(self, cell: "TrainedCell", before: Any) -> "pd.DataFrame":
-        """Lines of `tidy`. Raises NotAskedError."""
+        """Measures the trained model and returns lines of `tidy`.
+
+        Raises NotAskedError if the instrument does not apply to the cell.
+        """
 
     def objections(self, figures: "pd.DataFrame") -> Iterable[str]:
-        """Sentences on figures that fail the cell."""
+        """Sentences on figures that make the cell fail."""
         return ()
 
 
 def check_instrument(instrument: Instrument) -> None:
-    """Raises InputError if a record cannot hold an instrument's question or figures."""
+    """Raises InputError if a record cannot hold the instrument's question or figures."""
     name = f"instrument {instrument.id!r}"
     try:
         figures = dict(instrument.figures)
@@ -83,14 +90,15 @@ def check_instrument(instrument: Instrument) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Shift:
-    """A change of test rows; a trained model is scored on rows with and without it.
+    """A change to test rows; a trained model is scored on rows with and without the change.
 
     Attributes:
         meaning: the change in a few words.
-        change: changes a task's row, with a generator of its own for each row. It returns an equal
-            row if there is nothing to change. An answer's start must stay right.
-        problems: the kinds of problem that it is for.
-        turns: changes the target, and answers must follow. Any other shift keeps the target.
+        change: changes a row of a task, using a fresh generator for each row. It returns an equal
+            row if there is nothing to change, and must keep the start of an answer right.
+        problems: the kinds of problem that the shift applies to.
+        turns: whether the shift changes the target, so that answers must follow. Any other shift
+            keeps the target.
     """
 
     id: str
@@ -101,17 +109,17 @@ class Shift:
 
 
 def tidy(
-    figure: str,  # its name
-    value: float | Sequence[float],  # a number, or one for each row
+    figure: str,  # name of the figure
+    value: float | Sequence[float],  # a number, or a number for each row
     *,
-    part: str = "",  # of the cell, as a shift or a base
-    row: str | Sequence[str] = "",  # names of the rows, the same in every run
-    weight: float | Sequence[float] = 1.0,  # of each row in the mean
-    low: float | None = None,  # of the 95 % interval, if the figure is not a mean over rows
+    part: str = "",  # part of the cell, such as a shift or a base
+    row: str | Sequence[str] = "",  # names of rows, identical in every run
+    weight: float | Sequence[float] = 1.0,  # weight of each row in the mean
+    low: float | None = None,  # ends of the 95 % interval, unless the figure is a mean over rows
     high: float | None = None,
-    note: str = "",  # text, such as the reason for a missing number
+    note: str = "",  # such as the reason for a missing number
 ) -> "pd.DataFrame":
-    """A figure of a part: one value, or one for each row."""
+    """Makes the lines of one figure of a part, with one value or a value for each row."""
     import pandas as pd
 
     columns = {"figure": figure, "part": part, "row": row, "note": note}

@@ -1,9 +1,10 @@
 """Does a model know when it is right? Measures confidences and hits, and fits a temperature.
 
-A hit is a prediction that is right; its confidence is its probability by the model. ECE is the
-mean distance of confidence and share of hits over bins (Guo et al. 2017, "On Calibration of
-Modern Neural Networks"). On few rows it is never 0, so the ECE by chance is measured as well. Two
-runs are compared by NLL, which has no bins. The temperature is fitted on validation rows.
+A hit is a correct prediction. The confidence of a prediction is the probability that the model
+gives it. ECE is the mean distance between confidence and share of hits over bins (Guo et al. 2017,
+"On Calibration of Modern Neural Networks"). With few rows it is never 0, so the ECE expected by
+chance is measured as well. Two runs are compared by NLL, which needs no bins. The temperature is
+fitted on validation rows.
 """
 
 import math
@@ -25,22 +26,22 @@ from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.evaluate import Evaluation
 
-HITS = ("accuracy", "exact_match")  # scores that are 100 for rows with a right prediction, else 0
-FITTED = 384  # validation rows to fit the temperature: it is one number, and costs their prediction
+HITS = ("accuracy", "exact_match")  # scores that are 100 for each correct row and 0 for others
+FITTED = 384  # validation rows that are predicted to fit the temperature, a single number
 BINS = 15
-WINDOWS_AT_ONCE = 128  # windows whose spans are summed together
-SURE = 1e-12  # the least probability: a sure miss costs 27.6 nats, not infinity
-HOTTEST = 16.0  # the largest temperature to try, and 1 over the smallest
-CLOSE = 1e-4  # the tolerance of its logarithm
+WINDOWS_AT_ONCE = 128  # windows whose spans are summed in one batch
+SURE = 1e-12  # the smallest probability, so a sure miss costs 27.6 nats, not infinity
+HOTTEST = 16.0  # the largest temperature tried; the smallest is its reciprocal
+CLOSE = 1e-4  # the tolerance of the temperature's logarithm
 RESAMPLES = 10_000
-CHUNKS = 20  # of resamples, to bound memory
+CHUNKS = 20  # resamples are drawn in chunks to bound memory
 RESAMPLING_SEED = 0
-SIMULATED = 1000  # runs of a calibrated model, whose mean ECE is the one by chance
-Forecasts = tuple[Array, Array]  # confidences and hits of rows, 0 to 1
+SIMULATED = 1000  # simulated runs of a calibrated model; their mean ECE is the ECE by chance
+Forecasts = tuple[Array, Array]  # confidences and hits by row, from 0 to 1
 
 
 class ModelCalibration(Instrument):
-    """Figures of the model as it is, and at the fitted temperature."""
+    """Calibration of the model as it is and at the fitted temperature."""
 
     id = "calibration"
     question = "does it know when it is right? Confidence, hits and ECE in percent, NLL in nats"
@@ -49,20 +50,20 @@ class ModelCalibration(Instrument):
         "hits": Figure(shown=".1f"),
         "ECE": Figure(shown=".1f"),
         "by chance": Figure(shown=".1f"),
-        # A likelihood of 98 %. Starts that differ in their last digits move it by 1e-6 at most
-        # (bert_qa_lora, gpt2_sa_lora).
+        # The margin is a likelihood of 98 %. Starts that differ in their last digits move the NLL
+        # by at most 1e-6 (bert_qa_lora, gpt2_sa_lora).
         "NLL": Figure(better="lower", margin=0.02, shown=".3f"),
         "temperature": Figure(shown=".2f"),
         "validation NLL": Figure(shown=".3f"),
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Reject cells whose answers are neither hits nor misses."""
+        """Reject cells that generate text, which is neither a hit nor a miss."""
         if cell.cell.recipe.generation:
             raise NotAskedError("generated texts are neither hits nor misses")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """The lines of test rows, and of the validation rows that fit the temperature."""
+        """Measures test rows, and the validation rows that the temperature is fitted on."""
         assert cell.splits, "the cell was scored"
         assert cell.evaluation, "the same"
         test = forecasts(cell, cell.evaluation)
@@ -84,7 +85,10 @@ class ModelCalibration(Instrument):
 
 
 def forecasts(cell: TrainedCell, evaluation: Evaluation) -> Callable[[float], Forecasts]:
-    """The forecasts of rows, by temperature. Raises NotAskedError without probabilities."""
+    """Makes a function from a temperature to the rows' confidences and hits.
+
+    The function raises NotAskedError if the model gives its predictions no probabilities.
+    """
     examples = [feature.example for feature in evaluation.features]
     hits = next((evaluation.examples[name] for name in HITS if name in evaluation.examples), None)
 
@@ -107,9 +111,10 @@ def confidences(
 ) -> list[float] | None:
     """The probability of each row's prediction at a temperature; None if outputs are texts.
 
-    A label's is its softmax over all labels. A span's is its softmax over all spans that the row
-    allows, in all of its windows; its score is that of its first token plus that of its last, and
-    other spans of the same words are not counted. `examples` are the rows' numbers by output.
+    A label's probability is its softmax over all labels. A span's probability is its softmax over
+    all legal spans in all windows of the row. A span's score is the sum of the scores of its first
+    and last tokens. Other spans of the same words do not add to it. `examples` holds the row number
+    of each output.
     """
     if codec.generates:
         return None
@@ -152,16 +157,16 @@ def _lines(part: str, rows: Forecasts, names: Sequence[str]) -> Iterator[pd.Data
 
 
 def nll(confidences: Array, hits: Array) -> Array:
-    """Nats of each row: minus the log of its outcome's probability."""
+    """The NLL of each row in nats, that is, minus the log probability of its outcome."""
     chances = np.where(hits == 1, confidences, 1 - confidences)
     return -np.log(np.maximum(chances, SURE))
 
 
 def ece(confidences: Array, hits: Array) -> tuple[float, float, float]:
-    """ECE in points over bins of equal width, with its interval.
+    """The ECE in points over bins of equal width, and the ends of its 95 % interval.
 
-    Resampling adds the distance by chance again, so the interval is reflected at the figure: the
-    basic bootstrap (Davison and Hinkley 1997, chapter 5), widened to contain the figure.
+    Resampling adds the chance distance a second time, so the interval is reflected about the ECE.
+    This is the basic bootstrap (Davison and Hinkley 1997, chapter 5), widened to contain the ECE.
     """
     by_bin = (confidences - hits)[:, None] * np.eye(BINS)[_bins(confidences)]
     value = float(_distances(by_bin.sum(0), len(hits)))
@@ -173,7 +178,7 @@ def ece(confidences: Array, hits: Array) -> tuple[float, float, float]:
 
 
 def _resampled_sums(by_bin: Array) -> Array:
-    """The sums (resamples, bins) of resampled rows."""
+    """Resamples the rows and sums them by bin; the shape is (resamples, bins)."""
     rows = len(by_bin)
     size = RESAMPLES // CHUNKS
     rng = np.random.default_rng(RESAMPLING_SEED)
@@ -181,13 +186,13 @@ def _resampled_sums(by_bin: Array) -> Array:
     sums = []
     for _ in range(CHUNKS):
         draws = rng.integers(0, rows, (size, rows)) + shifts
-        counts = np.bincount(draws.ravel(), minlength=size * rows)  # of each row in each resample
+        counts = np.bincount(draws.ravel(), minlength=size * rows)  # by resample and row
         sums.append(counts.reshape(size, rows).astype(float) @ by_bin)
     return np.concatenate(sums)
 
 
 def _bins(confidences: Array) -> Any:
-    """The number of each row's bin."""
+    """The index of each row's bin."""
     return np.minimum((confidences * BINS).astype(int), BINS - 1)
 
 
@@ -196,7 +201,7 @@ def _distances(sums: Array, rows: int) -> Any:
 
 
 def ece_by_chance(confidences: Array) -> float:
-    """The mean ECE in points by chance: of rows that are hits with their confidence."""
+    """The mean ECE in points if each row is a hit with the probability of its confidence."""
     rows = len(confidences)
     rng = np.random.default_rng(RESAMPLING_SEED)
     bins = np.eye(BINS)[_bins(confidences)]
@@ -208,9 +213,10 @@ def ece_by_chance(confidences: Array) -> float:
 
 
 def fit_temperature(forecast: Callable[[float], Forecasts]) -> float | None:
-    """The temperature of the least NLL; None if all rows are hits, or all misses: none is best.
+    """Finds the temperature with the lowest NLL; None if all rows are hits or all are misses.
 
-    The search is Brent's, on the logarithm. If it finds nothing better than 1, it is 1.
+    In those cases no temperature is best. The search is Brent's method on the logarithm. The
+    result is 1 if the search finds nothing better.
     """
     confidences, hits = forecast(1.0)
     if len(set(hits)) < 2:

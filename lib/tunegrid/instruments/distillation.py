@@ -1,9 +1,10 @@
-"""Does SFT help as a teacher? Trains the cell again, from its own start on its own rows, with SFT.
+"""Does SFT help as a teacher? Retrains the cell from the same start, on the same rows, with SFT.
 
-The loss is (1 - ALPHA) x task loss + ALPHA x T^2 x KL(teacher || student), both softmaxes at
-temperature T (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network"; T^2
-makes up for gradients that shrink with it, section 2 there). It is taken where the task's loss is:
-on a row's label, on a span's first and last token, on each target token.
+The loss is (1 - ALPHA) x task loss + ALPHA x T^2 x KL(teacher || student), with both softmaxes at
+temperature T (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network"). The
+factor T^2 makes up for gradients that shrink by T^2 (section 2 there). The KL term applies wherever
+the task's loss does, that is, to a row's label, a span's first and last token, or each target
+token.
 """
 
 from typing import Any
@@ -19,13 +20,13 @@ from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.build import load_tokenizer
 from tunegrid.run.prepare import make_codec
 
-# Of transformers' own example, run_squad_w_distillation.py
+# Values from transformers' example run_squad_w_distillation.py
 ALPHA = 0.5
 TEMPERATURE = 2.0
 
 
 class Distillation(Instrument):
-    """Points of test rows by the cell, by the same cell taught, and by its teacher."""
+    """Points on test rows for the cell alone, the cell taught by SFT, and SFT itself."""
 
     id = "distillation"
     question = "does SFT help as a teacher? Points of the cell alone, of the cell taught by SFT, and of SFT"
@@ -35,14 +36,14 @@ class Distillation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Reject cells whose answers have another format than SFT's."""
+        """Reject cells whose answer format differs from SFT's."""
         head = cell.cell.head
         sft_head = cell.sft.head
         if (head.layout, head.new_token) != (sft_head.layout, sft_head.new_token):
             raise NotAskedError("SFT's answers have another format")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Train SFT, and then the cell again with SFT's predictions; return the lines."""
+        """Train SFT, train the cell again with SFT as teacher, and return the lines."""
         assert cell.evaluation, "it was scored"
         points = {"alone": cell.row_points(cell.evaluation)}
         codec = make_codec(cell.cell, load_tokenizer(cell.cell))
@@ -61,7 +62,7 @@ class Distillation(Instrument):
 
 
 def learn_from(teacher: nn.Module, codec: Codec) -> None:
-    """Give a codec the loss of a student. If ALPHA is 0, it is the task's own, bit for bit."""
+    """Give a codec the student's loss, which for ALPHA = 0 is the task's own, bit for bit."""
     task_loss = codec.loss
     teacher_logits = list[Tensor]()
 
@@ -76,7 +77,7 @@ def learn_from(teacher: nn.Module, codec: Codec) -> None:
         return (1 - ALPHA) * summed_cross_entropy(logits, labels) + ALPHA * gap
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        teacher_logits.clear()  # of a pass in which memory ran out
+        teacher_logits.clear()  # left from a pass that ran out of memory
         codec.criterion = listen
         with torch.no_grad():
             task_loss(teacher, batch)

@@ -1,9 +1,9 @@
-"""What does training cost of what the backbone knew? Measures its pretraining loss on other texts.
+"""Does training make the backbone forget? Measures its pretraining loss on texts of other tasks.
 
-The checkpoint is loaded as the model that was pretrained, and the cell's own backbone, adapters
-included, replaces its backbone: a head that the cell lacks, as BERT's for masked tokens, is the
-checkpoint's. The hidden tokens of a text are drawn once, so a loss before training and one after it
-differ only by the backbone.
+The checkpoint is loaded as the pretrained model, and the cell's backbone, adapters included, then
+replaces the model's. A head that the cell lacks, such as BERT's for masked tokens, comes from the
+checkpoint. The hidden tokens of a text are drawn once, so losses before and after training differ
+only because of the backbone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,32 +29,32 @@ from tunegrid.run.device import autocast
 from tunegrid.run.evaluate import eval_precision
 from tunegrid.runs.examples import row_id
 
-TEXT_SEED = 0  # of texts and hidden tokens: the same for every cell and every seed of training
-MOST_TEXTS = 128  # of each task
-LENGTH = 128  # tokens of a text
-HIDDEN_SHARE = 0.15  # of the tokens, as for BERT and T5
-SPAN = 3  # tokens: T5's mean length of a hidden span
+TEXT_SEED = 0  # draws texts and hidden tokens, identically for all cells and training seeds
+MOST_TEXTS = 128  # texts of each task
+LENGTH = 128  # tokens of a text that are used
+HIDDEN_SHARE = 0.15  # share of tokens that are hidden, as for BERT and T5
+SPAN = 3  # T5's mean length of a hidden span, in tokens
 TEXTS_AT_ONCE = 32
 LOADERS: Mapping[Objective, Any] = {
     Objective.MASKED: hf.AutoModelForMaskedLM,
     Objective.CAUSAL: hf.AutoModelForCausalLM,
     Objective.SPANS: hf.AutoModelForSeq2SeqLM,
 }
-Hidden = tuple[list[int], list[int]]  # a text's input ids, and the labels to predict
+Hidden = tuple[list[int], list[int]]  # input ids and labels of a text
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextLosses:
-    """A backbone's pretraining loss on each text."""
+    """The backbone's pretraining loss on each text."""
 
-    names: Sequence[str]  # of the texts, by task and content
-    nats: Sequence[float]  # of each text's predicted tokens together
-    tokens: Sequence[int]  # the number of these
-    trains: bool  # whether the loss depends on anything that trains
+    names: Sequence[str]  # each text's name, made of its task and a hash
+    nats: Sequence[float]  # each text's loss, summed over predicted tokens
+    tokens: Sequence[int]  # each text's number of predicted tokens
+    trains: bool  # whether any parameter behind the loss trains
 
 
 class Forgetting(Instrument):
-    """The loss before training, after it, and the change, text by text."""
+    """The loss of each text before and after training, and the change."""
 
     id = "forgetting"
     question = (
@@ -68,14 +68,14 @@ class Forgetting(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> TextLosses:
-        """The losses of the untrained model."""
+        """Measures the losses of the untrained model."""
         if cell.trainer.log.updates:
             cause = "its training was resumed from a checkpoint"
             raise NotAskedError(f"{cause}, so the untrained model is gone")
         return text_losses(cell)
 
     def measure(self, cell: TrainedCell, before: TextLosses) -> pd.DataFrame:
-        """The losses before and after training, and their changes."""
+        """Returns the losses before and after training, and their changes."""
         after = text_losses(cell)
         tokens = before.tokens
         nats = {"before": before.nats, "after": after.nats}
@@ -88,7 +88,7 @@ class Forgetting(Instrument):
         return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
-        """A fault if a frozen backbone changed, a trained one did not, or losses are not finite."""
+        """Objects if a frozen backbone changed, a trained one did not, or a loss is not finite."""
         changes = figures[figures.figure == "change"].value
         trains = bool(figures[figures.figure == "trains"].value.item())
         if not (changes - changes == 0).all():
@@ -102,7 +102,7 @@ class Forgetting(Instrument):
 
 
 def text_losses(cell: TrainedCell) -> TextLosses:
-    """The backbone's own losses. Raises NotAskedError if there are none."""
+    """Measures the backbone's pretraining losses; raises NotAskedError if there are none."""
     model = pretraining_model(cell)
     tokenizer = cell.codec.tokenizer
     texts = {}
@@ -127,11 +127,11 @@ def text_losses(cell: TrainedCell) -> TextLosses:
 
 
 def task_texts(task: Task, rows: Sequence[Row], tokenizer: Any) -> list[str]:
-    """Distinct texts of a task: passages without their questions.
+    """Distinct texts of a task, with passages taken without their questions.
 
-    They are the half of a sample that the tokenizer splits least. A backbone never knew what its
-    tokenizer must spell, such as emoji or a foreign script. It cannot forget that, but a few such
-    texts would outweigh all others.
+    The texts are the half of a sample that the tokenizer splits least. A backbone never learned
+    text that its tokenizer must spell out, such as emoji or a foreign script. It cannot forget such
+    text, but a few examples would outweigh all others.
     """
     columns = task.text_pair or task.text
     texts = list(dict.fromkeys(stitch(row, columns) for row in rows))
@@ -150,9 +150,9 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def pretraining_model(cell: TrainedCell) -> Any:
-    """The model that was pretrained, with the cell's own backbone.
+    """The pretrained model with the cell's backbone in place of its own.
 
-    Raises NotAskedError if there is none.
+    Raises NotAskedError if no such model can be built.
     """
     backbone = cell.cell.backbone
     tuned: Any = cell.model
@@ -180,14 +180,14 @@ def pretraining_model(cell: TrainedCell) -> Any:
     full_model.requires_grad_(False)
     for name, module in modules.items():
         setattr(full_model, name, module)
-    full_model.tie_weights()  # the output layer shares the cell's embeddings, as in the checkpoint
+    full_model.tie_weights()  # the output layer must share the cell's embeddings
     return full_model.to(cell.device).eval()
 
 
 def own_modules(whole: Any, tuned: Any) -> dict[str, nn.Module]:
-    """The cell's modules that a pretrained model has as well, by name; BERT2BERT's encoder.
+    """The cell's modules, by name, that the pretrained model has too; for BERT2BERT, the encoder.
 
-    Raises NotAskedError if there are none.
+    Raises NotAskedError if the models have no module in common.
     """
     if isinstance(tuned, hf.EncoderDecoderModel):
         return {whole.base_model_prefix: tuned.encoder}
@@ -202,7 +202,10 @@ def own_modules(whole: Any, tuned: Any) -> dict[str, nn.Module]:
 
 
 def masked(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
-    """BERT's objective: [MASK] replaces tokens to predict. Raises NotAskedError without [MASK]."""
+    """Hides tokens as for BERT, which predicts what [MASK] replaced.
+
+    Raises NotAskedError if the tokenizer has no [MASK].
+    """
     if tokenizer.mask_token_id is None:
         raise NotAskedError("the tokenizer has no mask token")
     tokens = list(ids)
@@ -215,20 +218,20 @@ def masked(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
 
 
 def causal(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
-    """GPT-2's objective: each token is predicted from those before it; labels are shifted."""
+    """Shifts labels as for GPT-2, which predicts each token from the tokens before it."""
     return list(ids), [*ids[1:], IGNORED]
 
 
 def spans(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
-    """T5's objective: sentinels replace spans; the target has both, and the end.
+    """Hides spans as for T5; the target holds each sentinel with its span, then the end token.
 
-    Raises NotAskedError without sentinels.
+    Raises NotAskedError if the tokenizer lacks a sentinel.
     """
     inputs = list[int]()
     target = list[int]()
     position = 0
     count = max(1, round(_count(ids) / SPAN))
-    room = len(ids) // count  # each span has a stretch of its own, and never touches the next one
+    room = len(ids) // count  # each span keeps within a stretch of its own
     for number in range(count):
         length = min(SPAN, max(1, room - 1))
         start = number * room + rng.randint(0, max(0, room - 1 - length))
@@ -250,7 +253,7 @@ def _count(ids: Sequence[int]) -> int:
 
 
 def _nats(cell: TrainedCell, model: Any, hidden: Sequence[Hidden]) -> list[float]:
-    """The nats of each text among the checkpoint's tokens: no added token is predicted."""
+    """The nats of each text; a token that the cell added is excluded from the softmax."""
     tokenizer = cell.codec.tokenizer
     new_token = cell.cell.head.new_token
     new_id = tokenizer.convert_tokens_to_ids(new_token) if new_token else None

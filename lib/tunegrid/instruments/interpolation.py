@@ -1,8 +1,9 @@
 """What lies between a trained cell and SFT? Scores models of (1 - a) x the cell + a x SFT.
 
-Both train from one checkpoint at one seed; an adapter is merged first, onto its packed base's own
-numbers if that is packed. Validation rows choose the best share between the ends, and only it and
-the ends are scored on test rows. The gain is its points minus the better end's. The barrier is
+Both models train from one checkpoint at one seed. An adapter is merged first; if its base is
+packed, the adapter is merged onto the unpacked numbers of that base. Validation rows select the
+best share between the ends, and only this share and the ends are scored on test rows. The gain is
+the best share's points minus those of the end that is better on validation rows. The barrier is
 the largest drop of validation points below the straight line between the ends (Frankle et al. 2020,
 "Linear Mode Connectivity and the Lottery Ticket Hypothesis").
 """
@@ -23,11 +24,11 @@ from tunegrid.instruments.trained import TrainedCell
 from tunegrid.machine import temporary_folder
 from tunegrid.run.serving import load_adapter, load_below
 
-SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # of SFT
+SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # shares of SFT that are tried
 
 
 class Interpolation(Instrument):
-    """Points of validation rows by share, and of test rows at the ends and at the best share."""
+    """Points on validation rows at each share, and on test rows at the ends and the best share."""
 
     id = "interpolation"
     question = (
@@ -42,14 +43,14 @@ class Interpolation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Reject cells whose head is not SFT's: there is no line between them."""
+        """Reject cells whose head differs from SFT's, since no line connects them."""
         head = cell.cell.head.architecture
         sft_head = cell.sft.head.architecture
         if cell.cell.head != cell.sft.head:
             raise NotAskedError(f"its head is {head}, and that of SFT is {sft_head}")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Train SFT; return points along the line."""
+        """Train SFT and return points along the line."""
         model = merged_model(cell)
         first = copy_state(model)
         second = copy_state(cell.train_other(cell.sft))
@@ -84,9 +85,9 @@ class Interpolation(Instrument):
 
 
 def merged_model(cell: TrainedCell) -> Any:
-    """The trained model, saved and loaded, with its adapter merged.
+    """The trained model after saving and loading, with its adapter merged.
 
-    Raises NotAskedError if that fails.
+    Raises NotAskedError if the adapter cannot be merged.
     """
     tokenizer = cell.codec.tokenizer
     with temporary_folder() as folder:
@@ -98,12 +99,12 @@ def merged_model(cell: TrainedCell) -> Any:
             if cell.cell.quantization:
                 base = base.dequantize()
             return cell.serving.merge(load_adapter(base, folder, cell.device))
-        except Exception as error:  # whatever PEFT raises for what it cannot merge
+        except Exception as error:  # PEFT raises many kinds
             raise NotAskedError(f"its adapter cannot be merged: {first_line(error)}") from error
 
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's tensors: numbers in fp32, weights of linear layers (out, in)."""
+    """Copies a model's tensors, with floats in fp32 and weights of linear layers as (out, in)."""
     state = {}
     for name, tensor in _transposed(model, model.state_dict()).items():
         copy = tensor.detach().clone()
@@ -112,12 +113,12 @@ def copy_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load tensors of `copy_state` into a model."""
+    """Load tensors from `copy_state` into a model."""
     model.load_state_dict(_transposed(model, state))
 
 
 def _transposed(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with weights of GPT-2's layers (Conv1D) transposed."""
+    """The tensors, with the weights of GPT-2's Conv1D layers transposed."""
     tensors = dict(state)
     for name, module in model.named_modules():
         if isinstance(module, Conv1D):
@@ -126,7 +127,7 @@ def _transposed(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def check_same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
-    """Raises NotAskedError if two models differ in names or shapes of tensors."""
+    """Raises NotAskedError if two models differ in the names or shapes of their tensors."""
     first_shapes = {name: tensor.shape for name, tensor in first.items()}
     second_shapes = {name: tensor.shape for name, tensor in second.items()}
     names = {name for name, _ in first_shapes.items() ^ second_shapes.items()}
@@ -140,7 +141,7 @@ def interpolate(
     second: Mapping[str, Tensor],
     share: float,
 ) -> dict[str, Tensor]:
-    """The tensors at a share of the way; at 0 and 1 they are those of the ends, bit for bit."""
+    """The tensors at a share of the way; shares 0 and 1 give the ends, bit for bit."""
     tensors = dict(first)
     for name, tensor in first.items():
         if tensor.is_floating_point():

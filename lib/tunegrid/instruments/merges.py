@@ -1,9 +1,10 @@
-"""Which merge matches an adapter that was trained over a packed base? Compares three with it.
+"""Which merge matches an adapter that was trained over a packed base? Compares three merges.
 
-The trained adapter is saved and loaded over its packed base, the reference. Merged into that base,
-its layers are packed again; merged onto that base's numbers, nothing is packed; merged onto the
-checkpoint, each layer is off by what packing had rounded. Each layer of a merge is compared with
-the adapter's over the same base, so forgotten layers show. Weights identify the base.
+The reference is the trained adapter, saved and loaded over its packed base. If the adapter is
+merged into that base, the layers are packed again. If it is merged onto the base's unpacked
+numbers, nothing is packed. If it is merged onto the checkpoint, each layer is off by the rounding
+of packing. Each layer of a merge is compared with the adapter's layer over the same base, so
+forgotten layers show. The base is identified by its weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,14 +32,14 @@ from tunegrid.run.probe import COARSE, FINE, attach, distance, get_logits, targe
 from tunegrid.run.serving import BASE, load_adapter, load_below, wrappers
 
 SAMPLED_ROWS = 16  # test features whose logits are compared
-# A layer that was packed to 4 bits has three sets of numbers: the packed ones; these unpacked, each
-# on one of sixteen levels; and the checkpoint's own, which give the same 4 bits when packed.
+# A layer that was packed to 4 bits has three sets of numbers: the packed numbers, the same numbers
+# unpacked to one of sixteen levels each, and the checkpoint's own, which pack to the same 4 bits.
 BaseKind = Literal["packed", "unpacked", "original"]
 ANY: frozenset[BaseKind] = frozenset(("packed", "unpacked", "original"))
-# A checkpoint may have numbers on the levels as well.
+# A checkpoint's numbers may also lie on the levels.
 EITHER: frozenset[BaseKind] = frozenset(("unpacked", "original"))
 Call = tuple[Tensor, Tensor]  # a layer's input and output
-# Packed comes second: its layers are compared with those that merged onto the unpacked numbers.
+# "packed" comes second because its layers are compared with those of the unpacked merge.
 MEANING: Mapping[BaseKind, str] = {
     "unpacked": "merged onto the packed base's numbers, unpacked",
     "packed": "merged into the packed base, whose layers PEFT packs again",
@@ -47,7 +48,7 @@ MEANING: Mapping[BaseKind, str] = {
 
 
 class Merges(Instrument):
-    """Points, flips and logits of each merge, and a comparison of each layer with the adapter's."""
+    """Points, flips and logits of each merge, with each layer compared with the adapter's."""
 
     id = "merges"
     question = "which merge matches the adapter over its packed base? Flips in percent of rows, differences of logits"
@@ -63,12 +64,12 @@ class Merges(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Reject cells whose base is not packed: their merges are all equal."""
+        """Reject cells whose base is not packed, because their merges are all equal."""
         if cell.cell.quantization is None:
             raise NotAskedError("its base is not packed")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """The adapter served over its packed base, and merged in three ways."""
+        """Measures the adapter over its packed base and merged in three ways."""
         with temporary_folder() as folder:
             merging = _Merging(cell, folder)
             lines = list(merging.served_lines())
@@ -77,7 +78,7 @@ class Merges(Instrument):
             return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
-        """A sentence on each merge with another base than it should have, or with wrong layers."""
+        """Yields a sentence on each merge that has the wrong base or wrong layers."""
         for base, meaning in MEANING.items():
             lines = figures[figures.part == base]
             for base_note in lines[(lines.figure == "own base") & (lines.value == 0)].note:
@@ -93,10 +94,10 @@ class Merges(Instrument):
 
 
 class _Merging:
-    """The merges of one cell, while its saved adapter is in a folder."""
+    """The merges of one cell, whose saved adapter lies in a temporary folder."""
 
     def __init__(self, cell: TrainedCell, folder: Path) -> None:
-        """Save the adapter and score it."""
+        """Save the adapter, and score it over its packed base."""
         self.cell = cell
         self.folder = folder
         cell.serving.save(cell.cell, cell.model, cell.codec.tokenizer, folder)
@@ -104,24 +105,24 @@ class _Merging:
         self.served = cell.score(cell.test_rows, served)
         self.rows = sample(self.served.features, SAMPLED_ROWS)
         self.logits = self._logits(served)
-        self._packed_again: dict[str, Tensor] = {}  # bytes of layers whose unpacked merge is right
+        self._packed_again: dict[str, Tensor] = {}  # bytes of correct unpacked merges
 
     def served_lines(self) -> Iterator[pd.DataFrame]:
-        """The lines of the unmerged adapter, the reference."""
+        """Yields the lines of the reference, the unmerged adapter."""
         points = self.cell.row_points(self.served)
         yield tidy("points", points, part="served", row=self.cell.row_names)
         largest_logit = max(float(logits.abs().max()) for logits in self.logits)
         yield tidy("largest logit", largest_logit, part="served")
 
     def lines(self, base: BaseKind) -> Iterator[pd.DataFrame]:
-        """The lines of one merge."""
+        """Yields the lines of one merge."""
         cell = self.cell
         try:
             adapter = self._load(base)
             bases = bases_below(cell.model, adapter)
             calls = self._calls(adapter)
             merged = cell.serving.merge(adapter)
-        except Exception as error:  # of any kind, if PEFT or transformers cannot merge
+        except Exception as error:  # PEFT and transformers raise many kinds
             yield tidy("points", float("nan"), part=base, note=f"not merged: {first_line(error)}")
             return
         layer_checks = self._check_layers(merged, calls)
@@ -151,7 +152,7 @@ class _Merging:
         yield tidy("alike", alike, part=base, row=list(layer_checks))
 
     def _load(self, base: BaseKind) -> Any:
-        """The saved adapter over one of the bases. Raises InputError if no checkpoint holds it."""
+        """Loads the saved adapter over a base; raises InputError if no checkpoint has that base."""
         cell = self.cell.cell
         folder = self.folder
         device = self.cell.device
@@ -168,7 +169,7 @@ class _Merging:
         return load_adapter(base_model, folder, device)
 
     def _logits(self, model: nn.Module) -> list[Tensor]:
-        """The logits of the sampled rows; of texts, only those that predict targets."""
+        """The logits of the sampled rows; for generated text, only those that predict targets."""
         logits: list[Tensor] = []
         for rows in chunks(self.rows, self.cell.trainer.log.micro_batch):
             outputs, batch = get_logits(self.cell.trainer, rows, model)
@@ -178,13 +179,13 @@ class _Merging:
         return logits
 
     def _calls(self, adapter: Any) -> dict[str, Call]:
-        """The first input and output of each layer that PEFT changed."""
+        """The first input and output of each layer that PEFT wraps."""
         return first_calls(adapter, lambda: get_logits(self.cell.trainer, self.rows[:1], adapter))
 
     def _check_layers(self, merged: Any, calls: Mapping[str, Call]) -> dict[str, bool]:
-        """Checks by layer whether the merge computes what the adapter computed.
+        """Checks, layer by layer, whether the merge computes what the adapter computed.
 
-        Of layers that are packed again, bytes are compared.
+        Layers that are packed again are compared by their bytes.
         """
         layers = {name: merged.get_submodule(name) for name in calls}
         packs = {}
@@ -202,7 +203,7 @@ class _Merging:
         return checks
 
     def _bytes(self, merged: Any) -> dict[str, Tensor]:
-        """The bytes of merged layers of the packed base: their own, or their weights packed."""
+        """The bytes of merged layers that the base has packed; other weights are packed first."""
         adapted = wrappers(self.cell.model)
         numbers = {}
         for name, layer in packed_layers(self.cell.model).items():
@@ -212,7 +213,7 @@ class _Merging:
 
 
 def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
-    """The first input and output, by name in the base, of modules that PEFT wraps, in `run`."""
+    """The first input and output during `run` of each module that PEFT wraps, by base name."""
     names = {module: name for name, module in wrappers(model).items()}
     calls: dict[str, Call] = {}
 
@@ -226,7 +227,7 @@ def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
 
 
 def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
-    """The 4-bit numbers of a layer; one that is not packed is packed as `like` is."""
+    """The 4-bit numbers of a layer; an unpacked layer is first packed like the layer `like`."""
     weight: Any = layer.weight
     if not isinstance(layer, Linear4bit):
         weight = pack_weight(layer_weight(layer), like)
@@ -235,7 +236,7 @@ def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
 
 
 def same_bytes(first: Tensor, second: Tensor) -> bool:
-    """Checks whether two layers are packed equally, except for numbers between two levels."""
+    """Checks whether two layers are packed equally, apart from a few numbers between levels."""
     if first.shape != second.shape:
         return False
     return float((first != second).float().mean()) <= MOST_CODES
@@ -247,11 +248,11 @@ def same_bytes(first: Tensor, second: Tensor) -> bool:
 def bases_below(trained: Any, model: Any) -> frozenset[BaseKind]:
     """The kinds that the base below a model's adapter may have.
 
-    If the adapter is merged, the base's layers without an adapter decide.
+    If the adapter is merged, only layers without an adapter are examined.
 
     Args:
         trained: an adapter over a packed base.
-        model: the same adapter over some base, or that base with the adapter merged.
+        model: the same adapter over any base, or that base with the adapter merged.
     """
     kinds = ANY
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -269,7 +270,7 @@ def bases_below(trained: Any, model: Any) -> frozenset[BaseKind]:
 
 
 def _kinds(packed_layer: Any, layer: Any) -> frozenset[BaseKind]:
-    """The kinds of base that have this layer in place of the packed one."""
+    """The kinds of base in which this layer can replace the packed layer."""
     levels = unpack_weight(packed_layer.weight)
     if isinstance(layer, Linear4bit):
         is_packed = torch.equal(levels, unpack_weight(layer.weight))
@@ -282,14 +283,17 @@ def _kinds(packed_layer: Any, layer: Any) -> frozenset[BaseKind]:
 
 
 def single_base(bases: frozenset[BaseKind]) -> BaseKind | None:
-    """The only kind of base left; None if there is none, or several."""
+    """The single kind of base in a set; None if the set is empty or ambiguous.
+
+    If all numbers lie on the levels, the base counts as unpacked.
+    """
     if bases == EITHER:
         return "unpacked"
     return next(iter(bases)) if len(bases) == 1 else None
 
 
 def packed_layers(model: Any) -> dict[str, Any]:
-    """The 4-bit layers below an adapter, by their names without it."""
+    """The 4-bit layers below an adapter, by their names in the base model."""
     layers = {}
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, Linear4bit):
@@ -298,7 +302,7 @@ def packed_layers(model: Any) -> dict[str, Any]:
 
 
 def layer_weight(layer: nn.Module) -> Tensor:
-    """A layer's weight (out, in); GPT-2's layers have it the other way round."""
+    """A layer's weight as (out, in); GPT-2's layers store it as (in, out)."""
     weight: Tensor = layer.weight.data  # type: ignore[assignment] # it is a linear layer
     return weight.T if isinstance(layer, Conv1D) else weight
 

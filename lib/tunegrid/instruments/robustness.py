@@ -1,10 +1,11 @@
-"""How robust is a trained cell? Scores rows with shifts, some of which change the right answer.
+"""Is a trained cell robust? Scores rows with shifts, some of which change the right answer.
 
-Text in use differs from text in training: typos, short forms, other names (CheckList, Ribeiro et
-al. 2020). A shift is a pure function of a task, a row and a generator, and gives the right target.
-Most keep the target: an answer's start follows the text in front of it. Others turn it (contrast
-sets, Gardner et al. 2020), only where the new target is known. None knows a data set: a row with
-nothing to change is returned as it is, and keeps its points.
+Text in use differs from training text in typos, short forms and names (CheckList, Ribeiro et
+al. 2020). A shift is a pure function of a task, a row and a generator, and it supplies the right
+target. Most shifts keep the target; the start of an answer moves with the text before it. Other
+shifts turn the target (contrast sets, Gardner et al. 2020), but only where the new target is known.
+No shift depends on a particular data set. A row with nothing to change is returned unchanged and
+keeps its points.
 """
 
 import re
@@ -22,18 +23,18 @@ from tunegrid.instruments import Figure, Instrument, Shift, tidy
 from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.evaluate import Evaluation
 
-SHIFTED_ROWS = 400  # at most: enough to detect a drop of 2 points; each shift costs a pass
-FOLLOWED = 50.0  # percent of the twins of correctly answered rows; a coin toss gives as many
-FEWEST = 10  # of such rows
-SHIFT_SEED = 0  # the same rows for every cell and every seed of training
+SHIFTED_ROWS = 400  # the most rows scored per shift; they suffice to detect a drop of 2 points
+FOLLOWED = 50.0  # percent of twins; a coin toss gets this many right
+FEWEST = 10  # a judgement needs at least this many correctly answered rows
+SHIFT_SEED = 0  # selects the same rows for every cell and training seed
 Edit = tuple[int, int, str]  # start and end of characters in a text, and their replacement
 Find = Callable[[str, Random], list[Edit]]
 RowMapping = Mapping[str, Any]
-Tokens = list[list[list[int]]]  # of each row, of each of its features
+Tokens = list[list[list[int]]]  # token ids by row and feature
 
 
 class Robustness(Instrument):
-    """Points of changed rows, whose answers stay or turn."""
+    """Points on changed rows, whose right answers stay the same or turn."""
 
     id = "robustness"
     question = "how robust is it? Points on changed rows; percent of correct rows whose twin with a new answer is correct, too"
@@ -48,9 +49,10 @@ class Robustness(Instrument):
     }
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """The lines of every shift that changes any row, of the suite and of the user.
+        """Measures every shift, built-in or the user's, that changes any row.
 
-        If a shift changes no token of any row, all rows are scored again: points must be equal.
+        If a shift keeps the target and changes no token of any row, all rows are scored again,
+        because points must then stay equal.
         """
         task = cell.cell.task
         profile = cell.cell.profile
@@ -95,9 +97,10 @@ class Robustness(Instrument):
         return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
-        """Sentences on points that change without a reason, and on answers that do not turn.
+        """Yields sentences on points that change without reason and on answers that do not turn.
 
-        If training was cut short, the model need not have learned the decisive words.
+        Turns are not judged if training was cut short, because the model may not have learned the
+        decisive words.
         """
         groups = figures.groupby(["figure", "part"], sort=False).value
         means = groups.mean()
@@ -120,7 +123,7 @@ class Robustness(Instrument):
 
 
 def row_tokens(cell: TrainedCell, rows: Sequence[Row]) -> Tokens:
-    """The tokens that the model reads of each row."""
+    """The ids of the tokens that the model reads of each row."""
     tokens: Tokens = [[] for _ in rows]
     for feature in cell.codec.encode(rows, training=False):
         tokens[feature.example].append(feature.input_ids)
@@ -135,7 +138,7 @@ def twin_lines(
     changed: Sequence[int],
     names: Sequence[str],
 ) -> Iterator[pd.DataFrame]:
-    """Lines on rows with a twin of another answer, and on the twins of those that are right."""
+    """Yields lines on rows whose twin has another answer, and on the twins of correct rows."""
     task = cell.cell.task
     twins = cell.score([new[i] for i in changed])
     right = dict[str, float]()
@@ -150,10 +153,10 @@ def twin_lines(
 
 
 def follows(task: Task, twin: Row, row: Row, answer: Any) -> bool:
-    """Checks whether an answer is the row's and not its twin's.
+    """Checks whether an answer fits the row rather than its twin.
 
-    A label is equal or not. An answer or a summary has all words that only the row's target has,
-    and none of those that only the twin's has.
+    A label must equal the row's. An answer or a summary must have all words that only the row's
+    target has, and none of the words that only the twin's target has.
     """
     if task.problem is Problem.CLASSIFY:
         return bool(answer == row[task.target])
@@ -168,7 +171,7 @@ def _words(target: Any) -> set[str]:
     return set(" ".join(texts).lower().split())
 
 
-# Edits, which answers follow
+# Edits, which keep answers in the right place
 
 
 def rewrite_row(
@@ -180,9 +183,10 @@ def rewrite_row(
     inside: bool,
     columns: Sequence[str] = (),
 ) -> Row:
-    """The row with edits in the columns that the task reads, or in some of them.
+    """Makes a row with edits in `columns`, by default in all columns that the task reads.
 
-    Edits that would cut an answer in two are left out, and those within an answer unless `inside`.
+    Edits that cross the edge of an answer are dropped, as are edits within an answer unless
+    `inside`.
     """
     new = dict(row)
     for column in columns or (*task.text, *task.text_pair):
@@ -206,7 +210,7 @@ def _keeps_answers(edit: Edit, spans: Sequence[tuple[int, int]], inside: bool) -
 
 
 def apply_edits(text: str, edits: Sequence[Edit]) -> str:
-    """The text with all edits, none of which overlaps another."""
+    """Applies edits, which must not overlap, to a text."""
     new_text = ""
     position = 0
     for start, end, replacement in sorted(edits):
@@ -227,7 +231,7 @@ def _move_answers(
     edits: Sequence[Edit],
     spans: Sequence[tuple[int, int]],
 ) -> dict[str, Any]:
-    """The answers at their new starts, with the words that are there now."""
+    """The answers after the edits, with their new starts and texts."""
 
     def moved(position: int, *, end: bool) -> int:
         new_position = position
@@ -248,7 +252,7 @@ def _move_answers(
 
 
 def typos(task: Task, row: RowMapping, rng: Random) -> Row:
-    """The row with neighbouring letters swapped, at 5 % of letters outside of answers."""
+    """Swaps neighbouring letters outside answers, each possible pair with a chance of 5 %."""
 
     def find(text: str, rng: Random) -> list[Edit]:
         edits = list[Edit]()
@@ -271,7 +275,7 @@ STEMS = {"can": "ca", "will": "wo"}
 
 
 def contracted(task: Task, row: RowMapping, rng: Random) -> Row:
-    """The row with wouldn't for would not, can't for can not, outside of answers."""
+    """Contracts would not to wouldn't, can not to can't and so on, outside answers."""
 
     def find(text: str, rng: Random) -> list[Edit]:
         edits = list[Edit]()
@@ -284,7 +288,7 @@ def contracted(task: Task, row: RowMapping, rng: Random) -> Row:
 
 
 def _match_case(word: str, new_word: str) -> str:
-    """The new word in the case of the first."""
+    """Gives the new word the case of the old word."""
     if word.isupper() and len(word) > 1:
         return new_word.upper()
     if word[:1].isupper():
@@ -292,19 +296,19 @@ def _match_case(word: str, new_word: str) -> str:
     return new_word
 
 
-# A distracting sentence (AddSent, Jia and Liang 2017): the question's words about somebody else,
-# and an answer of its kind
+# A distracting sentence (AddSent, Jia and Liang 2017) has the question's words about another person
+# or thing, and an answer of the same kind
 
 WOMENS_NAMES = (
-    "anna|bella|clara|diana|ella|fiona|helen|irene"  # as a pattern
+    "anna|bella|clara|diana|ella|fiona|helen|irene"  # part of a pattern
     "|julia|karen|laura|maria|nora|olga|paula|rosa|sarah|tina|wendy"
 )
 MENS_NAMES = (
-    "alan|brian|carl|david|edgar|george|henry|ivan|jack"  # as a pattern
+    "alan|brian|carl|david|edgar|george|henry|ivan|jack"  # part of a pattern
     "|kevin|leo|martin|noah|oscar|peter|quinn|robert|samuel|victor"
 )
 GIVEN_NAMES = re.compile(rf"\b({WOMENS_NAMES}|{MENS_NAMES})\b", re.IGNORECASE)
-# A pronoun stays right if a name is replaced by one of its group.
+# Pronouns stay right if a name is replaced by another name of the same group.
 GROUPS = (WOMENS_NAMES.split("|"), MENS_NAMES.split("|"))
 NEAR = {
     "north": "south",
@@ -324,7 +328,7 @@ NEAR = {
     "hill": "lake",
 }
 NEARBY = re.compile(rf"\b({'|'.join(NEAR)})\b", re.IGNORECASE)
-WRONG_ANSWERS = (  # by a word of the question, which shows the kind of answer
+WRONG_ANSWERS = (  # by a word in the question that shows the kind of answer
     (re.compile(r"\b(who|whom|whose)\b", re.IGNORECASE), "jack moss"),
     (re.compile(r"\b(when|year|date)\b", re.IGNORECASE), "may 1951"),
     (re.compile(r"\b(where|town|city|country|place)\b", re.IGNORECASE), "newport"),
@@ -334,7 +338,10 @@ WRONG_ANSWERS = (  # by a word of the question, which shows the kind of answer
 
 
 def distracted(task: Task, row: RowMapping, rng: Random) -> Row:
-    """The row with a distracting sentence after the passage, if the question can be changed."""
+    """Adds a distracting sentence after the passage, if the question can be changed.
+
+    The passage must contain neither the changed question nor the wrong answer.
+    """
     column = task.text_pair[0]
     passage = row[column]
     question = row[task.text[-1]]
@@ -344,14 +351,14 @@ def distracted(task: Task, row: RowMapping, rng: Random) -> Row:
         return dict(row)
     words = f"{new_question.rstrip(' ?')} : {wrong_answer}"
     sentence = f"{words[:1].upper()}{words[1:]}."
-    if passage.rstrip().endswith(" ."):  # it is tokenized, without capitals
+    if passage.rstrip().endswith(" ."):  # the passage is tokenized, without capitals
         sentence = f"{words} ."
     edit = (len(passage), len(passage), f" {sentence}")
     return rewrite_row(task, row, lambda text, _: [edit], rng, inside=False, columns=[column])
 
 
 def _change_question(question: str, rng: Random) -> str:
-    """The question about another person, or about another thing of its kind."""
+    """Rewords the question to ask about another person, or another thing of the same kind."""
 
     def rename(match: re.Match[str]) -> str:
         name = match[1].lower()
@@ -365,7 +372,7 @@ def _change_question(question: str, rng: Random) -> str:
     return NEARBY.sub(lambda match: _match_case(match[1], NEAR[match[1].lower()]), question)
 
 
-# Shifts that turn the target, if the new one is known
+# Shifts that turn the target where the new target is known
 
 VERDICT_OPENERS = "overall|all in all|in the end|in short|after a month"
 SAID = (
@@ -381,7 +388,7 @@ NUMBER = re.compile(r"(?<!\d)(\d{2}|\d{4})(?!\d)")
 
 
 def negated(task: Task, row: RowMapping, rng: Random) -> Row:
-    """The review with its only verdict negated, or no longer: "overall i would not buy it"."""
+    """Adds "not" to a review's only verdict ("overall i would buy it again"), or removes it."""
     column = task.text[-1]
     verdicts = list(VERDICT.finditer(row[column]))
     if len(verdicts) != 1 or len(task.labels) != 2:
@@ -394,7 +401,10 @@ def negated(task: Task, row: RowMapping, rng: Random) -> Row:
 
 
 def renumbered(task: Task, row: RowMapping, rng: Random) -> Row:
-    """The row with another year or amount as the answer, if that is one, with one number."""
+    """Changes the only two- or four-digit number in an answer, such as a year or an amount.
+
+    All annotated answers must share one span.
+    """
     spans = _spans(task, row)
     numbers = list(NUMBER.finditer(row[task.target]["text"][0]))
     if len(set(spans)) != 1 or len(numbers) != 1:
@@ -412,7 +422,7 @@ def renumbered(task: Task, row: RowMapping, rng: Random) -> Row:
 
 
 def renamed(task: Task, row: RowMapping, rng: Random) -> Row:
-    """The row with other given names of women and men, if its summary has one."""
+    """Replaces given names of women and men throughout a row, if its summary has such a name."""
     columns = (*task.text, *task.text_pair, task.target)
     names = set[str]()
     for column in columns:
@@ -461,7 +471,7 @@ SHIFTS = (
 
 
 def shifted_rows(task: Task, rows: Sequence[Row], shift: Shift) -> list[Row]:
-    """The rows with a shift. Raises InputError if its changes of targets contradict `turns`."""
+    """Shifts all rows; raises InputError if the shift changes targets in conflict with `turns`."""
     source = f"shift {shift.id!r}"
     new_rows: list[Row] = []
     for index, row in enumerate(rows):

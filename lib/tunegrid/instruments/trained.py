@@ -1,6 +1,6 @@
-"""The `TrainedCell` that instruments measure, and `Questions`, which runs them.
+"""Defines the `TrainedCell` that instruments measure, and `Questions`, which runs instruments.
 
-They run in evaluation mode, without gradients; errors are kept.
+Instruments run in evaluation mode and without gradients. Their errors are caught and recorded.
 """
 
 import traceback
@@ -36,19 +36,19 @@ from tunegrid.runs.examples import TEXT_COLUMNS, row_id, write_columns
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedCell(Evidence):
-    """A cell and its model; before training it has no evaluation yet."""
+    """A cell and its model; the evaluation is missing until the cell is trained."""
 
-    evaluate: Callable[..., Evaluation]  # evaluates a model on rows, as the cell's own evaluation
-    grid: Grid  # the cell's, with users' shifts
-    read_splits: Callable[[Task], Splits]  # reads the rows of a task at the cell's profile
+    evaluate: Callable[..., Evaluation]  # evaluates a model on rows as the cell was evaluated
+    grid: Grid  # the cell's grid, with users' shifts
+    read_splits: Callable[[Task], Splits]  # reads a task's rows for the cell's profile
     progress: Progress
 
     def score(self, rows: Sequence[Row], model: nn.Module | None = None) -> Evaluation:
-        """Predictions and points of rows, by the cell's model or by another; without BERTScore."""
+        """Scores rows with the cell's model or another model; leaves out BERTScore."""
         return self.evaluate(model or self.model, rows=rows)
 
     def row_points(self, evaluation: Evaluation) -> list[float]:
-        """The main score's points of each row. Raises NotAskedError if single rows have none."""
+        """Each row's main-score points; raises NotAskedError if the score has none for rows."""
         name = self.cell.task.main_score
         if name not in evaluation.examples:
             raise NotAskedError(f"its main score {name} gives single rows no points")
@@ -56,7 +56,10 @@ class TrainedCell(Evidence):
 
     @property
     def sft(self) -> Cell:
-        """Full fine-tuning of the backbone and task. Raises NotAskedError without such a cell."""
+        """The cell that fully fine-tunes this backbone on this task.
+
+        Raises NotAskedError if the grid has no such cell or if this cell is SFT.
+        """
         cell = self.cell
         cell_id = f"{cell.backbone.id}_{cell.task.id}_{SFT.id}"
         reason = ""
@@ -69,9 +72,10 @@ class TrainedCell(Evidence):
         return self.grid.cell(cell_id, cell.profile)
 
     def train_other(self, cell: Cell, codec: Codec | None = None) -> nn.Module:
-        """The trained model of another cell of the task, or of this one with another codec.
+        """Trains another cell of the task, or this cell with another codec; returns the model.
 
-        Raises NotAskedError if it cannot be trained, or if ranks share this one's training.
+        Raises NotAskedError if the training stops early, if ranks share this cell's training, or if
+        the cell trains on random tokens.
         """
         splits = self.splits
         if self.trainer.ranks.count > 1 or not splits:
@@ -92,17 +96,17 @@ class TrainedCell(Evidence):
 
     @property
     def tasks(self) -> dict[str, Task]:
-        """The tasks of all cells of the grid, by id."""
+        """The tasks of all cells in the grid, by id."""
         return {cell.task.id: cell.task for cell in self.grid.cells(self.cell.profile)}
 
     @cached_property
     def test_rows(self) -> Sequence[Row]:
-        """The rows that the cell is scored on."""
+        """The rows on which the cell is scored."""
         return self.splits.test if self.splits else ()
 
     @cached_property
     def row_names(self) -> list[str]:
-        """Names of the test rows, by their content; equal rows are numbered."""
+        """The names of the test rows, derived from their content; duplicates are numbered."""
         counts = Counter[str]()
         names = [row_id(row) for row in self.test_rows]
         for index, name in enumerate(names):
@@ -114,29 +118,32 @@ class TrainedCell(Evidence):
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The instruments' parts of a cell's record, by id, and sentences that fail the cell."""
+    """The instruments' parts of a cell's record, by id, and objections that fail the cell."""
 
     records: dict[str, InstrumentRecord]
     objections: list[str]
 
 
 class Questions:
-    """Runs instruments on one cell, before and after it trains."""
+    """Runs instruments on one cell before and after training."""
 
     def __init__(self, instruments: Sequence[Instrument], cell: TrainedCell) -> None:
-        """Keep the instruments and the untrained cell."""
+        """Store the instruments and the untrained cell."""
         self._instruments = instruments
         self._cell = cell
-        self._known: dict[str, Any] = {}  # results of `before`, by instrument
+        self._known: dict[str, Any] = {}  # results of `before` by instrument id
 
     def before(self) -> None:
-        """Measure the untrained model."""
+        """Measure the untrained model with each instrument."""
         for instrument in self._instruments:
             measure = partial(instrument.before, self._cell)
             self._known[instrument.id] = _attempt(self._cell, measure)
 
     def after(self, evaluation: Evaluation | None) -> Answers | None:
-        """Measure the trained model and keep all figures in a file; None if training stopped."""
+        """Measure the trained model and store all figures in a file.
+
+        Returns None if there is no evaluation, because training stopped.
+        """
         if not evaluation:
             return None
         cell = replace(self._cell, evaluation=evaluation)
@@ -174,9 +181,10 @@ def _measure(
     cell: TrainedCell,
     before: Any,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Figures and objections.
+    """The figures and objections of an instrument.
 
-    Raises TypeError for what is no frame of `tidy`, and ValueError for an undeclared figure.
+    Raises TypeError if the result is not a frame made of `tidy` lines, and ValueError if a figure
+    is not declared.
     """
     frame = instrument.measure(cell, before)
     columns = tidy("", np.nan).columns
@@ -194,9 +202,9 @@ def _measure(
 
 
 def _attempt(cell: TrainedCell, call: Callable[[], Any]) -> Any:
-    """The result of a call, or its exception; random numbers stay as they were.
+    """The result of a call or its exception; the trainer's random state is restored afterwards.
 
-    An instrument that fails must not cost the training.
+    A failing instrument must not cost the training.
     """
     with (
         cell.trainer.meter.phase("audit"),
@@ -204,10 +212,10 @@ def _attempt(cell: TrainedCell, call: Callable[[], Any]) -> Any:
         torch.no_grad(),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # PEFT's, on rounding in merges and on layers of GPT-2
+        warnings.simplefilter("ignore")  # PEFT warns of rounding in merges and of GPT-2's layers
         try:
             return call()
         except Exception as error:
             if not isinstance(error, NotAskedError):
-                traceback.print_exc()  # pytest shows it with the failure
+                traceback.print_exc()  # pytest shows the traceback with the failure
             return error

@@ -1,1 +1,1 @@
-"""A run as one HTML file that needs no network. No torch."""
+"""Presents a run as one HTML file that needs no network. Needs no torch."""

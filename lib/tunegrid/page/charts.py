@@ -1,7 +1,7 @@
-"""Draws the charts of a run with matplotlib: scores against cost, losses, and history.
+"""Draws the charts of a run with matplotlib: scores against cost, losses and history.
 
-They are for its page and for papers. Equal runs draw equal files: no chart has a date or a random
-name. Import this module late, since matplotlib takes half a second.
+The charts are for the run's page and for papers. Equal runs produce identical files, since no chart
+has a date or a random name. Import this module late, because matplotlib takes half a second.
 """
 
 import html
@@ -32,14 +32,14 @@ from tunegrid.record import Record
 from tunegrid.report.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison, Entry
 from tunegrid.terminal import defuse
 
-# By their names in page.css, which has others for dark screens. The first four can be told apart by
-# the colour-blind (Okabe and Ito).
+# Colours by their names in page.css, which has another set for dark screens. Colour-blind readers
+# can tell these four apart (Okabe and Ito).
 PALETTE = {"c0": "#0068a6", "c1": "#c65102", "c2": "#007d5b", "c3": "#a8508a"}
 GREYS = {"ink": "#1b2028", "soft": "#566070", "rule": "#d9dde4", "ground": "#fffffe"}
 MARKERS = "os^DvP*X"
 DASHES = ("-", "--", ":", "-.")
-MOST_POINTS = 120  # of a curve: more cannot be told apart at the width of a chart
-SEED_REACH = 0.3  # of the line of a mean, to each side, in columns
+MOST_POINTS = 120  # in a curve; a chart is too narrow to show more
+SEED_REACH = 0.3  # half the length of a mean's line, in columns
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
@@ -65,20 +65,20 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
-Pair = tuple[str, str]  # a cell's backbone and method
-Losses = Mapping[str, Sequence[float | None]]  # of each method, by update
+Pair = tuple[str, str]  # the backbone and method of a cell
+Losses = Mapping[str, Sequence[float | None]]  # by method; one loss per update
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, the name of its files, and a title that says what it shows."""
+    """A chart with its file name and a title that says what the chart shows."""
 
     name: str
     title: str
     figure: Figure
 
     def svg(self) -> str:
-        """An element for a page, in its colours; without ids, which charts could share."""
+        """The chart as an SVG element in the page's colours, without ids that might clash."""
         drawing = StringIO()
         with rc_context({"svg.hashsalt": self.name}):
             self.figure.savefig(drawing, format="svg", transparent=True)
@@ -93,7 +93,7 @@ class Chart:
         return f'<svg class="chart" {box and box[0]} role="img" aria-label="{title}">{content}'
 
     def save(self, folder: Path) -> None:
-        """Write it as SVG and PDF; raises OSError if that cannot be done."""
+        """Write the chart as SVG and PDF; raises OSError if a file cannot be written."""
         for kind, date in (("svg", "Date"), ("pdf", "CreationDate")):
             path = folder / f"{self.name}.{kind}"
             with rc_context({"svg.hashsalt": self.name}), replace_file(path) as file:
@@ -101,12 +101,12 @@ class Chart:
 
 
 def style() -> AbstractContextManager[None]:
-    """Settings for drawing and saving charts, whatever the user's matplotlib settings are."""
+    """A context for drawing and saving charts that overrides the user's matplotlib settings."""
     return context(["default", STYLE])
 
 
 def blank(xlabel: str, ylabel: str, entries: Sequence[Line2D]) -> tuple[Figure, Axes]:
-    """A figure with an empty chart, and a legend below it."""
+    """Makes a figure with an empty chart and a legend below it."""
     figure = Figure()
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=defuse(ylabel))  # a score may have any name
@@ -123,15 +123,15 @@ def blank(xlabel: str, ylabel: str, entries: Sequence[Line2D]) -> tuple[Figure, 
 
 
 def cell_pair(record: Record) -> Pair:
-    """The backbone and method of a record."""
+    """The backbone and method of a record's cell."""
     return record.backbone, record.method
 
 
 def looks(cells: Sequence[Pair]) -> tuple[dict[Pair, dict[str, Any]], list[Line2D]]:
-    """A look for each backbone and method, and a legend.
+    """Chooses a look for each backbone and method, and makes the legend.
 
-    Markers and dashes show the method, colours the backbone. With more backbones than colours,
-    colours show the method as well.
+    Markers and dashes show the method, and colours the backbone. If there are more backbones than
+    colours, colours show the method, too.
     """
     pairs = sorted(cells, key=lambda cell: study_place(f"{cell[0]}__{cell[1]}"))
     backbones = list(dict.fromkeys(backbone for backbone, _ in pairs))
@@ -156,7 +156,7 @@ def looks(cells: Sequence[Pair]) -> tuple[dict[Pair, dict[str, Any]], list[Line2
 
 
 def by_task(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
-    """The comparisons of each task."""
+    """Groups comparisons by task."""
     groups: dict[str, list[Comparison]] = defaultdict(list)
     for comparison in comparisons:
         groups[comparison.task].append(comparison)
@@ -164,9 +164,9 @@ def by_task(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
 
 
 def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
-    """Scores of each task against each cost.
+    """Yields charts of each task's scores against each cost.
 
-    Filled marks are on the Pareto front of their backbone, which is a line of stairs.
+    Filled marks lie on the Pareto front of their backbone, which is drawn as a staircase.
     """
     for task, group in by_task(comparisons).items():
         peak = PEAK if all(PEAK in comparison.costs for comparison in group) else TENSORS
@@ -174,14 +174,14 @@ def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
             points = []
             for comparison in group:
                 for entry in comparison.entries.values():
-                    if entry.costs[cost] > 0:  # it is NaN if it was not measured
+                    if entry.costs[cost] > 0:  # false for NaN, that is, if not measured
                         points.append((comparison, entry))
             if points:
                 yield cost_chart(task, cost, points)
 
 
 def seeds(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
-    """The score of each seed by task, with the means of methods; nothing for tasks of one seed."""
+    """Yields a chart of seed scores and method means for each task with more than one seed."""
     for task, group in by_task(comparisons).items():
         entries: list[Entry] = []
         for comparison in group:
@@ -191,7 +191,7 @@ def seeds(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
 
 
 def seed_chart(task: str, entries: Sequence[Entry]) -> Chart:
-    """The scores of a task's seeds, with a column for each method of each backbone."""
+    """Plots the scores of a task's seeds in a column for each method of each backbone."""
     pairs = [cell_pair(entry.first) for entry in entries]
     styles, legend = looks(pairs)
     score = entries[0].first.main_score
@@ -207,7 +207,7 @@ def seed_chart(task: str, entries: Sequence[Entry]) -> Chart:
 
 
 def cost_chart(task: str, cost: str, points: Sequence[tuple[Comparison, Entry]]) -> Chart:
-    """The scores of a task's methods against one cost."""
+    """Plots the scores of a task's methods against one cost."""
     styles, legend = looks([cell_pair(entry.first) for _, entry in points])
     score = points[0][1].first.main_score
     figure, axes = blank(cost, f"{task}: {score}", legend)
@@ -235,7 +235,7 @@ def cost_chart(task: str, cost: str, points: Sequence[tuple[Comparison, Entry]])
 
 
 def logarithmic(axes: Axes, figures: Sequence[float]) -> None:
-    """Give a chart a logarithmic axis of costs with a few round ticks."""
+    """Give a chart a logarithmic cost axis with a few round ticks."""
     low = min(figures)
     high = max(figures)
     axes.set_xscale("log")
@@ -251,7 +251,7 @@ def logarithmic(axes: Axes, figures: Sequence[float]) -> None:
 
 
 def loss_chart(name: str, new: Losses, old: Losses) -> Chart:
-    """Losses by update of a backbone and task's methods; an older run's are grey, behind them."""
+    """Plots losses by update for methods of a backbone and task, over an older run's in grey."""
     grey: dict[str, Any] = {"color": GREYS["soft"], "linewidth": 0.7}
     lines: dict[str, dict[str, Any]] = {}
     legend = []
@@ -269,7 +269,7 @@ def loss_chart(name: str, new: Losses, old: Losses) -> Chart:
 
 
 def thin(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """Updates and losses; if there are many, means over equal stretches."""
+    """The updates and losses to plot; long curves become means over stretches of equal length."""
     stretch = len(values) // MOST_POINTS + 1
     series = pd.Series(values, index=range(1, len(values) + 1), dtype=float).dropna()
     means = series.groupby((series.index - 1) // stretch).mean()
@@ -282,7 +282,7 @@ def history(
     cells: Mapping[Pair, Sequence[float | None]],
     times: Sequence[datetime] | None,
 ) -> Chart:
-    """Main scores of a task's cells over runs, by time if it is known."""
+    """Plots main scores of a task's cells over runs, against time if the times are known."""
     styles, legend = looks(list(cells))
     figure, axes = blank("saved" if times else "run", f"{task}: {score}", legend)
     for cell, scores in cells.items():

@@ -1,4 +1,4 @@
-"""Prints a `Page` as one HTML file with styles, charts and script; writes its charts as files."""
+"""Renders a `Page` as one HTML file with styles, charts and script, and saves charts as files."""
 
 import re
 import warnings
@@ -48,18 +48,18 @@ CELL = re.compile(r"<td>([a-z0-9]+_[a-z0-9]+_[a-z0-9]+)</td>")
 
 
 def escape_html(text: str) -> Markup:
-    """Text as HTML, without absolute paths; control and bidi characters are written out."""
+    """Escapes text for HTML, removes absolute paths and spells out control and bidi characters."""
     return escape(defuse(strip_places(text)))
 
 
 def sentence(text: str) -> Markup:
-    """A sentence as HTML, as `escape_html`, with commands in backticks as code."""
+    """Escapes a sentence as `escape_html` does and shows commands in backticks as code."""
     return Markup(mark_code(defuse(strip_places(text)), escape_html, Markup("<code>{}</code>")))
 
 
 @cache
 def environment() -> Environment:
-    """The templates; whatever they print is escaped, without absolute paths."""
+    """The template environment, which escapes all output and removes absolute paths."""
     env = Environment(
         loader=FileSystemLoader(PACKAGE / "templates"),
         autoescape=True,
@@ -78,9 +78,9 @@ def environment() -> Environment:
 
 
 def html(page: Page) -> str:
-    """The whole page; names of cells in tables link to the cells' sections.
+    """Renders the whole page; cell names in tables link to the cells' sections.
 
-    Raises InputError for a figure that cannot be drawn.
+    Raises InputError if a figure cannot be drawn.
     """
     sections = {
         "changes": page.changes,
@@ -102,10 +102,10 @@ def html(page: Page) -> str:
 
 
 def drawings(page: Page, draw: "Callable[[Chart], Drawn]") -> dict[str, list[Drawn]]:
-    """The results of `draw` on the charts by section; raises InputError if one cannot be drawn."""
+    """Applies `draw` to the charts of each section; raises InputError if a chart fails."""
     from tunegrid.page.charts import style
 
-    with style(), warnings.catch_warnings(action="ignore"):  # of figures that no axis can hold
+    with style(), warnings.catch_warnings(action="ignore"):  # some figures fit no axis
         try:
             return {name: list(map(draw, charts)) for name, charts in page.charts.items()}
         except (ArithmeticError, ValueError) as error:
@@ -114,8 +114,8 @@ def drawings(page: Page, draw: "Callable[[Chart], Drawn]") -> dict[str, list[Dra
 
 
 def write_page(page: Page, path: Path) -> int:
-    """Write the page; return its bytes. Raises InputError if the file cannot be written."""
-    content = html(page).encode(errors="replace")  # a file's date or name may hold half a character
+    """Write the page and return its size in bytes; raises InputError if that fails."""
+    content = html(page).encode(errors="replace")  # a date or name may hold a lone surrogate
     try:
         with replace_file(path) as file:
             file.write_bytes(content)
@@ -126,7 +126,7 @@ def write_page(page: Page, path: Path) -> int:
 
 
 def write_charts(page: Page, folder: Path) -> int:
-    """Write the charts as SVG and PDF; return their number.
+    """Write the charts as SVG and PDF and return the number of charts.
 
     Raises InputError if the folder cannot be written.
     """

@@ -1,4 +1,4 @@
-"""The table of a cell's test rows: lost and gained ones first, or else those of fewest points."""
+"""Makes the table of a cell's test rows, the largest changes or the fewest points first."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tunegrid.record import Record
 from tunegrid.report.tables import Section
 from tunegrid.runs.examples import point_columns, read
 
-LONGEST = 240  # characters of a text
+LONGEST = 240  # characters shown of a text
 
 
 def rows_section(
@@ -18,9 +18,10 @@ def rows_section(
     old_path: Path | None,
     limit: int,
 ) -> Section:
-    """At most `limit` rows of a record, beside those of the older one if it scored the same rows.
+    """At most `limit` test rows, with the older predictions if the older run scored the same rows.
 
-    The largest changes come first, lost points before gained ones; then rows of fewest points.
+    The largest changes come first. Among changes of equal size, losses precede gains, then rows
+    with fewer points come first. Without an older run, rows with the fewest points come first.
     """
     after = read(new, path)
     texts = read(new, path, "rows")

@@ -1,4 +1,4 @@
-"""Makes the `Page` that templates print: the grid's fields and tables, from runs and judgements."""
+"""Builds the `Page` that templates print, with its grids and tables, from runs and judgements."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,22 +48,22 @@ UNCHANGED = (
     Verdict.NOT_COMPARABLE,
     None,
 )
-ROWS_A_CELL = 30  # test rows that are shown
+ROWS_A_CELL = 30  # test rows shown for a cell, at most
 ROWS_A_PAGE = 900
-MOST_COLUMNS = 6  # of methods in the grid; if there are more, each has a row
-MOST_OPEN = 3  # cells that failed
-MOST_CHARTS = 12  # of losses
+MOST_COLUMNS = 6  # columns of methods; if there are more methods, each gets a row
+MOST_OPEN = 3  # failed cells that start unfolded
+MOST_CHARTS = 12  # charts of losses
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageRun:
-    """A saved run of one profile.
+    """The part of a saved run that has one profile.
 
     Attributes:
-        when: the ISO date and time at which it was saved, in UTC.
-        commit: of the suite that ran it.
-        remarks: what the page leaves out of it, as sentences.
-        doubt: why it is no baseline; empty if its seals hold.
+        when: the ISO date and time of saving, in UTC.
+        commit: the commit of the suite that made the run.
+        remarks: sentences on what the page leaves out.
+        doubt: why the run is no baseline; empty if its seals hold.
     """
 
     name: str
@@ -78,12 +78,12 @@ class PageRun:
 
     @property
     def warning(self) -> str:
-        """The sentence that a page begins with if the seals of the file do not hold; else empty."""
+        """The sentence that opens a page if the file's seals do not hold; otherwise empty."""
         return f"{self.name} {self.doubt}" if self.doubt else ""
 
     @cached_property
     def by_cell(self) -> Mapping[str, list[Record]]:
-        """The records of each cell in the study's order, without confirmations; by seed."""
+        """The records of each cell by seed, without confirmations; cells are in study order."""
         cells: dict[str, list[Record]] = defaultdict(list)
         records = [record for record in self.records if record.seeds.confirms is None]
         records.sort(key=lambda record: (study_place(record.cell), record.seeds.seed or 0))
@@ -93,12 +93,12 @@ class PageRun:
 
     @property
     def profile(self) -> str:
-        """The profile of all its records; empty if it has none."""
+        """The profile that all records share; empty if there are no records."""
         return self.records[0].profile if self.records else ""
 
     @cached_property
     def time(self) -> datetime | None:
-        """The time of saving, in UTC if its file names no zone; None if that is no date."""
+        """The time of saving, taken as UTC if it names no zone; None if it is no valid date."""
         try:
             time = datetime.fromisoformat(self.when)
         except ValueError:
@@ -106,26 +106,26 @@ class PageRun:
         return time if time.tzinfo else time.replace(tzinfo=UTC)
 
     def seed_records(self, cell: str, seeds: Iterable[int | None]) -> list[Record]:
-        """A cell's records of these seeds; all if it has none of them."""
+        """A cell's records with these seeds, or all of its records if none match."""
         records = self.by_cell.get(cell, [])
         return [record for record in records if record.seeds.seed in seeds] or records
 
 
 def mean(figures: Iterable[float | None]) -> float | None:
-    """The mean of what was measured."""
+    """The mean of the measured figures; None if there are none."""
     numbers = [figure for figure in figures if figure is not None]
     return fmean(numbers) if numbers else None
 
 
 def read_page_run(path: Path, profile: str | None = None) -> PageRun:
-    """A saved run; raises InputError, in one sentence, if the file cannot be read."""
+    """Reads a saved run; raises InputError with one sentence if the file cannot be read."""
     return page_run(read_saved(path), profile)
 
 
 def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
-    """The records of this profile in a saved run; by default, of the profile with most records.
+    """Selects one profile of a saved run, by default the profile with the most records.
 
-    Raises InputError if it has none.
+    Raises InputError if the run has no records of that profile or holds only published results.
     """
     profiles = [record.profile for record in saved.records]
     names = sorted(set(profiles), key=lambda name: (-profiles.count(name), name))
@@ -142,7 +142,7 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
         source = f"{saved.path.name} also holds records of another profile"
         remarks.append(f"{source} ({', '.join(counts)}): `--profile` shows those")
     return PageRun(
-        name=defuse(saved.path.name),  # it may be no UTF-8
+        name=defuse(saved.path.name),  # the name may not be UTF-8
         records=[record for record in saved.records if record.profile == profile_name],
         path=saved.path,
         when=saved.when,
@@ -155,7 +155,7 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
 
 
 def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
-    """The gate's judgements on comparable cells, and sentences on what cannot be compared."""
+    """The gate's judgements on cells, and sentences on what cannot be compared."""
     try:
         before = Run.make(old.records, old.path, old.noise, old.doubt)
         after = Run.make(new.records, new.path, new.noise)
@@ -186,7 +186,7 @@ def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
 
 
 def has_other_rows(old: Iterable[Record], new: Record) -> bool:
-    """Checks whether a record was scored on other test rows than one of the older ones."""
+    """Checks whether a record was scored on different test rows than any of the older records."""
     try:
         for record in old:
             check_rows(record, new)
@@ -197,7 +197,7 @@ def has_other_rows(old: Iterable[Record], new: Record) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class CellView:
-    """A cell with all its seeds, the older run's records of these, and the judgements on it."""
+    """A cell with its records, the older run's records of the same seeds, and its judgements."""
 
     records: Sequence[Record]
     old: Sequence[Record]
@@ -205,7 +205,7 @@ class CellView:
 
     @property
     def first(self) -> Record:
-        """The record of the lowest seed, for whatever is not a mean."""
+        """The record of the lowest seed, the source of everything that is not a mean."""
         return self.records[0]
 
     @property
@@ -215,18 +215,18 @@ class CellView:
 
     @property
     def status(self) -> Status:
-        """Passed if every seed passed."""
+        """The worst status among the seeds, so passed only if every seed passed."""
         return cell_status(self.records)
 
     @property
     def status_word(self) -> str:
-        """The status as tables say it: a run that is too short did not pass."""
+        """The status as shown in tables, where a run that is too short did not pass."""
         is_short = any(record.is_short for record in self.records)
         return "too short" if is_short and self.status == "passed" else self.status
 
     @property
     def pair(self) -> tuple[str, str]:
-        """Its backbone and method."""
+        """The cell's backbone and method."""
         return self.first.backbone, self.first.method
 
     @property
@@ -235,18 +235,18 @@ class CellView:
         return self.first.main_score
 
     def get_score(self, name: str, old: bool = False) -> float | None:
-        """A score's mean over seeds."""
+        """The mean of a score over the seeds of this run, or of the older run if `old`."""
         records = self.old if old else self.records
         return mean(record.scores.get(name) for record in records)
 
     @property
     def score(self) -> float | None:
-        """The main score."""
+        """The mean of the main score over seeds."""
         return self.get_score(self.main_score)
 
     @property
     def headroom(self) -> float | None:
-        """Points of the main score above its bound."""
+        """The points by which the main score exceeds its bound."""
         bound = self.first.bounds.get(self.main_score)
         return None if self.score is None or bound is None else self.score - bound
 
@@ -260,7 +260,7 @@ class CellView:
 
     @property
     def change(self) -> float | None:
-        """Points that the main score gained over the older run, if the gate pairs them."""
+        """The points that the main score gained over the older run, if the gate paired the runs."""
         return self.main_judgement.effect if self.main_judgement else None
 
     @property
@@ -270,7 +270,7 @@ class CellView:
 
     @property
     def place(self) -> tuple[str, str]:
-        """The stage at which numerics changed first, and the module; empty if none did."""
+        """The stage and the module at which numerics changed first; empty if nothing changed."""
         for judgement in self.judged:
             if judgement.stage:
                 return judgement.stage, judgement.modules[0][0] if judgement.modules else ""
@@ -278,7 +278,7 @@ class CellView:
 
     @property
     def ranked_judgements(self) -> list[Judgement]:
-        """All judgements, the gravest first."""
+        """All judgements, gravest first."""
         return sorted(self.judged, key=lambda judgement: GRAVEST_FIRST.index(judgement.verdict))
 
     @property
@@ -289,18 +289,18 @@ class CellView:
 
     @property
     def failed(self) -> bool:
-        """Checks whether it did not pass."""
+        """Checks whether the cell failed; a cell with first updates alone did not."""
         return self.status not in ("passed", "unconfirmed", "begun")
 
     @property
     def changed(self) -> bool:
-        """Checks whether the gate found a change, or it ended otherwise."""
+        """Checks whether the gate found a change or the status differs from the older run's."""
         has_new_status = bool(self.old) and self.status not in ("begun", cell_status(self.old))
         return has_new_status or self.verdict not in UNCHANGED
 
     @property
     def complaints(self) -> list[str]:
-        """Sentences on what it missed, without the cell's name."""
+        """Sentences on everything that the cell missed, without the cell's name."""
         texts = []
         for record in self.records:
             suffix = locate(record, "")
@@ -310,7 +310,7 @@ class CellView:
         return texts
 
     def losses(self, *, old: bool = False) -> Sequence[float | None]:
-        """Losses of the first seed."""
+        """The losses of the first seed by update."""
         records = self.old if old else self.records
         record = records[0] if records else None
         return record.training.losses if record and record.training else ()
@@ -318,7 +318,7 @@ class CellView:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskGrid:
-    """The cells of one task: rows are backbones and columns methods, or the other way round."""
+    """The cells of one task, with backbones as rows and methods as columns, or vice versa."""
 
     task: str
     scores: Sequence[str]
@@ -327,7 +327,7 @@ class TaskGrid:
 
 
 def task_grid(task: str, cells: Sequence[CellView]) -> TaskGrid:
-    """The grid of a task; with many methods, each has a row."""
+    """Makes the grid of a task; if there are many methods, they become the rows."""
     views = {cell.pair: cell for cell in cells}
     backbones = list(dict.fromkeys(backbone for backbone, _ in views))
     methods = list(dict.fromkeys(method for _, method in views))
@@ -344,12 +344,12 @@ def task_grid(task: str, cells: Sequence[CellView]) -> TaskGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """All that a page shows.
+    """Everything that a page shows.
 
     Attributes:
-        older: the runs to compare with, the one that judges first.
+        older: the runs to compare with; the first is the baseline.
         answer: the verdict on the run.
-        comparisons: those of `tunegrid compare`; empty if its seeds are not of one experiment.
+        comparisons: the comparisons of `tunegrid compare`; empty if methods cannot be compared.
         remarks: sentences on what is missing or left out.
     """
 
@@ -363,7 +363,7 @@ class Page:
 
     @cached_property
     def grids(self) -> list[TaskGrid]:
-        """The cells by task; none of a footprint, which has no scores."""
+        """The grid of each task; none for the footprint profile, which has no scores."""
         if self.run.profile == "footprint":
             return []
         by_task: dict[str, list[CellView]] = defaultdict(list)
@@ -373,7 +373,7 @@ class Page:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """Devices, versions, commit and command, with what differs in the run that judges."""
+        """The command, devices, commit and versions, marked where the baseline's differ."""
         baseline = self.older[0] if self.older else None
         devices: dict[str, None] = {}
         for record in self.run.records:
@@ -399,14 +399,17 @@ class Page:
         return {name: text for name, text in facts.items() if text}
 
     def opens(self, cell: CellView) -> bool:
-        """Checks whether a cell is open at first: the only one, or one of few that failed."""
+        """Checks whether a cell starts unfolded, as the only cell or one of few failed cells."""
         if len(self.cells) == 1:
             return True
         return cell.failed and sum(view.failed for view in self.cells) <= MOST_OPEN
 
     @property
     def changes(self) -> list[Section]:
-        """The cells that failed or changed, the largest change first."""
+        """The cells that failed or changed.
+
+        Failed cells come first. Within each group, cells without scores precede the largest changes.
+        """
         cells = [cell for cell in self.cells if cell.failed or cell.changed]
         cells.sort(key=lambda cell: -abs(cell.change or 0))
         cells.sort(key=lambda cell: (not cell.failed, cell.score is not None))
@@ -449,7 +452,7 @@ class Page:
 
     @cached_property
     def figures(self) -> list[Section]:
-        """The figures of instruments, one table for each."""
+        """The figures of instruments, with one table for each instrument."""
         if not any(record.instruments for record in self.run.records):
             return []
         from tunegrid.report.instruments import instrument_sections
@@ -458,7 +461,7 @@ class Page:
 
     @property
     def costs(self) -> list[Section]:
-        """Bytes, peaks, rates and energy of all cells, without empty columns."""
+        """Tables of bytes, peaks, rates and energy of all cells, without empty columns."""
         records: list[Record] = []
         for cell in self.cells:
             records += cell.records
@@ -484,7 +487,7 @@ class Page:
         return [table for table in tables if table.formats]
 
     def _memory(self) -> pd.DataFrame:
-        """MiB of tensors of each cell's first seed, and the peak in GiB of each phase."""
+        """Tensors in MiB and phase peaks in GiB, for each cell's first seed."""
         records = [cell.first for cell in self.cells]
         columns = dict(TENSOR_SIZES)
         for record in records:
@@ -494,7 +497,7 @@ class Page:
         return figure_frame(records, columns)
 
     def _speed(self, records: Sequence[Record]) -> pd.DataFrame:
-        """Losses of each cell's first seed; mean rates of these records, and of the older run's."""
+        """Losses of each cell's first seed and mean rates of these and the older run's records."""
         frame = figure_frame([cell.first for cell in self.cells], COURSE)
         frame = frame.join(figure_frame(records, RATES).groupby(level=0).mean())
         old_records: list[Record] = []
@@ -507,11 +510,11 @@ class Page:
 
     @cached_property
     def runs(self) -> list[PageRun]:
-        """All runs, the oldest first."""
+        """All runs, oldest first."""
         return [*sorted(self.older, key=lambda run: run.when), self.run]
 
     def scores(self, cell: CellView) -> list[float | None]:
-        """A cell's main score in each run, with the same seeds, as the grid compares them."""
+        """A cell's main score in each run, using the seeds that the grid compares."""
         seeds = {record.seeds.seed for record in cell.records}
         scores = []
         for run in self.runs:
@@ -521,7 +524,7 @@ class Page:
 
     @property
     def history(self) -> list[Section]:
-        """Main scores of this run's cells over all runs; none without older ones."""
+        """The main scores of this run's cells over all runs; empty without older runs."""
         if not self.older or not self.grids:
             return []
         names = [f"{run.name} {run.when[:10]} {run.commit[:7]}".strip() for run in self.runs]
@@ -614,7 +617,7 @@ class Page:
         return [section for section in sections if section.cells or section.sentences]
 
     def _rows(self, cell: CellView) -> list[Section]:
-        """Test rows of the first seed: lost and gained ones first, else those of fewest points."""
+        """The table of the first seed's test rows (`rows_section`); none without an evaluation."""
         if not cell.first.evaluation:
             return []
         limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // len(self.cells)))
@@ -654,7 +657,7 @@ COST_FORMATS = {
 
 
 def cost_section(heading: str, frame: pd.DataFrame, note: str) -> Section:
-    """A table of the figures that any cell has, from a frame with a row for each cell."""
+    """Makes a table from a frame with a row for each cell, without empty columns."""
     frame = frame.dropna(axis=1, how="all")
     formats = {name: COST_FORMATS.get(name, ".2f") for name in frame}
     frame = frame.rename_axis("cell").reset_index()
@@ -662,12 +665,12 @@ def cost_section(heading: str, frame: pd.DataFrame, note: str) -> Section:
 
 
 def drop_empty(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A frame without empty columns."""
+    """Makes a frame of the rows, without empty columns."""
     return pd.DataFrame(rows).dropna(axis=1, how="all")
 
 
 def effect_text(judgement: Judgement) -> str | None:
-    """The change of a figure, with its unit and 95 % interval."""
+    """The change of a figure with its unit and 95 % interval; None if unknown."""
     if judgement.effect is None:
         return None
     forms = {"quality": (1, "+.2f", " points"), "instruments": (1, "+.3f", "")}
@@ -679,7 +682,7 @@ def effect_text(judgement: Judgement) -> str | None:
 
 
 def library_versions(records: Sequence[Record]) -> dict[str, str]:
-    """The versions of each library that cells ran with, joined by "and"."""
+    """The versions of each library that the cells ran with, joined by "and"."""
     numbers_by_name: dict[str, dict[str, None]] = defaultdict(dict)
     for record in records:
         for name, version in record.versions.items():
@@ -689,7 +692,7 @@ def library_versions(records: Sequence[Record]) -> dict[str, str]:
 
 
 def settings_frame(record: Record, with_versions: bool) -> pd.DataFrame:
-    """The recipe, rows, model and device of a cell, and versions if cells differ in them."""
+    """A cell's recipe, seeds, data, model and device, and its versions if `with_versions`."""
     details: dict[str, Any] = {}
     for name in ("recipe", "seeds", "limits", "data", "model", "device"):
         settings = getattr(record, name)
@@ -716,12 +719,12 @@ def make_page(
     verdicts: Sequence[Judgement] | None = None,
     answer: RunVerdict | None = None,
 ) -> Page:
-    """The page of a run.
+    """Makes the page of a run.
 
     Args:
         run: the run to show.
-        older: runs to compare with; the first one judges.
-        verdicts: the gate's judgements, if a session has made them already.
+        older: the runs to compare with; the first is the baseline.
+        verdicts: the gate's judgements, if a session already made them.
         answer: the session's verdict, if there was a session.
     """
     baseline = older[0] if older else None

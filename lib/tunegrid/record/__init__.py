@@ -1,4 +1,4 @@
-"""The record of one cell's run: typed, its JSON, its schema. No torch."""
+"""The typed record of one cell's run, its JSON and its schema. Needs no torch."""
 
 from tunegrid.record.io import from_json, schema, to_json
 from tunegrid.record.record import (

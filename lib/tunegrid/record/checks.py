@@ -1,4 +1,4 @@
-"""Checks records; returns sentences on failed audits, missed bounds and impossible figures."""
+"""Checks records and words failed audits, missed bounds and impossible figures as sentences."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -6,17 +6,18 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.recipes import CONFIRMING
 from tunegrid.record.record import AuditFinding, Record
 
-POINTS = 1e-6  # the largest error of a score by rounding
-# The first is at most the second.
+POINTS = 1e-6  # the largest rounding error of a score
+# In each pair, the first score cannot exceed the second.
 ORDERED = (("exact_match", "f1"), ("rougeL", "rouge1"), ("rouge2", "rouge1"))
 BERTSCORE = ("bertscore_precision", "bertscore_f1", "bertscore_recall")
 
 
 def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0) -> list[str]:
-    """Sentences on mean scores, in points, that no predictions can have.
+    """Sentences on mean scores, in points, that no set of predictions can reach.
 
-    `empty_answers` are points of exact match that may come from answers without words: by SQuAD
-    v1.1's rules, "a" for "the" matches exactly and shares no word, as both normalize to nothing.
+    `empty_answers` is the number of exact-match points that may come from answers without words.
+    Under SQuAD v1.1's rules, "a" and "the" both normalize to nothing, so they match exactly but
+    share no word.
     """
     numbers = {name: score for name, score in scores.items() if score is not None}
     sentences = [f"{name} is not a number" for name, score in scores.items() if score is None]
@@ -29,7 +30,7 @@ def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0)
             sentences.append(f"{low} {numbers[low]} is above {high} {numbers[high]}")
     if numbers.keys() >= set(BERTSCORE):
         precision, f1, recall = (numbers[name] for name in BERTSCORE)
-        # On each row, a harmonic mean is at most the arithmetic one.
+        # A row's F1 is a harmonic mean, which cannot exceed the arithmetic mean.
         if f1 > (precision + recall) / 2 + POINTS:
             means = f"precision {precision} and recall {recall}"
             sentences.append(f"bertscore_f1 {f1} is above the mean of {means}")
@@ -37,9 +38,9 @@ def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0)
 
 
 def impossible_figures(record: Record) -> list[str]:
-    """Sentences on scores that no predictions can have, and on losses that are not numbers."""
+    """Sentences on scores that no predictions can reach and on losses that are not numbers."""
     rows = record.data.rows["test"] if record.data else 0
-    empty_answers = 100 / rows if rows else 0.0  # one row's answer may be an article alone
+    empty_answers = 100 / rows if rows else 0.0  # one answer may be a bare article
     sentences = score_faults(record.scores, empty_answers)
     if record.training and None in record.training.losses:
         sentences.append("a loss is not a number")
@@ -59,9 +60,9 @@ def below_bounds(scores: Mapping[str, float | None], bounds: Mapping[str, float]
 
 
 def missed_bounds_alone(record: Record) -> bool:
-    """Checks whether scores below their bounds are the only fault.
+    """Checks whether scores below their bounds are the record's only faults.
 
-    Training noise alone can cause that: another seed decides.
+    Training noise alone can cause such misses, so another seed decides.
     """
     misses = below_bounds(record.scores, record.bounds)
     all_measured = all(record.scores.get(name) is not None for name in record.bounds)
@@ -77,14 +78,15 @@ def failed_audits(findings: Iterable[AuditFinding], excused: Collection[str] = (
     return sentences
 
 
-# The audits that need a run of some length: no other may fail without counting.
+# The audits that need a run of some length. A failure of any other audit always counts.
 NEED_LENGTH = (
     "weights_moved",
     "generation_not_truncated",
     "predictions_not_collapsed",
     "learned_something",
 )
-# Audits that every scored cell of the study has, and those of its task, adapter and quantization.
+# Audits that every scored cell of the study has. PART_AUDITS holds those that depend on its task,
+# adapter and quantization.
 EVERY_CELL = (
     "checkpoint_loaded",
     "adapters_where_declared",
@@ -126,12 +128,12 @@ PART_AUDITS = {
 
 
 def contradictions(record: Record) -> Iterator[str]:
-    """Sentences on faults that honest code may cause; seals show the changes of others."""
+    """Yields sentences on faults that honest code may cause; seals reveal tampering."""
     confirms = record.seeds.confirms
     if confirms is not None and record.seeds.seed != confirms + CONFIRMING:
         expected = f"the seed that confirms seed {confirms} is {confirms + CONFIRMING}"
         yield f"seeds.seed is {record.seeds.seed}, but {expected}"
-    # No audit can compare a perturbed start with the checkpoint. Ranks have fewer audits.
+    # Audits cannot compare a perturbed start with the checkpoint, and fewer audits run with ranks.
     is_whole = record.bounds and record.seeds.perturbation is None and record.ranks is None
     if record.status == "passed" and is_whole and record.cell in STUDY_IDS:
         missing = expected_audits(record).difference(finding.name for finding in record.audits)
@@ -140,7 +142,7 @@ def contradictions(record: Record) -> Iterator[str]:
 
 
 def expected_audits(record: Record) -> set[str]:
-    """The audits that every whole run of a cell of the study has."""
+    """The audits that every complete run of this study cell has."""
     names = {*EVERY_CELL, *PART_AUDITS.get(record.task, ())}
     for setting in ("adapter", "quantization"):
         if getattr(record.recipe, setting) is not None:

@@ -1,4 +1,4 @@
-"""Writes a `Record` as JSON, reads and checks it, and generates the schema of that JSON."""
+"""Converts a `Record` to JSON and back, checks it, and generates the schema of that JSON."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -12,7 +12,7 @@ from tunegrid.errors import InputError
 from tunegrid.record.checks import contradictions
 from tunegrid.record.record import SCHEMA_VERSION, Record, jsonable
 
-# Fields of versions 0.16 and 0.17 that this version ignores.
+# Fields that versions 0.16 and 0.17 wrote and that this version ignores.
 FORMER_FIELDS = frozenset(
     {
         "distilled",
@@ -30,7 +30,7 @@ FORMER_RECIPE_FIELDS = frozenset({"from_notebook", "ours"})
 
 @cache
 def adapter() -> TypeAdapter[Record]:
-    """Pydantic's adapter of records, built when the first one is read."""
+    """Pydantic's adapter for records, built on first use."""
     return TypeAdapter(Record)
 
 
@@ -40,10 +40,9 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any], source: str = "", *, is_old: bool = False) -> Record:
-    """The record in a row's `extra_info`, from a file `source`; one of an earlier version may lack
-    audits.
+    """Reads the record in a row's `extra_info`; an old record (`is_old`) may lack audits.
 
-    Raises InputError that names file, cell, field and fault.
+    Raises InputError, which names the file (`source`), cell, field and fault.
     """
     cell = str(data.get("cell", "a record without a cell"))[:60]
     name = f"{source}, {cell}" if source else cell
@@ -57,7 +56,8 @@ def from_json(data: Mapping[str, Any], source: str = "", *, is_old: bool = False
     if isinstance(fields.get("recipe"), dict):
         fields["recipe"] = _without(fields["recipe"], FORMER_RECIPE_FIELDS)
     try:
-        # As JSON again, since pydantic reads a tuple, for one, from JSON but not from a list.
+        # The fields become JSON again because pydantic's strict mode accepts, for example, a tuple
+        # from JSON but not from a list.
         record = adapter().validate_json(pydantic_core.to_json(fields))
         faults = list[str]()
         if not is_old:
@@ -67,7 +67,7 @@ def from_json(data: Mapping[str, Any], source: str = "", *, is_old: bool = False
         for fault in error.errors(include_url=False):
             field = ".".join(map(str, fault["loc"]))[:80]
             faults.append(f"{field or 'the record'}: {fault['msg']}")
-    except pydantic_core.PydanticSerializationError as error:  # half of a surrogate pair: no UTF-8
+    except pydantic_core.PydanticSerializationError as error:  # a lone surrogate is not UTF-8
         faults = [f"the record cannot be read: {error}"]
     if faults:
         more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
@@ -80,7 +80,7 @@ def _without(values: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]
 
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, as `object_pairs_hook`; raises ValueError for a key that occurs twice."""
+    """Builds a JSON object (an `object_pairs_hook`); raises ValueError for a duplicate key."""
     values = dict[str, Any]()
     for key, value in pairs:
         if key in values:
@@ -90,5 +90,5 @@ def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """The schema of one record's fields, for readers in other languages."""
+    """The JSON schema of a record, for readers in other languages."""
     return {"$schema": GenerateJsonSchema.schema_dialect} | adapter().json_schema()

@@ -1,8 +1,8 @@
-"""The typed `Record` of one cell's run, its parts, and the record of a cell that is yet to run.
+"""Defines the typed `Record` of one cell's run and its parts, and builds records.
 
-In files it is the `extra_info` of a pytest-benchmark row. `tunegrid export --schema` prints the
-descriptions and bounds of fields, and docstrings of parts. Scores are points, 0 to 100; units are
-part of names; None, null in JSON, means not measured.
+Files hold a record as the `extra_info` of a pytest-benchmark row. `tunegrid export --schema` prints
+the fields' descriptions and bounds and the docstrings of the parts. Scores are points from 0 to
+100. Names include units. None (null in JSON) means that a figure was not measured.
 """
 
 import math
@@ -23,7 +23,7 @@ from tunegrid.machine import library_digests, versions
 from tunegrid.terminal import defuse, strip_places
 
 SCHEMA_VERSION: Final = 4
-# Unconfirmed: it missed bounds that a second training reached.
+# "unconfirmed" means that the cell missed bounds that a second training reached.
 Finished = Literal["passed", "unconfirmed", "missed", "audit"]
 Status = Literal[
     Finished,
@@ -36,7 +36,8 @@ Status = Literal[
     "not run",
     "reported",
 ]
-# The suite's own work, which is no cost of the cell. Versions to 0.17 had the phase `calibrate`.
+# The suite's own work, which does not count as a cost of the cell. Only versions up to 0.17 wrote
+# the phase `calibrate`.
 OWN_PHASES = ("audit", "calibrate", "trace")
 
 Id = Annotated[str, Field(pattern="^[a-z0-9]+$")]
@@ -49,17 +50,17 @@ ModulesFile = Annotated[str, Field(pattern="^modules-([0-9a-f]{16}|[0-9a-f]{20})
 Rate = Annotated[float, Field(gt=0)]
 Bound = Annotated[float, Field(gt=0, le=100)]
 Percent = Annotated[float, Field(ge=0, le=100)]
-Score = Annotated[float, Field(ge=0, le=100.000001)]  # a mean of 100s may be off by rounding
+Score = Annotated[float, Field(ge=0, le=100.000001)]  # rounding can lift a mean of 100s above 100
 
 
 def note(text: str) -> Any:
-    """The description of a field in the schema."""
+    """Describes a field in the schema."""
     return Field(description=text)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Part:
-    """A part of a record; subclasses are frozen dataclasses, which pydantic reads strictly."""
+    """A part of a record; subclasses become frozen dataclasses that pydantic reads strictly."""
 
     __pydantic_config__: ClassVar[ConfigDict] = {
         "strict": True,
@@ -68,13 +69,14 @@ class Part:
     }
 
     def __init_subclass__(cls) -> None:
-        """Make a dataclass of it."""
+        """Turn the subclass into a dataclass."""
         dataclass(frozen=True, kw_only=True)(cls)
 
 
 class RecipeRecord(Hyperparameters, Part):
-    """The recipe that was asked for, options applied; `training.precision` says what the device
-    could do.
+    """The requested recipe with options applied.
+
+    `training.precision` says which precision the device supported.
     """
 
     adapter: Annotated[
@@ -85,7 +87,7 @@ class RecipeRecord(Hyperparameters, Part):
 
 
 class Limits(Part):
-    """At most so many rows of each split; null: every row."""
+    """The most rows that are used of each split; null means all rows."""
 
     train_rows: Positive | None
     validation_rows: Positive | None
@@ -98,7 +100,7 @@ class Limits(Part):
 
 
 class Seeds(Part):
-    """What randomness starts from."""
+    """The seeds that determine all randomness."""
 
     seed: Annotated[int | None, note("of weights, dropout and the order of rows; null: not known")]
     split_seed: int
@@ -113,7 +115,7 @@ class Seeds(Part):
 
 
 class DeviceRecord(Part):
-    """Where the cell ran."""
+    """The device that the cell ran on."""
 
     type: Literal["cpu", "cuda"]
     name: str
@@ -142,7 +144,7 @@ Split = Annotated[str, Field(pattern="^(train|validation|test)$")]
 
 
 class DataRecord(Part):
-    """The rows; null if random token ids stood in for text."""
+    """The rows of the cell; null if random token ids replaced text."""
 
     rows: Annotated[dict[Split, Count], Field(min_length=3, description="how many")]
     origins: Annotated[dict[Split, str], Field(min_length=3)]
@@ -155,7 +157,7 @@ class DataRecord(Part):
 
 
 class ModelRecord(Part):
-    """What was fine-tuned."""
+    """The model that was fine-tuned."""
 
     checkpoint: str
     fingerprint: Annotated[
@@ -170,7 +172,7 @@ class ModelRecord(Part):
 
 
 class Parameters(Part):
-    """How many parameters the model has, and how many of them train."""
+    """The numbers of trainable and of all parameters."""
 
     trainable_params: Count
     total_params: Positive
@@ -188,7 +190,7 @@ Reached = Annotated[
 
 
 class FirstStep(Part):
-    """Figures that tell a change without statistics: before training, and of the first update."""
+    """Figures from before training and the first updates that show changes without statistics."""
 
     tokens: Annotated[Hash, note("hash of the training features' token ids and targets")]
     types: Annotated[dict[str, str], note("how each group's weights are stored")]
@@ -274,13 +276,13 @@ class TrainingRecord(Part):
 
 
 class EvaluationRecord(Part):
-    """How the test rows were predicted and scored."""
+    """The prediction and scoring of the test rows."""
 
     seconds: Annotated[Amount | None, note("of prediction alone, without encoding and scoring")]
     loss: Amount | None
     batch: Positive | None
     metric_sources: Annotated[dict[str, str], note("which implementation computed the scores")]
-    # Where it is fp32, a packed or bf16 base computes in its own type.
+    # If this is fp32, a packed or bf16 base still computes in its own type.
     precision: Annotated[Precision | None, note("of prediction; null: not known")] = None
     generated_tokens: Annotated[
         dict[str, Amount] | None,
@@ -289,8 +291,9 @@ class EvaluationRecord(Part):
 
 
 class ExamplesRecord(Part):
-    """Points and prediction of each test row: a Parquet file in `examples` beside the run, and the
-    hash of the rows.
+    """The Parquet file with each test row's points and prediction, and the hash of the rows.
+
+    The file lies in the folder `examples` next to the run.
     """
 
     file: Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
@@ -302,7 +305,7 @@ class ExamplesRecord(Part):
 
 
 class Figure(Part):
-    """How one figure of an instrument is judged and shown."""
+    """Settings for judging and showing one figure of an instrument."""
 
     better: Annotated[
         Literal["higher", "lower", ""],
@@ -319,8 +322,9 @@ class Figure(Part):
 
 
 class InstrumentRecord(Part):
-    """What the cell was asked beside its scores: the figures are declared here, so that readers
-    need no instrument.
+    """An instrument's measurements of the cell, beyond its scores.
+
+    The figures are declared here, so that readers do not need the instrument.
     """
 
     question: str
@@ -332,7 +336,7 @@ class InstrumentRecord(Part):
 
 
 class Phase(Part):
-    """Time, memory peaks and energy of one phase; null: no such device, or no such figure on it."""
+    """Time, memory peaks and energy of one phase; null if no device measures the figure."""
 
     seconds: Amount
     rss_peak_gib: Amount | None
@@ -369,14 +373,14 @@ class Ledger(Part):
 
     @property
     def tensor_bytes(self) -> int | None:
-        """Bytes of weights, gradients and optimizer state, which stay; None if one is unknown."""
+        """Bytes of weights, gradients and optimizer state together; None if any is unknown."""
         sizes = (self.weights_bytes, self.gradients_bytes, self.optimizer_bytes)
         known_sizes = [size for size in sizes if size is not None]
         return sum(known_sizes) if len(known_sizes) == len(sizes) else None
 
 
 class Memory(Part):
-    """Peaks by phase, and the ledger."""
+    """The memory peaks of each phase, and the ledger of tensors."""
 
     phases: dict[str, Phase]
     ledger: Ledger
@@ -386,12 +390,12 @@ class Memory(Part):
     ] = None
 
     def peak(self, figure: str) -> float | None:
-        """The highest of the cell's own phases, in GiB; `figure` is a field of `Phase`."""
+        """The highest peak in GiB over the cell's own phases; `figure` names a field of `Phase`."""
         peaks = [peak for peak in self._phase_figures(figure) if peak is not None]
         return max(peaks, default=None)
 
     def joules(self, figure: str) -> float | None:
-        """The sum over the cell's own phases; None if one is unknown. `figure`: a `Phase` field."""
+        """The joules of the cell's own phases, summed; None if any phase's energy is unknown."""
         figures = self._phase_figures(figure)
         return None if not figures or None in figures else sum(figures)
 
@@ -401,7 +405,7 @@ class Memory(Part):
 
 
 class Throughput(Part):
-    """Rates over the updates after warm-up; null if a run was too short to have any."""
+    """Rates over the updates after warm-up; null if the run was too short to have such updates."""
 
     train_samples_per_second: Rate | None
     train_tokens_per_second: Annotated[Rate | None, note("real tokens, without padding")]
@@ -417,7 +421,7 @@ class Throughput(Part):
 
 
 class Flops(Part):
-    """FLOPs of an update, and how fast they were done; footprints only."""
+    """The FLOPs of an update and the rate achieved; footprints only."""
 
     flops_per_step: Annotated[Count, note("of one update, by torch's FlopCounterMode")]
     achieved_flops_per_second: Amount | None
@@ -429,7 +433,7 @@ class Flops(Part):
 
 
 class AuditFinding(Part):
-    """What one audit found."""
+    """The finding of one audit."""
 
     name: str
     passed: bool
@@ -446,8 +450,9 @@ class AuditFinding(Part):
 
 
 class RanksRecord(Part):
-    """The processes that shared a cell; all other figures of time and memory are the first one's,
-    rates are of all together.
+    """The processes (ranks) that shared a cell.
+
+    All other figures of time and memory are those of the first rank; rates cover all ranks.
     """
 
     count: Annotated[int, Field(ge=2)]
@@ -463,7 +468,7 @@ class RanksRecord(Part):
 
 
 class CrashRecord(Part):
-    """The end of a cell's traceback, and the last lines that it printed."""
+    """The end of a cell's traceback and the last lines that the cell printed."""
 
     traceback: Annotated[
         list[str],
@@ -473,7 +478,7 @@ class CrashRecord(Part):
 
 
 class Record(Part):
-    """One cell's record."""
+    """The record of one cell's run."""
 
     schema_version: Annotated[
         Literal[4],
@@ -545,24 +550,24 @@ class Record(Part):
 
     @property
     def finished(self) -> bool:
-        """Checks whether it ran to its end, so that its figures can be compared."""
+        """Checks whether the cell ran to its end, so that its figures can be compared."""
         return self.status in get_args(Finished)
 
     @property
     def unharmed(self) -> bool:
-        """Checks whether it passed, or missed only what was not confirmed."""
+        """Checks whether the cell passed, or its only misses were not confirmed."""
         return self.status in ("passed", "unconfirmed")
 
     @property
     def is_short(self) -> bool:
-        """Checks whether it made fewer updates than planned, or failed audits that need more."""
+        """Checks whether the run was shorter than planned or too short for some audits."""
         if self.excused:
             return True
         return self.training is not None and self.training.updates < (self.training.planned or 0)
 
     @property
     def peak_gib(self) -> float | None:
-        """The highest memory peak of the cell's phases, of the GPU or else of the process."""
+        """The highest memory peak over the cell's phases, on the GPU or else in the process."""
         if self.memory is None:
             return None
         peak = self.memory.peak("reserved_peak_gib")
@@ -570,7 +575,7 @@ class Record(Part):
 
     @property
     def own_peak_gib(self) -> float | None:
-        """The peak, if it is of a GPU's memory or of a process that ran no cell before."""
+        """The peak, if it is a GPU's or its process ran no earlier cell; otherwise None."""
         if self.memory is None:
             return None
         peak = self.memory.peak("reserved_peak_gib")
@@ -578,14 +583,14 @@ class Record(Part):
 
     @property
     def processes(self) -> str:
-        """The number of processes that shared the cell, as "1", "4" or "4 (FSDP)"."""
+        """The number of processes that shared the cell: "1", "4" or "4 (FSDP)"."""
         if self.ranks is None:
             return "1"
         return f"{self.ranks.count} (FSDP)" if self.ranks.fsdp else str(self.ranks.count)
 
 
 def new_record(cell: Cell) -> Record:
-    """The record of a cell that is yet to run.
+    """Makes the record of a cell that has not run yet.
 
     Raises InputError if the method's settings cannot be written as JSON.
     """
@@ -621,7 +626,7 @@ def new_record(cell: Cell) -> Record:
 
 
 def recipe_record(cell: Cell) -> RecipeRecord:
-    """The cell's recipe, with the method's settings in the place of its adapter."""
+    """The cell's recipe with the method's settings as `adapter`."""
     try:
         adapter = jsonable(cell.method.settings(cell.recipe))
     except TypeError as error:
@@ -631,13 +636,13 @@ def recipe_record(cell: Cell) -> RecipeRecord:
 
 
 def data_record(cell: Cell, splits: Splits) -> DataRecord:
-    """The numbers, origins, revision and hash of a cell's rows."""
+    """The row counts, origins, revision and hash of a cell's data."""
     rows = {
         "train": len(splits.train),
         "validation": len(splits.validation),
         "test": len(splits.test),
     }
-    folder = f"{cell.profile.data_root}/"  # omitted, so that the records of two machines are equal
+    folder = f"{cell.profile.data_root}/"  # removed, so that records do not depend on the machine
     origins = {split: origin.replace(folder, "") for split, origin in splits.origins.items()}
     return DataRecord(
         rows=rows,
@@ -648,7 +653,7 @@ def data_record(cell: Cell, splits: Splits) -> DataRecord:
     )
 
 
-CALLS = 20  # the innermost ones of each exception's stack
+CALLS = 20  # stack frames kept of each exception, the innermost ones
 TRACEBACK_LINES = 80
 PRINTED_LINES = 30
 LONGEST_LINE = 400
@@ -656,7 +661,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRecord | None:
-    """The last lines of an exception and of all that the cell printed; None without either."""
+    """The last lines of an exception and of the cell's output; None if there are neither."""
     frames = traceback.format_exception(error, limit=-CALLS) if error else []
     traceback_lines = _last_lines("".join(frames), TRACEBACK_LINES)
     printed_lines = _last_lines("\n".join(printed), PRINTED_LINES)
@@ -666,7 +671,7 @@ def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRe
 
 
 def _last_lines(text: str, number: int) -> list[str]:
-    """The last lines of a text that are not blank; of an overwritten line, its last state."""
+    """The last nonblank lines of a text; a line with carriage returns counts in its last state."""
     lines = []
     for line in ESCAPES.sub("", text).split("\n"):
         line = line.rstrip("\r").rpartition("\r")[2].expandtabs(4)
@@ -676,10 +681,10 @@ def _last_lines(text: str, number: int) -> list[str]:
 
 
 def jsonable(value: Any) -> Any:
-    """The value in JSON's types, NaN as None, without absolute paths in texts.
+    """Converts a value to JSON's types; texts lose absolute paths, NaN and infinity become None.
 
-    Scalars of NumPy and torch become numbers. Raises TypeError for a value without such a form:
-    pytest-benchmark would write "UNSERIALIZABLE[...]".
+    Scalars of NumPy and torch become numbers. Raises TypeError for any value that JSON cannot hold,
+    for which pytest-benchmark would write "UNSERIALIZABLE[...]".
     """
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
@@ -692,6 +697,6 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, dict) or is_dataclass(value):
         fields = value if isinstance(value, dict) else vars(value)
         return {str(key): jsonable(item) for key, item in fields.items()}
-    if hasattr(value, "item"):  # a scalar
+    if hasattr(value, "item"):  # a scalar of NumPy or torch
         return jsonable(value.item())
     raise TypeError(f"a record cannot hold {value!r} of {type(value).__name__}")

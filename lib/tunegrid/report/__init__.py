@@ -1,1 +1,1 @@
-"""What is said of runs: verdict, summary, tables, comparison. Needs no torch."""
+"""Reports on runs: verdict, summary, tables and comparison. Needs no torch."""

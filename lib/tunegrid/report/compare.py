@@ -1,8 +1,8 @@
-"""Compares methods by task and cost: the best, its cost, and pairs that cannot be told apart.
+"""Compares methods by score and cost, and lists pairs that cannot be told apart.
 
-Methods are compared on one backbone and task at a time, by the scores of the run's seeds on the
-same test rows. Their noise is the calibrated one if it is known, else that of these seeds. Needs no
-torch.
+Methods are compared within one backbone and task, based on the scores of the run's seeds on the
+same test rows. The noise comes from calibration where that is available, otherwise from these
+seeds. Needs no torch.
 """
 
 import math
@@ -33,7 +33,7 @@ from tunegrid.runs.frame import figure_frame
 from tunegrid.terminal import strip_places
 from tunegrid.words import count_text
 
-# Costs, of which less is better
+# Costs; less is better
 TRAINED = "trained MiB"
 TENSORS = "tensor MiB"
 PEAK = "peak GiB"
@@ -46,36 +46,36 @@ ENTRY_COLUMNS = {
     SECONDS: "own_seconds",
 }
 MEAN_SD = "mean ± sd"
-PUBLISHED = ROOT / "reports" / "study.json"  # the study's scores
-# Scores that the study printed, by the main scores that it did not
+PUBLISHED = ROOT / "reports" / "study.json"  # the scores that the study published
+# Main scores that the study did not print, with the scores it printed instead
 INSTEAD = {"rougeLsum": "rougeL"}
-# The noise of an interval
+# Sources of the noise behind an interval
 CALIBRATED = "calibrated noise"
 OWN = "these seeds"
 UNKNOWN = "unknown"
-TOO_RARE = 0.001  # a share of runs: seeds that scatter as rarely have another noise
-MOST_PAIRS = 40  # that a table lists: the others need more seeds than anybody has
+TOO_RARE = 0.001  # a share of runs; seeds that scatter this rarely have other noise
+MOST_PAIRS = 40  # in a table; the rest need more seeds than anybody has
 
 
 class Error(NamedTuple):
     """A squared standard error."""
 
     variance: float  # in squared points
-    df: float  # degrees of freedom that it rests on
+    df: float  # degrees of freedom of the estimate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A method on one backbone and task."""
 
-    first: Record  # of its seeds, which stands for all in what they have in common
-    scores: Sequence[float]  # main scores of its seeds; at least one
-    costs: Mapping[str, float]  # by name; NaN for what was not measured of each seed alone
-    facts: Mapping[str, str]  # by `FACTS`
-    rows: set[str]  # hashes of its test rows
-    # Of the mean score, by the noise between seeds; None if that is unknown
+    first: Record  # the first seed's record, read for whatever all seeds share
+    scores: Sequence[float]  # the main score of each seed; at least one
+    costs: Mapping[str, float]  # by name; NaN if any seed lacks a measurement of its own
+    facts: Mapping[str, str]  # values of `FACTS` by name
+    rows: set[str]  # hashes of the test rows
+    # The error of the mean score that seed noise causes; None if the noise is unknown
     error: Error | None = None
-    noise: str = UNKNOWN  # that the error is from
+    noise: str = UNKNOWN  # the source of the error
 
     @property
     def score(self) -> float:
@@ -84,16 +84,14 @@ class Entry:
 
     @property
     def mean_and_deviation(self) -> str | None:
-        """The mean and the standard deviation of the seeds' scores, as papers print them; None for
-        one seed.
-        """
+        """The seeds' mean ± standard deviation, in the style of papers; None for one seed."""
         if len(self.scores) < 2:
             return None
         return f"{self.score:.1f} ± {stdev(self.scores):.1f}"
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the score over seeds; None if their noise is unknown."""
+        """The 95 % interval of the mean score; None if the noise between seeds is unknown."""
         if self.error is None:
             return None
         reach = float(special.stdtrit(self.error.df, 1 - ALPHA / 2)) * self.error.variance**0.5
@@ -101,7 +99,7 @@ class Entry:
 
 
 def make_entry(records: Sequence[Record]) -> Entry:
-    """The entry of a cell's records, which are sound."""
+    """Makes the entry of a cell from its sound records."""
     frame = figure_frame(records, ENTRY_COLUMNS)
     costs = {
         TRAINED: frame[TRAINED].iloc[0],
@@ -123,21 +121,21 @@ def make_entry(records: Sequence[Record]) -> Entry:
 
 
 def _row_hash(record: Record) -> str:
-    """The hash of a record's test rows; empty if unknown."""
+    """A hash that identifies a record's test rows; empty if unknown."""
     if record.examples:
         return record.examples.rows_hash
     return record.data.fingerprint if record.data else ""
 
 
 def _count_updates(record: Record) -> str:
-    """The number of updates and rows per update."""
+    """The number of updates and of rows per update."""
     updates = record.training.updates if record.training else "no"
     return f"{updates}x{record.recipe.rows_per_update}"
 
 
 def _check_adapted(record: Record) -> str:
-    """The adapted part: a new head alone if pretraining saw no adapted layer."""
-    # A method's own settings: of any type
+    """The adapted part, which is the new head alone if no adapted layer was pretrained."""
+    # A user's method may hold settings of any type.
     targets = (record.recipe.adapter or {}).get("target_modules")
     if not isinstance(targets, list) or not targets or not record.model:
         return "the backbone"
@@ -146,7 +144,7 @@ def _check_adapted(record: Record) -> str:
 
 
 def _device(record: Record) -> str:
-    """The device, and its number of threads."""
+    """The device and its number of threads."""
     if not record.device:
         return "unknown"
     return f"{record.device.name}, {record.device.threads or 'no'} threads"
@@ -157,7 +155,7 @@ def _versions(record: Record) -> str:
     return ", ".join(f"{name} {record.versions.get(name)}" for name in SPEED_PACKAGES)
 
 
-# Facts that like methods have in common, the budget first
+# Facts that comparable methods share, the budget first
 FACTS: Mapping[str, Callable[[Record], str]] = {
     "updates": _count_updates,
     "precision": lambda record: record.training.precision if record.training else "unknown",
@@ -171,7 +169,7 @@ FACTS: Mapping[str, Callable[[Record], str]] = {
 
 
 def p_value(difference: float, errors: Sequence[Error]) -> float:
-    """The two-sided p-value of no true difference between two means; 0 or 1 without any error."""
+    """The two-sided p-value for a difference between two means; 0 or 1 if there is no error."""
     total = sum(error.variance for error in errors)
     if not total:
         return float(difference == 0)
@@ -179,15 +177,16 @@ def p_value(difference: float, errors: Sequence[Error]) -> float:
 
 
 def freedom(errors: Sequence[Error]) -> float:
-    """The degrees of freedom of a sum of variances, not all zero, by Satterthwaite (1946) and Welch
-    (1947).
+    """The degrees of freedom of a sum of variances, after Satterthwaite (1946) and Welch (1947).
+
+    At least one variance must not be zero.
     """
     total = sum(error.variance for error in errors)
     return total**2 / sum(error.variance**2 / error.df for error in errors)
 
 
 def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
-    """The entries with the errors of their means, by the calibrated noise or the run's own."""
+    """The entries with the errors of their means, from calibrated noise or the run's own."""
     rows: dict[str, int] = {}
     scores: dict[NoiseKey, list[Sequence[float]]] = {}
     for entry in entries:
@@ -200,7 +199,7 @@ def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
 
 
 def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
-    """An entry with the error of its mean, if either noise is known of it."""
+    """The entry with the error of its mean, if either noise is known for its cell."""
     is_calibrated = calibrated_holds(entry, calibrated, own)
     noise = calibrated if is_calibrated else own
     first = entry.first
@@ -213,13 +212,12 @@ def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
 
 
 def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
-    """Checks that the calibrated noise is known of an entry, and that its seeds do not contradict
-    it.
+    """Checks that an entry's calibrated noise is known and that its seeds do not contradict it.
 
-    The calibration's many seeds estimate a deviation better than the few of a run, and the gate
-    judges by it, too. But it is that of the built-in methods and recipes: several seeds of a run
-    count instead if their method was not calibrated, or if they scatter more than one run in 1,000
-    does by this noise (F-test).
+    The calibration's many seeds estimate the deviation better than a run's few, and the gate uses
+    the calibrated noise, too. It describes the built-in methods and recipes, however. A run with
+    several seeds uses their own noise if its method was not calibrated, or if the calibrated noise
+    would make seeds scatter this much in fewer than one run in 1,000 (F-test).
     """
     first = entry.first
     spread = calibrated.find(SEEDS, first, first.main_score)
@@ -245,9 +243,9 @@ class Comparison:
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        """Every two methods, the better one first.
+        """All pairs of methods, each with the better one first.
 
-        The chance that any two are told apart by mistake is 5 % at most (Holm).
+        The chance that any pair is told apart by mistake is at most 5 % (Holm).
         """
         rows = []
         for better, worse in combinations(self.entries.values(), 2):
@@ -274,16 +272,15 @@ class Comparison:
         return frame
 
     def seeds_needed(self, better: str, worse: str, tests: int) -> float:
-        """The seeds of each that would tell two methods apart four times in five; NaN if none
-        would.
+        """The seeds per method that tell two methods apart four times in five; NaN if none can.
 
-        Assumes that their noise stays known as well as now.
+        Assumes that more seeds leave the degrees of freedom of the noise as they are.
         """
         entries = [self.entries[better], self.entries[worse]]
         gap = entries[0].score - entries[1].score
         if not gap:
             return math.nan
-        errors = []  # of one seed
+        errors = []  # each method's error with one seed
         for entry in entries:
             if entry.error:
                 variance = entry.error.variance * len(entry.scores)
@@ -295,14 +292,15 @@ class Comparison:
 
     @cached_property
     def costs(self) -> list[str]:
-        """The costs that were measured of all; tensors only if the peak, which has them, is
-        unknown.
+        """The costs measured for all methods; tensors count only if the peak is unknown.
+
+        The peak includes the tensors.
         """
         costs = pd.DataFrame([entry.costs for entry in self.entries.values()]).dropna(axis=1)
         return [name for name in costs if name != TENSORS or PEAK not in costs]
 
     def front(self, *costs: str) -> list[str]:
-        """The Pareto front: methods that no other one matches at no more of these costs."""
+        """The Pareto front, that is, methods that no other dominates in score and these costs."""
         figures = {}
         for method, entry in self.entries.items():
             figures[method] = -entry.score, *(entry.costs[name] for name in costs)
@@ -314,7 +312,7 @@ class Comparison:
 
 
 def _untested_reason(better: Entry, worse: Entry) -> str | None:
-    """The reason why two methods cannot be tested, if any."""
+    """The reason why two methods cannot be tested; None if they can."""
     if len(better.rows | worse.rows) > 1:
         return "their test rows differ"
     methods = [entry.first.method for entry in (better, worse) if not entry.error]
@@ -322,12 +320,12 @@ def _untested_reason(better: Entry, worse: Entry) -> str | None:
 
 
 def dominates(rival: Sequence[float], figures: Sequence[float]) -> bool:
-    """Checks that the rival is as little in every figure and less in some."""
+    """Checks that the rival is no greater in any figure and smaller in at least one."""
     return rival != figures and all(map(operator.le, rival, figures))
 
 
 def why_left_out(record: Record) -> str:
-    """The reason why a record's figures may not be its method's; empty if there is none."""
+    """The reason why a record may not represent its method; empty if there is none."""
     if record.seeds.confirms is not None:
         return f"it only confirms or refutes the miss of seed {record.seeds.confirms}"
     if record.scores.get(record.main_score) is None:
@@ -337,9 +335,9 @@ def why_left_out(record: Record) -> str:
 
 
 def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:
-    """The methods of each task and backbone that nothing objects to.
+    """Compares the methods of each task and backbone, without records that must be left out.
 
-    Raises InputError if records cannot be compared.
+    Raises InputError if the records cannot be compared.
     """
     cells: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -397,7 +395,7 @@ OF_QUICK = (
 
 
 def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> list[Section]:
-    """Unlike settings, a table for each task, undecided pairs, and records left out."""
+    """Sections on unlike settings, on each task, on undecided pairs and on records left out."""
     frame = method_frame(comparisons)
     tables = [_differences(comparisons)]
     for (task, score), rows in frame.groupby(["task", "score"], sort=False):
@@ -425,7 +423,7 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
 
 
 def method_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """A line for each method, by task and backbone, the best first."""
+    """A table with a row for each method, by task and backbone, best first."""
     study = read_list(PUBLISHED) if PUBLISHED.is_file() else []
     published: dict[str, float | None] = {}
     for record in study:
@@ -442,7 +440,7 @@ def _row(
     method: str,
     study_scores: Mapping[str, float | None],
 ) -> dict[str, object]:
-    """A method's line; also `best` is one that cannot be told from the best."""
+    """A method's row; methods that cannot be told from the best count as `best`, too."""
     entry = comparison.entries[method]
     low, high = entry.interval or (None, None)
     pairs = comparison.pairs
@@ -468,7 +466,7 @@ def _row(
 
 
 def _differences(comparisons: Sequence[Comparison]) -> Section:
-    """The facts in which methods of a backbone and task differ, the budget first."""
+    """The facts in which the methods of a backbone and task differ, the budget first."""
     rows = []
     for fact, comparison in product(FACTS, comparisons):
         methods = defaultdict[str, list[str]](list)
@@ -493,7 +491,7 @@ def _differences(comparisons: Sequence[Comparison]) -> Section:
 
 
 def _pairs(comparisons: Sequence[Comparison]) -> Section:
-    """The pairs that cannot be told apart, with reasons, those that need the fewest seeds first."""
+    """The pairs that cannot be told apart, with reasons; the fewest seeds needed come first."""
     frames = [c.pairs.assign(task=c.task, backbone=c.backbone) for c in comparisons]
     frame = pd.concat(frames)
     if frame.empty:

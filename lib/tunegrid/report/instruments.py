@@ -1,4 +1,4 @@
-"""The tables of instruments: their figures by cell and part, over the seeds of a run."""
+"""Makes the tables of instruments, with figures by cell and part over the seeds of a run."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,9 @@ from tunegrid.report.tables import Section
 
 
 def instrument_sections(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
-    """A section for each instrument of the run: a row for each cell and part; sentences on what was
-    not measured.
+    """Yields a section for each instrument of the run.
+
+    Its table has a row for each cell and part; its sentences explain figures that are missing.
     """
     frame = load_frame(records, run)
     instruments: dict[str, InstrumentRecord] = {}
@@ -28,7 +29,7 @@ def instrument_sections(records: Sequence[Record], run: Path | None) -> Iterator
 
 
 def _section(name: str, instrument: InstrumentRecord, frame: pd.DataFrame) -> Section:
-    """The table of an instrument, and its reasons for figures without a number."""
+    """The table of an instrument and the reasons for missing figures."""
     lines = defaultdict[Any, dict[str, str]](dict)
     unmeasured = defaultdict[str, list[str]](list)
     for (cell, part, figure), rows in frame.groupby(["cell", "part", "figure"], sort=False):
@@ -56,10 +57,10 @@ def _section(name: str, instrument: InstrumentRecord, frame: pd.DataFrame) -> Se
 
 
 def interval(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """The mean over seeds of a figure, and its 95 % interval.
+    """The mean of a figure over seeds and its 95 % interval.
 
-    The interval is that of the figure's rows, or the one that it brought, or else that of the
-    seeds.
+    The interval comes from the figure's rows if it has rows, else from the instrument if it gave
+    an interval, else from the seeds.
     """
     intervals = []
     for _, group in rows.groupby("seed", dropna=False):

@@ -1,5 +1,6 @@
-"""Commands for what to do next: each runs where the failure is, and none repeats the command that
-was given.
+"""Suggests commands to run next.
+
+Each command runs where the failure occurred, and none repeats the command that was given.
 """
 
 import re
@@ -19,7 +20,7 @@ from tunegrid.record import Record
 
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
 FIRST_UPDATES_OPTION = "--first-updates"
-# Options that make the cells of a run what they are.
+# Options that define the cells of a run.
 CELL_OPTIONS = (
     "--ask",
     "--grid",
@@ -30,26 +31,28 @@ CELL_OPTIONS = (
     "--ranks",
     FIRST_UPDATES_OPTION,
 )
-# Seeds that tell more than those before, and how many they are.
+# Ranges of seeds to suggest, each with its number of seeds.
 SEED_RANGES = {"0-4": 5, "0-9": 10}
-# Options, with their values, that change neither what trains nor how it is judged.
+# Options that, like their values, change neither what trains nor how it is judged.
 SHOWING = re.compile(
     r"(-n|--gate|--gate-on|--on|--report-to|--format|--html|--benchmark-json|--benchmark-save|--junitxml)$"
 )
-# Settings that make a run shorter than its recipe.
+# Settings that can make a run shorter than its recipe.
 LENGTHS = ("max_steps", "num_train_epochs", "train_rows", "eval_rows")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NextSteps:
-    """Makes the commands of a run's verdict; an empty text if it could only repeat what was given.
+    """Makes the commands for a run's verdict.
+
+    Methods return an empty text if the command would only repeat the one that was given.
 
     Attributes:
-        command: what started the run; empty if that is unknown.
-        given: what the user typed, if that was another command.
+        command: the command that started the run; empty if unknown.
+        given: the command that the user typed, if it was another.
         files: the files of the older run and of this one.
-        runner: the words that run cells where the new run ran; those of this folder if empty.
-        upgrade: the words that run both sides of an upgrade again, if it is one.
+        runner: the words that run cells where the new run ran; empty if it ran in this environment.
+        upgrade: for an upgrade, the words that run both sides again.
     """
 
     records: Sequence[Record]
@@ -66,15 +69,16 @@ class NextSteps:
         return split_words(self.command)
 
     def quoted(self, words: Sequence[str]) -> str:
-        """The command in backticks; empty if it is the one that was given."""
+        """The command in backticks; empty if it repeats the run's command or the user's."""
         for given in (self.command, self.given):
             if given and normal_form(words) == normal_form(split_words(given)):
                 return ""
         return f"`{shlex.join(words)}`"
 
     def cell_options(self, *, whole: bool = False) -> list[str]:
-        """The options that the run's cells need, each as one word; `whole` drops what ends them
-        early.
+        """The options that the run's cells need, each as one word.
+
+        `whole` drops options that end training early.
         """
         options = []
         for word, value in pairwise([*self.command_words, "-"]):
@@ -90,7 +94,7 @@ class NextSteps:
         return options
 
     def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
-        """Runs cells as this run did; `whole`: to their ends."""
+        """Runs cells as this run did, or to their ends if `whole`."""
         records = [*self.records, *self.before]
         first = next((record for record in records if record.cell in cells), None)
         marker = marker_words(first.cell, first.profile) if first else "quick"
@@ -102,14 +106,15 @@ class NextSteps:
 
     @property
     def trained_one_cell(self) -> bool:
-        """True if the run trained one cell at one seed, and nothing else: alone, it would do the
-        same.
+        """Checks whether the run trained one cell at one seed only.
+
+        Running the cell alone would then change nothing.
         """
         own = [record for record in self.records if record.seeds.confirms is None]
         return len({(record.cell, record.seeds.seed) for record in own}) == 1
 
     def rerun(self, record: Record) -> str:
-        """Runs what was left out, or a cell that failed in one process, alone."""
+        """Resumes the run if the cell did not finish, or else runs the failed cell alone."""
         if record.status in ("killed", "not run", "unfinished"):
             return self.resume()
         if self.trained_one_cell and not self.runner:
@@ -119,7 +124,7 @@ class NextSteps:
         return f"{command} runs one cell alone" if command else ""
 
     def resume(self) -> str:
-        """Runs what is left of the run."""
+        """Runs the rest of the run."""
         words = self.command_words
         if words[:1] not in (["pytest"], ["tunegrid"]):
             return "the run's own command with --resume runs what is left"
@@ -139,7 +144,7 @@ class NextSteps:
         )
 
     def more_seeds(self, cells: Sequence[str]) -> str:
-        """Trains more seeds, which tell a change from noise."""
+        """Trains more seeds to tell a change from noise."""
         held = {record.seeds.seed for record in self.records if record.cell in cells}
         seeds = next(
             (text for text, number in SEED_RANGES.items() if not held >= set(range(number))), ""
@@ -152,7 +157,7 @@ class NextSteps:
         return f"{command}, for both runs, would decide" if command else ""
 
     def confirmation(self, cell: str) -> str:
-        """Trains a cell that is worse once more, as a session with the gate does by itself."""
+        """Trains a worse cell a second time, as a session with the gate does automatically."""
         seeds = [
             r.seeds.seed or 0 for r in self.records if r.cell == cell and r.seeds.confirms is None
         ]
@@ -165,7 +170,7 @@ class NextSteps:
         return f"{command} prints the evidence for each verdict" if command else ""
 
     def changed_rows(self) -> str:
-        """Writes the page, which shows the test rows that changed."""
+        """Writes the page that shows the test rows that changed."""
         old, new = self.files
         command = self.quoted(["tunegrid", "page", new, old, "-o", "page.html"])
         return f"{command} shows the test rows that changed" if command else ""
@@ -173,7 +178,7 @@ class NextSteps:
     def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
         """Finds the release that changed the first of these cells.
 
-        It is empty if no library has a later release than before.
+        Returns an empty text if no library has a later release than before.
         """
         if not cells:
             return ""
@@ -198,9 +203,7 @@ class NextSteps:
         return f"{self.quoted(words)} finds the release{note}"
 
     def _session_options(self, records: Sequence[Record]) -> list[str]:
-        """Options of the session that trained these records of one cell: its profile, options and
-        seeds.
-        """
+        """The profile, options and seeds of the session that trained these records of one cell."""
         marker = marker_words(records[0].cell, records[0].profile)
         seeds = sorted({r.seeds.seed or 0 for r in records if r.seeds.confirms is None})
         options = [] if marker == "quick" else ["-m", marker]
@@ -211,8 +214,9 @@ class NextSteps:
 
 
 def split_words(command: str) -> list[str]:
-    """The words of a command; none if a shell could not read it, as somebody wrote it into a
-    file.
+    """Splits a command into words; none if a shell could not parse it.
+
+    The command comes from a file, which may hold anything.
     """
     try:
         return shlex.split(command)
@@ -221,9 +225,7 @@ def split_words(command: str) -> list[str]:
 
 
 def normal_form(words: Sequence[str]) -> list[str]:
-    """The words of a command that decide what trains, without regard to order, and to "=" for a
-    space.
-    """
+    """The words of a command that decide what trains, sorted, with "--name=value" split."""
     split: list[str] = []
     for word in words:
         if word.startswith("--"):
@@ -240,8 +242,9 @@ def normal_form(words: Sequence[str]) -> list[str]:
 
 
 def is_later(before: str | None, after: str | None) -> bool:
-    """Checks that two versions are releases and the second is later; a build of one release is
-    not.
+    """Checks that both versions are releases and the second is later.
+
+    A different build of the same release is not later.
     """
     try:
         old = Version(before or "")

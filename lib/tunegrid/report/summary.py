@@ -1,7 +1,6 @@
-"""Words a run and its verdict: the tables of cells and of a gate, remarks, annotations, the step
-summary.
+"""Puts a run and its verdict into words: tables, remarks, annotations and the step summary.
 
-`tunegrid.report.verdict` decides. pandas is imported when a table is made.
+`tunegrid.report.verdict` makes the decisions. pandas is imported only when a table is made.
 """
 
 import os
@@ -41,9 +40,9 @@ STATUS_COLOURS = {
     "passed": "green",
     "unconfirmed": "yellow",
     "begun": "",
-}  # by status; of others red
-MOST_CELLS = 30  # that the line of a cause names
-# Columns of cells and of a gate, with their formats; empty columns are left out.
+}  # by status; all others are red
+MOST_CELLS = 30  # cells named for one cause
+# Columns of the tables of cells and of the gate, with formats. Empty columns are left out.
 CELLS = {
     "cell": "",
     "score": "",
@@ -99,7 +98,7 @@ GATE_LEGEND = (
     "interval, p: of each cell by itself, before a verdict allows for all cells (Holm); "
     "min drop: the smallest that would be called worse, 4 times in 5"
 )
-# Verdicts that need no sentence of their own
+# Verdicts that get no sentence of their own
 QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)
 
 
@@ -108,7 +107,7 @@ def table(
     rows: Iterable[Mapping[str, Any]],
     sentences: Sequence[str] = (),
 ) -> Section:
-    """A section of these columns, without empty ones."""
+    """A section whose table has these columns, without empty ones."""
     import pandas as pd
 
     frame = pd.DataFrame(rows, columns=list(columns), dtype=object).dropna(axis=1, how="all")
@@ -119,7 +118,7 @@ def table(
 def cell_lines(
     records: Iterable[Record], cells: Sequence[str] = STUDY_IDS, seconds: float | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Lines with their colours, if any: one per cell over its seeds, then all causes."""
+    """Yields lines with colours (or ""): one line per cell over its seeds, then all causes."""
     order = {cell: index for index, cell in enumerate(cells)}
 
     def position(record: Record) -> tuple[object, ...]:
@@ -150,9 +149,10 @@ def cell_lines(
 
 
 def _row(seeds: Sequence[Record]) -> dict[str, Any]:
-    """A cell's row.
+    """A cell's row of the table.
 
-    Over seeds: the main score's mean, deviation and lowest, mean seconds, and the highest peak.
+    With several seeds, it has the main score's mean, standard deviation and minimum, the mean
+    seconds, and the highest peak.
     """
     first = seeds[0]
     row: dict[str, Any] = {"cell": first.cell, "status": _status(seeds)}
@@ -169,7 +169,7 @@ def _row(seeds: Sequence[Record]) -> dict[str, Any]:
     row["lowest"] = frame.points.min()
     row["train s"] = frame["train s"].mean()
     row["peak GiB"] = frame["peak GiB"].max()
-    row["samples/s"] = row["trainable"] = None  # as many columns fit
+    row["samples/s"] = row["trainable"] = None  # make room for the three new columns
     return row
 
 
@@ -182,7 +182,7 @@ def _colour(seeds: Sequence[Record]) -> str:
 
 
 def _status(seeds: Sequence[Record]) -> str:
-    """The status of a cell's seeds, or how many passed; or why passing says little."""
+    """The status shared by a cell's seeds, how many passed, or why a pass says little."""
     first = seeds[0]
     if any(record.status != first.status for record in seeds):
         passes = sum(record.status == "passed" for record in seeds)
@@ -195,7 +195,7 @@ def _status(seeds: Sequence[Record]) -> str:
 
 
 def footer(records: Sequence[Record], cells: int, seconds: float | None = None) -> str:
-    """The number of cells that passed, the time, the devices; a warning of perturbed starts."""
+    """The number of cells that passed, the time and the devices; warns of perturbed starts."""
     subject = count(cells, "cell")
     if cells != len(records):
         subject = f"{len(records)} runs of {subject}"
@@ -216,9 +216,9 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
 
 
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
-    """Lines on failures: cells with their causes, and below them each sentence once.
+    """Yields lines on failures: causes with their cells, followed by each distinct sentence.
 
-    Of more than three cells, only the first speaks.
+    If a cause has more than three records, only the first record's sentence is shown.
     """
     for failure in find_failed_cells(sorted(records, key=lambda record: study_place(record.cell))):
         yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
@@ -227,7 +227,7 @@ def failure_lines(records: Iterable[Record]) -> Iterator[str]:
         if len(few) > NAMED:
             few = few[:1]
             most = 1
-        texts: dict[str, str] = {}  # by the sentence without its cell
+        texts: dict[str, str] = {}  # keyed by the sentence without its cell
         for record in few:
             for cause in failure.causes:
                 for text in cause_sentences(record, cause)[:most]:
@@ -237,7 +237,7 @@ def failure_lines(records: Iterable[Record]) -> Iterator[str]:
 
 
 def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> Section:
-    """A row for each cell with its main score's change and verdicts by kind; remarks below."""
+    """A table of each cell's main score change and verdicts by kind, followed by remarks."""
     rows = []
     for cell, judgements in by_cell(j for j in judged if j.decides).items():
         main = next((j for j in judgements if j.quantity == j.main_score), judgements[0])
@@ -272,9 +272,9 @@ def count_verdicts(judged: Sequence[Judgement]) -> str:
 
 
 def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> list[str]:
-    """Sentences on all that is not `same`, failures first.
+    """Sentences on everything that is not `same`, failures first.
 
-    Of more than three cells, the largest change is named.
+    If a change affects more than three cells, only the largest is named.
     """
     decisions = [j for j in judged if j.decides and j.verdict not in QUIET]
     decisions.sort(
@@ -311,7 +311,7 @@ def summary(
     causes: Sequence[str] = (),
     evidence: Iterable[Section] = (),
 ) -> str:
-    """The answer, causes and the gate's table, for a pull request or a step summary."""
+    """The answer, causes and the gate's table as Markdown for a pull request or step summary."""
     answer, *details = verdict.sentences
     sections = [Section(heading=answer, sentences=[*details, *causes])]
     if judged:
@@ -320,9 +320,9 @@ def summary(
 
 
 def write_step_summary(words: str) -> None:
-    """Append it to GitHub's step summary, if there is one.
+    """Append text to GitHub's step summary, if there is one.
 
-    A file that cannot be written costs the summary only.
+    If the file cannot be written, only the summary is lost.
     """
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if not target:
@@ -339,9 +339,7 @@ def write_step_summary(words: str) -> None:
 
 
 def annotate(verdict: RunVerdict) -> None:
-    """Print the verdict of a run that did not pass as an annotation, if GitHub Actions runs
-    this.
-    """
+    """Print the verdict of a run that did not pass as an annotation, in GitHub Actions only."""
     if os.environ.get("GITHUB_ACTIONS") == "true" and verdict.exit_code:
         say(
             annotation("error", f"tunegrid: {verdict.rank}", "\n".join(verdict.sentences)),

@@ -1,7 +1,6 @@
-"""A report: sections of a heading, a table and sentences; prints it as text, Markdown, LaTeX, HTML
-or JSON.
+"""Renders reports, made of sections, as text, Markdown, LaTeX, HTML or JSON.
 
-The text of files, models and libraries has no effect as markup in any format.
+Text that comes from files, models or libraries never acts as markup in any format.
 """
 
 import html
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "-"
-MARKUP = re.compile(r"[\\`$*|<>\[\]~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # of Markdown
+MARKUP = re.compile(r"[\\`$*|<>\[\]~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # in Markdown
 
 ESCAPES = {letter: f"\\{letter}" for letter in "&%$#_{}"}
 ESCAPES |= {
@@ -33,25 +32,25 @@ LATEX = str.maketrans(ESCAPES)
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading, a table and sentences on it."""
+    """A heading, a table and sentences on the table."""
 
     heading: str = ""
     frame: "pd.DataFrame | None" = None
-    # Of columns of numbers, as ".1f": they are aligned to the right
+    # Formats such as ".1f" of number columns, which are aligned to the right
     formats: Mapping[str, str] = field(default_factory=dict)
-    sentences: Sequence[str] = ()  # with commands in backticks
-    folded: bool = False  # True: shown on a click, in formats that can do so
+    sentences: Sequence[str] = ()  # may hold commands in backticks
+    folded: bool = False  # hidden until clicked, in formats that support it
 
     @property
     def columns(self) -> list[str]:
-        """The table's head; empty without one."""
+        """The table's column names; empty without a table."""
         if self.frame is None or self.frame.empty:
             return []
         return list(map(str, self.frame.columns))
 
     @property
     def cells(self) -> list[list[str]]:
-        """The table's lines as text; a dash if nothing was measured."""
+        """The table's rows as text, with a dash for each missing figure."""
         forms = [self.formats.get(name, "") for name in self.columns]
         if self.frame is None or not forms:
             return []
@@ -59,7 +58,7 @@ class Section:
 
 
 def show(value: Any, form: str = "") -> str:
-    """A figure or a text; yes or no for a boolean, a dash for None and NaN."""
+    """Formats a value: booleans as yes or no, None and NaN as a dash."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None or value != value:
@@ -68,7 +67,7 @@ def show(value: Any, form: str = "") -> str:
 
 
 def text(sections: Iterable[Section]) -> str:
-    """The report for a terminal, which obeys nothing in it."""
+    """The report for a terminal, with control characters and CI commands disarmed."""
     paragraphs = []
     for section in sections:
         lines = filter(None, [section.heading, *text_table(section), *section.sentences])
@@ -77,7 +76,7 @@ def text(sections: Iterable[Section]) -> str:
 
 
 def text_table(section: Section) -> list[str]:
-    """The head, then one line per row; numbers are aligned to the right."""
+    """The header line, then one line per row; numbers are aligned to the right."""
     if not section.cells:
         return []
     table = [list(map(defuse, row)) for row in (section.columns, *section.cells)]
@@ -89,7 +88,7 @@ def text_table(section: Section) -> list[str]:
 
 
 def markdown(sections: Iterable[Section]) -> str:
-    """The report for a pull request or a step summary."""
+    """The report in Markdown for a pull request or a step summary."""
     blocks = []
     for section in sections:
         if section.folded:
@@ -110,7 +109,7 @@ def markdown(sections: Iterable[Section]) -> str:
 
 
 def _markdown(words: str) -> str:
-    """Text as Markdown that shows it, on one line."""
+    """Escapes text for Markdown, on one line."""
     return MARKUP.sub(r"\\\g<0>", _one_line(words))
 
 
@@ -119,8 +118,9 @@ def _one_line(words: str) -> str:
 
 
 def mark_code(sentence: str, escaped: Callable[[str], str], code: str) -> str:
-    """An escaped sentence of ours, with its commands in backticks as `code`; a backtick that is not
-    closed is text.
+    """Escapes a sentence and renders the commands in backticks with the template `code`.
+
+    If a backtick is not closed, the whole sentence is plain text.
     """
     parts = _one_line(sentence).split("`")
     if len(parts) % 2 == 0 or not all(map(str.strip, parts[1::2])):
@@ -131,7 +131,7 @@ def mark_code(sentence: str, escaped: Callable[[str], str], code: str) -> str:
 
 
 def latex(sections: Iterable[Section]) -> str:
-    """The report for a paper: a float for each table, with the rules of booktabs."""
+    """The report in LaTeX for a paper, with each table a float that uses booktabs rules."""
     blocks = [r"% needs \usepackage{booktabs}"]
     for section in sections:
         heading, *notes = map(_latex, (section.heading, *section.sentences))
@@ -162,7 +162,7 @@ def _latex(words: str) -> str:
 
 
 def render_html(sections: Iterable[Section]) -> str:
-    """Headings, tables and paragraphs for a page of your own."""
+    """The report as an HTML fragment of headings, tables and paragraphs."""
     blocks = []
     for section in sections:
         if section.heading:
@@ -177,7 +177,7 @@ def render_html(sections: Iterable[Section]) -> str:
 
 
 def _html_row(tag: str, values: Sequence[str]) -> str:
-    """A row of a table."""
+    """An HTML table row."""
     return f"<tr>{''.join(f'<{tag}>{_html(value)}</{tag}>' for value in values)}</tr>"
 
 
@@ -186,7 +186,7 @@ def _html(words: str) -> str:
 
 
 def render_json(sections: Iterable[Section]) -> str:
-    """Each section with the values of its table, not rounded; null if nothing was measured."""
+    """The report in JSON, with unrounded table values and null for missing figures."""
     objects = []
     for section in sections:
         frame = section.frame

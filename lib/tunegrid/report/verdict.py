@@ -1,7 +1,7 @@
-"""The verdict on a run: statements on what failed, changed or is unknown, the gravest first.
+"""Makes the verdict on a run: statements on what failed, changed or is unknown, gravest first.
 
-`run_verdict` makes it once. Terminal, step summary, JUnit, annotations and page print it
-(`tunegrid.report.summary`).
+`run_verdict` makes the verdict once. The terminal, step summary, JUnit file, annotations and page
+all print this verdict (`tunegrid.report.summary`).
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ from tunegrid.words import count, count_text, phrase, some
 
 
 class Rank(StrEnum):
-    """The weight of a statement, the gravest first; the gravest is the run's."""
+    """The gravity of a statement, gravest first; the gravest statement gives a run its rank."""
 
     FAILED = "failed"
     CHANGED = "changed"
@@ -47,14 +47,14 @@ class Rank(StrEnum):
 
     @property
     def exit_code(self) -> int:
-        """0, 1 or 6: pytest itself takes 2 to 5."""
+        """The exit code 0, 1 or 6; pytest itself uses 2 to 5."""
         if self is Rank.FAILED:
             return 1
         return 6 if self in (Rank.CHANGED, Rank.CANNOT_TELL, Rank.UNJUDGED) else 0
 
 
 RANKS = tuple(Rank)
-# The word that an answer begins with; without one, the clause says it.
+# The opening of an answer by rank. For other ranks, the clause suffices.
 OPENINGS = {
     Rank.FAILED: "Failed: ",
     Rank.CHANGED: "Changed: ",
@@ -67,16 +67,16 @@ OPENINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """A thing that is said of a run."""
+    """A statement about a run."""
 
     rank: Rank = Rank.NOTE
-    clause: str  # what, by how much, in which cells; with a small letter and without a stop
-    cause: str = ""  # why, as far as it is known
-    next_step: str = ""  # what to run, or what would decide it
+    clause: str  # what, by how much, in which cells; no capital, no full stop
+    cause: str = ""  # the reason, if known
+    next_step: str = ""  # a command to run, or what would settle the question
 
     @property
     def sentence(self) -> str:
-        """The clause with a capital and a stop; a name of a file or a cell stays as it is."""
+        """The clause with a capital and a full stop; a file or cell name keeps its case."""
         is_word = self.clause.partition(" ")[0].isalpha()
         first = self.clause[0].upper() if is_word else self.clause[0]
         return f"{first}{self.clause[1:]}."
@@ -86,8 +86,8 @@ class Statement:
 class RunVerdict:
     """The verdict on a run."""
 
-    statements: Sequence[Statement]  # the gravest first: it decides
-    next_step: str = ""  # empty if nothing is to be done
+    statements: Sequence[Statement]  # gravest first; the first decides
+    next_step: str = ""  # empty if there is nothing to do
     failing: Sequence[Judgement] = ()  # the judgements that fail the run
 
     @property
@@ -97,19 +97,19 @@ class RunVerdict:
 
     @property
     def exit_code(self) -> int:
-        """0, 1 or 6."""
+        """The exit code 0, 1 or 6 of the gravest statement."""
         return self.rank.exit_code
 
     @property
     def answer(self) -> str:
-        """The first sentence."""
+        """The first sentence of the verdict."""
         opening = OPENINGS.get(self.rank)
         first = self.statements[0]
         return f"{opening}{first.clause}." if opening else first.sentence
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """The answer, its cause or else the next statement, what to run next, and the rest."""
+        """The answer, its cause or else the second statement, the next step, and the rest."""
         more = [statement.sentence for statement in self.statements[1:]]
         return answer_lines(self.answer, self.statements[0].cause, self.next_step, more)
 
@@ -117,7 +117,7 @@ class RunVerdict:
 def answer_lines(
     answer: str, cause: str, next_step: str, more: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """An answer in its lines."""
+    """The lines of an answer: the answer, its cause or first detail, the next step, the rest."""
     details = list(more)
     lines = [answer]
     if cause:
@@ -131,7 +131,7 @@ def answer_lines(
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRun:
-    """A run and the gate's judgements on it, both in the study's order."""
+    """A run's records and the gate's judgements on it, both in the study's order."""
 
     records: Sequence[Record]
     judged: Sequence[Judgement]
@@ -142,12 +142,12 @@ class JudgedRun:
 
     @property
     def cell_count(self) -> int:
-        """The number of cells."""
+        """The number of cells in the run."""
         return len({(record.profile, record.cell) for record in self.records})
 
     @property
     def numerics(self) -> list[Judgement]:
-        """The judgements on numerics."""
+        """The judgements on numerics only."""
         return [judgement for judgement in self.judged if judgement.kind == "numerics"]
 
 
@@ -167,22 +167,22 @@ def run_verdict(
     runner: Sequence[str] = (),
     upgrade: Sequence[str] = (),
 ) -> RunVerdict:
-    """The verdict on a run.
+    """Makes the verdict on a run.
 
     Args:
-        records: of the run, finished or not.
+        records: the run's records, finished or not.
         judged: the gate's judgements, if there was a gate.
-        kinds: what the exit code depends on.
-        baseline: the name of the run that it was compared with.
-        before: the records of that run.
-        other_failures: clauses on what else fails the run.
-        uncompared: a clause on why it could not be compared with the baseline that was asked for.
-        judges_cells: whether what cells are by themselves counts.
+        kinds: the kinds of judgement that the exit code depends on.
+        baseline: the name of the run that this run was compared with.
+        before: the records of the baseline.
+        other_failures: clauses on anything else that fails the run.
+        uncompared: a clause on why the run could not be compared with the requested baseline.
+        judges_cells: whether the cells' own failures and passes count.
         command: the command that started the run.
-        given: the command that asks for the verdict, if it is another one.
-        files: the files of both runs.
+        given: the command that asked for the verdict, if it was another.
+        files: the files of the older run and of this one.
         runner: the words that run cells where the run ran, if that is another environment.
-        upgrade: the words that run both sides of an upgrade again, if it is one.
+        upgrade: for an upgrade, the words that run both sides again.
     """
     records = sorted(records, key=record_place)
     before = sorted(before, key=record_place)
@@ -225,14 +225,12 @@ def run_verdict(
 
 
 def record_place(record: Record) -> tuple[object, bool]:
-    """The place of a record in the study's order, a second training after the first."""
+    """The sort key of a record: the study's order, with a second training after the first."""
     return study_place(record.cell), record.seeds.confirms is not None
 
 
 def _next_step(statements: Sequence[Statement]) -> str:
-    """The first step that any statement has; of a run that failed, only of what failed or
-    changed.
-    """
+    """The first next step of any statement; in a failed run, only failures and changes count."""
     failed = statements[0].rank is Rank.FAILED
     for statement in statements:
         if failed and statement.rank not in (Rank.FAILED, Rank.CHANGED):
@@ -242,11 +240,11 @@ def _next_step(statements: Sequence[Statement]) -> str:
     return ""
 
 
-# Cells by themselves
+# Cells, apart from any comparison
 
 
 def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
-    """Statements on failed cells: the first cause with its sentence, the others by titles."""
+    """Statements on failed cells: the first cause in full, all others by title."""
     failures = find_failed_cells(run.records)
     for failure in failures[:1]:
         first = failure.records[0]
@@ -271,7 +269,7 @@ def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Sta
 
 
 def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
-    """Statements on cells that passed or were too short to judge; none if a cell failed."""
+    """Statements on cells that passed or were too short to judge; none if anything failed."""
     if all(record.status == "reported" for record in run.records):
         yield Statement(rank=Rank.EMPTY, clause="nothing to show: this run holds no cell that ran")
         return
@@ -294,9 +292,7 @@ def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Stat
 
 
 def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
-    """The statement on cells that failed audits which a run of their length may fail, or made a
-    part of their updates.
-    """
+    """The statement on cells that made too few updates or failed audits excused for short runs."""
     audits_by_reason: dict[str, dict[str, None]] = {}
     cells: set[str] = set()
     excused: set[str] = set()
@@ -330,7 +326,7 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
 
 
 def _soundness(records: Sequence[Record], total: int) -> str:
-    """A clause on cells that nothing failed; what no bound or audit judged is not left out."""
+    """A clause on cells without failures, which also admits missing bounds and audits."""
     number = len({(record.profile, record.cell) for record in records})
     cells = count_text(number, total, "cell")
     audits = "and passed every audit"
@@ -354,11 +350,11 @@ def _soundness(records: Sequence[Record], total: int) -> str:
     return f"{cells} {end} {audits}"
 
 
-# Figures that are worse
+# Worse figures
 
 
 def _worse_figures(run: JudgedRun) -> Iterator[Statement]:
-    """The statement on missing and worse figures; changed numerics of the cells are its cause."""
+    """The statement on missing and worse figures, with changed numerics as its cause."""
     figures = [j for j in find_worse(run.judged, run.kinds) if j.kind != "numerics"]
     if not figures:
         return
@@ -379,12 +375,12 @@ def _worse_figures(run: JudgedRun) -> Iterator[Statement]:
 
 
 def size(judgement: Judgement) -> float:
-    """The size of a figure's change."""
+    """The absolute size of a figure's change; 0 if unknown."""
     return abs(judgement.effect or 0.0)
 
 
 def _worse_clause(verdict: Verdict, figures: Sequence[Judgement]) -> str:
-    """A clause as "2 cells worse: most of all bert_sa_lora accuracy -3.91 points"."""
+    """A clause such as "2 cells worse: most of all bert_sa_lora accuracy -3.91 points"."""
     cells = list(dict.fromkeys(judgement.cell for judgement in figures))
     if verdict is Verdict.MISSING:
         return f"{count(len(cells), 'cell')} {verdict}: {some(cells)}"
@@ -420,27 +416,27 @@ def _worse_step(
     return run.steps.changed_rows()
 
 
-# Figures that changed
+# Changed figures
 
 
 class ChangedPlace(NamedTuple):
     """The place where numerics changed first."""
 
-    cells: Sequence[str] = ()  # the first is the sample; none: nothing changed
+    cells: Sequence[str] = ()  # the first serves as the sample; empty if none changed
     stage: str = ""
-    what: str = ""  # changed there, and by how much
-    cause: str = ""  # the same as the cause of something else
+    what: str = ""  # what changed there, and by how much
+    cause: str = ""  # the same, worded as the cause of another change
 
 
 def changed_place(judged: Iterable[Judgement]) -> ChangedPlace:
-    """The place where numerics of these cells changed first.
+    """Finds where the numerics of these cells changed first.
 
-    If modules have a class and a library in common, it is that of the most cells.
+    If modules of several cells share a class and library, the most common pair is named.
     """
     changes = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
     if not changes:
         return ChangedPlace()
-    from tunegrid.gate.numerics import STAGES  # which brings pandas
+    from tunegrid.gate.numerics import STAGES  # this imports pandas
 
     stages = {judgement.stage for judgement in changes}
     stage = next((stage for stage in STAGES if stage in stages), changes[0].stage)
@@ -453,18 +449,18 @@ def changed_place(judged: Iterable[Judgement]) -> ChangedPlace:
         common = f"{kind} of {library}"
         for name, its_kind, its_library in firsts[0].modules:
             what = what.replace(f"{name} ({its_kind}, {its_library})", common)
-        what = what.replace(f"{common} and {common}", common)  # of two siblings
+        what = what.replace(f"{common} and {common}", common)  # if two modules of the class changed
     cause = f"numerics changed, first at the stage {stage}: {what}"
     return ChangedPlace([judgement.cell for judgement in firsts], stage, what, cause)
 
 
 def module_classes(judgement: Judgement) -> list[tuple[str, str]]:
-    """The class and the library of the modules that changed first, each once."""
+    """The distinct (class, library) pairs of the modules that changed first."""
     return list(dict.fromkeys((kind, library) for _, kind, library in judgement.modules))
 
 
 def _commonest_class(judged: Sequence[Judgement]) -> tuple[str, str, int]:
-    """The class and the library of modules that most of these cells name, and how many do."""
+    """The class and library that most cells name, and the number of those cells."""
     cells: Counter[tuple[str, str]] = Counter()
     for judgement in judged:
         cells.update(module_classes(judgement))
@@ -474,7 +470,7 @@ def _commonest_class(judged: Sequence[Judgement]) -> tuple[str, str, int]:
 
 
 def _changed_figures(run: JudgedRun) -> Iterator[Statement]:
-    """Statements on changed numerics, and on tensors that hold fewer bytes."""
+    """Statements on changed numerics and on tensors that hold fewer bytes."""
     changed = [judgement for judgement in run.numerics if judgement.verdict is Verdict.CHANGED]
     if changed:
         yield _changed_numerics(run, changed)
@@ -547,7 +543,7 @@ def _changed_step(
 
 
 def _early_numerics(run: JudgedRun) -> Iterator[Statement]:
-    """The statement on first updates, if none has changed numerics."""
+    """The statement on cells that made only their first updates, unless numerics changed."""
     numerics = [judgement for judgement in run.numerics if judgement.first_updates]
     updates = max((judgement.first_updates or 0 for judgement in numerics), default=0)
     if updates and not any(judgement.verdict is Verdict.CHANGED for judgement in numerics):
@@ -557,11 +553,11 @@ def _early_numerics(run: JudgedRun) -> Iterator[Statement]:
         yield Statement(rank=Rank.BEGUN, clause=clause)
 
 
-# What is unknown
+# Unknowns
 
 
 def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
-    """Statements on what was not compared or decided; or that nothing is worse."""
+    """Statements on scores that were not compared or decided, or that nothing is worse."""
     if not run.judged:
         return
     counts_quality = bool({"quality", CANNOT_TELL} & set(run.kinds))
@@ -584,7 +580,7 @@ def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _unlike_clause(run: JudgedRun, unlike: Sequence[Judgement]) -> str:
-    """A clause on cells whose recipe or test rows are not the baseline's."""
+    """A clause on cells that are not comparable with the baseline's, with the reasons."""
     cells = count_text(len(unlike), len(main_scores(run.judged)), "cell")
     reasons = some(list(dict.fromkeys(score.detail for score in unlike)))
     names = some([score.cell for score in unlike])
@@ -593,7 +589,7 @@ def _unlike_clause(run: JudgedRun, unlike: Sequence[Judgement]) -> str:
 
 
 def _unknown_answer(run: JudgedRun, undecided: Sequence[Judgement]) -> Statement | None:
-    """The statement that it cannot be told whether the run is worse; None if it can."""
+    """The statement that the gate cannot tell whether the run is worse; None if it can tell."""
     unknown = uncompared_kinds(run.judged, run.kinds)
     early = [judgement for judgement in run.numerics if judgement.first_updates]
     early_cells = [judgement.cell for judgement in early]
@@ -620,18 +616,18 @@ def _unknown_answer(run: JudgedRun, undecided: Sequence[Judgement]) -> Statement
 
 
 def _reasons(run: JudgedRun, kinds: Sequence[str]) -> str:
-    """The reasons why figures of these kinds were not compared, in brackets, if known."""
+    """The reasons, in brackets, why figures of these kinds were not compared; empty if unknown."""
     details = [j.detail for j in run.judged if j.kind in kinds and j.detail and not was_compared(j)]
     return f" ({some(list(dict.fromkeys(details)))})" if details else ""
 
 
 def is_equal_or_rounding(judgement: Judgement) -> bool:
-    """Checks that numerics are equal but for rounding."""
+    """Checks that numerics are equal or differ only by rounding."""
     return judgement.verdict in (Verdict.EQUAL, Verdict.ROUNDING)
 
 
 def _no_regression(run: JudgedRun, undecided: Sequence[Judgement]) -> Iterator[Statement]:
-    """Statements that nothing is worse, with all that was left open."""
+    """Statements that nothing is worse, along with everything left undecided."""
     compared = []
     for kind in KINDS[1:]:
         if kind in run.kinds and any(was_compared(j) for j in run.judged if j.kind == kind):
@@ -654,7 +650,7 @@ def _no_regression(run: JudgedRun, undecided: Sequence[Judgement]) -> Iterator[S
 
 
 def _open_clauses(run: JudgedRun, undecided: Sequence[Judgement]) -> list[str]:
-    """Clauses on scores that were not decided, and on figures that were not compared."""
+    """Clauses on undecided scores and on figures that were not compared."""
     total = count(len(main_scores(run.judged)), "score")
     tested = [score for score in undecided if was_compared(score)]
     untested = [score for score in undecided if not was_compared(score)]
@@ -679,7 +675,7 @@ def _open_clauses(run: JudgedRun, undecided: Sequence[Judgement]) -> list[str]:
 
 
 def _drop_range(undecided: Sequence[Judgement]) -> str:
-    """A clause on the drops that the test would have found, as "drops of 2 to 6 points"."""
+    """A clause on the drops that the test can detect: "they would show drops of 2 to 6 points"."""
     drops = [score.min_drop or 0.0 for score in undecided]
     ends = [f"{drop:.1f}" if drop < 2 else f"{drop:.0f}" for drop in (min(drops), max(drops))]
     pronoun = "it" if len(undecided) == 1 else "they"
@@ -687,7 +683,7 @@ def _drop_range(undecided: Sequence[Judgement]) -> str:
 
 
 def _uncompared_figures(run: JudgedRun, kind: str) -> Iterator[str]:
-    """A clause on cells of which no figure of a kind could be compared, with the reasons."""
+    """Yields a clause, with reasons, on cells in which no figure of a kind could be compared."""
     figures = [judgement for judgement in run.judged if judgement.kind == kind]
     compared = {judgement.cell for judgement in figures if was_compared(judgement)}
     unlike = [judgement for judgement in figures if judgement.cell not in compared]
@@ -698,7 +694,7 @@ def _uncompared_figures(run: JudgedRun, kind: str) -> Iterator[str]:
         yield f"{kind} of {total} not compared ({reasons})"
 
 
-# What else is to be known
+# Notes
 
 
 def _notes(run: JudgedRun) -> Iterator[Statement]:
@@ -712,7 +708,7 @@ def _notes(run: JudgedRun) -> Iterator[Statement]:
         first = some([describe(score).partition(" (")[0] for score in worse])
         clause = f"{count(len(worse), 'main score')} worse, which does not count here: {first}"
         yield Statement(clause=clause)
-    # What fails now and then is seen over time.
+    # Intermittent failures only become visible over time.
     texts = [*unconfirmed_misses(run.records, run.before)]
     texts += [describe(judgement) for judgement in run.judged if judgement.confirmed == "no"]
     if texts:
@@ -720,7 +716,7 @@ def _notes(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _rounding(run: JudgedRun) -> Iterator[Statement]:
-    """The statement that the numerics of all cells are equal but for rounding."""
+    """The statement that the numerics of all cells are equal or differ by rounding alone."""
     rounding = [j for j in run.numerics if j.verdict is Verdict.ROUNDING and not j.first_updates]
     if not rounding or not all(is_equal_or_rounding(judgement) for judgement in run.numerics):
         return

@@ -1,1 +1,1 @@
-"""Saved runs: their files, rows and examples, and the status of a record. Needs no torch."""
+"""Handles saved runs, with their files, rows, examples and statuses. Needs no torch."""

@@ -1,8 +1,9 @@
-"""Writes and reads Parquet files of data that is too long for a run's JSON. Needs no torch.
+"""Writes and reads Parquet files for data too long for a run's JSON. Needs no torch.
 
-They hold points and texts of test rows, and figures of modules and instruments. Each is named by a
-hash of its bytes, which its record holds, and is in a folder `examples` next to the run's JSON,
-alone or in a zip file; those of this machine's runs are in `.cache/examples` as well.
+The files hold points and texts of test rows, and figures of modules and instruments. Each file is
+named after a hash of its bytes, and the record holds that name. Files lie in a folder `examples`
+next to the run's JSON, loose or in a zip file. `.cache/examples` also keeps the files of runs made
+on this machine.
 """
 
 import hashlib
@@ -25,31 +26,31 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-Runs = tuple[Path | None, Path | None]  # the files of two records
+Runs = tuple[Path | None, Path | None]  # the run files that two records came from
 STORE = CACHE / "examples"
 FOLDER = "examples"
-# Text columns by the kind of file, which its name begins with. Files of points have no kind.
+# Text columns by kind of file. The name of a file begins with its kind; points have no kind.
 TEXT_COLUMNS = {
     "": ("id", "prediction"),
     "rows": ("input", "reference"),
     "modules": ("phase", "module", "kind", "library"),
     "figures": ("instrument", "figure", "part", "row", "note"),
 }
-ALL_TEXTS: frozenset[str] = frozenset().union(*TEXT_COLUMNS.values())  # others: numbers
-CONFIDENCE = "confidence"  # an unused column of older points: the prediction's probability
-POINT_DIGITS = 4  # enough to tell one token of a hundred
-MEAN_ERROR = 10**-POINT_DIGITS  # of rounded points, at most
-LONGEST_TEXT = 600  # characters kept of a test row: to recognise it, not to train on it
+ALL_TEXTS: frozenset[str] = frozenset().union(*TEXT_COLUMNS.values())  # others hold numbers
+CONFIDENCE = "confidence"  # the prediction's probability, an unused column in older files
+POINT_DIGITS = 4  # decimals; enough to show one token in a hundred
+MEAN_ERROR = 10**-POINT_DIGITS  # the most that rounding can shift the mean of points
+LONGEST_TEXT = 600  # characters kept of a test row, to recognise it, not to train on it
 MOST_ROWS = 2**20  # the full profile has 20,000
-MOST_BYTES = 2**28  # of a file when it is read; that of a full cell has a tenth
-MOST_PACKED = 2**30  # of all files in a pack
-TEXT_TYPES = ("BYTE_ARRAY",)  # as Parquet stores them
+MOST_BYTES = 2**28  # the largest file that is read; a full cell's has a tenth of this
+MOST_PACKED = 2**30  # the limit for all files in a pack together
+TEXT_TYPES = ("BYTE_ARRAY",)  # Parquet's physical types
 NUMBER_TYPES = ("FLOAT", "DOUBLE", "INT32", "INT64", "BOOLEAN")
-HASH_DIGITS = 20  # of a file's bytes; older names have 16, of a hash that is no longer checked
+HASH_DIGITS = 20  # in new file names; older names have 16, which are no longer checked
 
 
 def row_id(row: Mapping[str, Any]) -> str:
-    """Twelve hex digits of a row's content."""
+    """The first twelve hex digits of the hash of a row's content."""
     return _hash(row)[:12]
 
 
@@ -57,7 +58,7 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# Writing: None if it fails, which costs the figures, not the cell
+# Writing: functions return None if the disk fails, which loses the figures but not the cell
 
 
 def write(
@@ -65,7 +66,7 @@ def write(
     points: Mapping[str, Sequence[float]],
     predictions: list[str],
 ) -> ExamplesRecord | None:
-    """Store points (0 to 100, by metric) and predictions of test rows; return the record's part."""
+    """Store points (0 to 100, by metric) and predictions of test rows; return their record."""
     columns: dict[str, Sequence[Any]] = {"id": ids}
     for name, values in points.items():
         columns[name] = [round(float(value), POINT_DIGITS) for value in values]
@@ -75,7 +76,7 @@ def write(
 
 
 def write_texts(inputs: Sequence[str], references: Sequence[str]) -> str | None:
-    """Store the model's inputs and targets of test rows; return the file's name."""
+    """Store the inputs and targets of test rows and return the file's name."""
     columns = {
         "input": [text[:LONGEST_TEXT] for text in inputs],
         "reference": [text[:LONGEST_TEXT] for text in references],
@@ -87,7 +88,7 @@ def write_columns(
     kind: str,
     columns: "Mapping[str, Sequence[Any]] | pd.DataFrame",
 ) -> str | None:
-    """Store a file of this kind; return its name."""
+    """Store columns as a file of the given kind and return its name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -112,7 +113,7 @@ def write_columns(
 
 
 def record_files(record: Record) -> dict[str, str]:
-    """The names of a record's files, by kind."""
+    """The names of a record's files by kind."""
     names: dict[str, str | None] = {}
     if record.training and record.training.first_step:
         names["modules"] = record.training.first_step.modules
@@ -126,9 +127,9 @@ def record_files(record: Record) -> dict[str, str]:
 
 
 def read(record: Record, run: Path | None, kind: str = "") -> "pd.DataFrame | None":
-    """A record's file of this kind, as a frame that readers share; None if it is missing.
+    """A record's file of the given kind as a frame that callers share; None if it is missing.
 
-    Raises InputError if it is not sound.
+    Raises InputError if the file is damaged or contradicts the record.
     """
     name = record_files(record).get(kind)
     file = _find_file(name, run) if name else None
@@ -155,7 +156,7 @@ def read(record: Record, run: Path | None, kind: str = "") -> "pd.DataFrame | No
 
 
 def point_columns(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """The columns of points."""
+    """The columns that hold points."""
     return rows[[name for name in rows.columns if name not in ALL_TEXTS]]
 
 
@@ -174,7 +175,7 @@ def _check_content(path: Path, content: bytes) -> None:
 
 
 def _find_file(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
-    """The first file of this name: next to a run, alone or in a pack, or in the store."""
+    """Finds a file next to one of the runs, loose or in a pack, or else in the store."""
     folders = [run.parent / FOLDER for run in runs if run]
     for folder in (*folders, STORE):
         path = folder / name
@@ -187,20 +188,20 @@ def _find_file(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
     return None
 
 
-@lru_cache(maxsize=16)  # a command reads a cell's rows up to 7 times, in 2 runs of 5 seeds
+@lru_cache(maxsize=16)  # one command reads a cell's rows up to 7 times (2 runs of 5 seeds)
 def _read_pack(pack: Path, _modified: int) -> dict[str, bytes]:
     try:
         with ZipFile(pack) as files:
             _check_size(sum(entry.file_size for entry in files.infolist()), MOST_PACKED)
             return {name: files.read(name) for name in files.namelist()}
-    except Exception as error:  # zipfile's are of many kinds
+    except Exception as error:  # zipfile raises many kinds
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{pack} is not a pack of examples ({reason}); remove it") from None
 
 
 @lru_cache(maxsize=512)
 def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
-    """The frame in a file; raises InputError if it does not match the file's name."""
+    """The frame in a file; raises InputError if the content does not fit the file's name."""
     import numpy as np
     import pyarrow as pa
 
@@ -217,22 +218,22 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
         lacks_points = not kind and numbers.isna().any(axis=None)
         if lacks_points or texts.isna().any(axis=None) or np.isinf(numbers).any(axis=None):
             raise InputError("not every row has text and finite numbers")
-    except Exception as error:  # a damaged file fails wherever it is damaged
+    except Exception as error:  # damage can raise any exception
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{path} does not match its name ({reason}); remove it") from None
     return frame
 
 
 def _check_size(size: int, most: int) -> None:
-    """Raises InputError for a size above the largest that is read."""
+    """Raises InputError if a size exceeds the limit."""
     if size > most:
         raise InputError("it is too large when unpacked")
 
 
 def _read_table(content: bytes) -> "pa.Table":
-    """A Parquet file's table; raises InputError before it takes memory if it is too large.
+    """Reads a Parquet table; raises InputError for a table that is too large to hold in memory.
 
-    A few bytes may declare a million rows of one long text, so texts are read as a dictionary.
+    A few bytes can declare a million copies of one long text, so texts are read as dictionaries.
     """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -258,7 +259,7 @@ def _read_table(content: bytes) -> "pa.Table":
 
 
 def file_names(records: Iterable[Record], refused: object = None) -> list[str]:
-    """The names of all files of records, and of those in the JSON of refused ones."""
+    """The names of all files of the records, and of the files named in refused records' JSON."""
     names: list[str] = re.findall(r'"((?:\w+-)?[0-9a-f]{20}\.parquet)"', json.dumps(refused))
     for record in records:
         names += record_files(record).values()
@@ -266,7 +267,7 @@ def file_names(records: Iterable[Record], refused: object = None) -> list[str]:
 
 
 def contents(names: Iterable[str], *runs: Path) -> Iterator[tuple[str, bytes]]:
-    """The names and contents of sound files, from beside these runs or this machine's store."""
+    """Yields the name and content of each sound file found next to the runs or in the store."""
     for name in sorted(set(names)):
         kind = name.rpartition("-")[0]
         with suppress(InputError):
@@ -277,7 +278,7 @@ def contents(names: Iterable[str], *runs: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
-    """Add files to this machine's store; raises OSError if the disk has no room."""
+    """Add files to this machine's store; raises OSError if the disk is full."""
     for name, content in files:
         path = STORE / name
         if not path.is_file() or path.read_bytes() != content:
@@ -286,15 +287,15 @@ def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
 
 
 def pack_path(run: Path) -> Path:
-    """The path of the examples of a run's file."""
+    """The path of the pack that holds the examples of a run."""
     return run.parent / FOLDER / f"{run.stem}.zip"
 
 
 def write_pack(files: Mapping[str, bytes], run: Path) -> None:
-    """Write these files into a pack next to a run; raises OSError if the disk has no room."""
+    """Write files into a pack next to a run; raises OSError if the disk is full."""
     if files:
         with replace_file(pack_path(run)) as new_pack, ZipFile(new_pack, "w") as pack:
             for name, content in files.items():
-                file = ZipInfo(name)  # without a date: equal files make an equal pack
-                file.external_attr = 0o644 << 16  # else nobody could read the unzipped file
+                file = ZipInfo(name)  # has a fixed date, so equal files make an equal pack
+                file.external_attr = 0o644 << 16  # otherwise nobody could read the unzipped file
                 pack.writestr(file, content, ZIP_DEFLATED, 9)

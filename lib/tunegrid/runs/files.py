@@ -1,9 +1,9 @@
 """Reads and writes saved runs, which are pytest-benchmark JSON, and the journal of a session.
 
-A shard's file holds its number, the number of shards, and the cases of the whole run. A killed
-session loses no finished cell: each is a line of `.cache/journal/*.jsonl` as soon as it ends, with
-its key (`tunegrid.runs.resume_key`). Runs, their rows and the journal's lines have seals
-(`tunegrid.runs.seal`): a file that was changed, or has none, is never a baseline.
+A shard's file holds its number, the number of shards, and the cases of the whole run. A session
+that is killed loses no finished cell, because each cell is written to `.cache/journal/*.jsonl` with
+its key (`tunegrid.runs.resume_key`) as soon as it ends. Runs, their rows and the journal's lines
+carry seals (`tunegrid.runs.seal`). A file that was changed or has no seal is never a baseline.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ from tunegrid.runs import examples
 from tunegrid.runs.seal import SEAL, add_seal, check_seal
 from tunegrid.words import some
 
-BenchmarkRow = dict[str, Any]  # pytest-benchmark's: name, fullname, stats; a record as `extra_info`
-RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the commit, when
-# Fields of a run's JSON in addition to pytest-benchmark's
-UNFINISHED = "unfinished"  # rows of cells without an end: pytest-benchmark reads a time from others
-COMMAND = "command"  # that started the session
-SHARD = "shard"  # its number and the whole run, if it is one
-NOISE = "noise"  # of users' cells, as `tunegrid calibrate` measured it
-REFUSED = "refused"  # in a row: the record of a cell as it was measured, if it is not sound
+BenchmarkRow = dict[str, Any]  # pytest-benchmark's row; `extra_info` holds the record
+RunJson = dict[str, Any]  # a run: rows (`benchmarks`), machine, commit and date
+# Fields that tunegrid adds to pytest-benchmark's JSON
+UNFINISHED = "unfinished"  # rows without a time, which pytest-benchmark could not read
+COMMAND = "command"  # the command that started the session
+SHARD = "shard"  # for a shard, its number and the cases of the whole run
+NOISE = "noise"  # noise of users' cells, as measured by `tunegrid calibrate`
+REFUSED = "refused"  # in a row: the record as measured, if it is not sound
 WAS_CHANGED = "was changed since it was written"
 UNSEALED = "has no seal: a version before 0.22 wrote it, or another program"
 NEW_RUN = "make a new one with `tunegrid run -m PROFILE --benchmark-json=FILE`"
-MOST_NAMED = 30  # missing runs that are named
+MOST_NAMED = 30  # missing runs named in a message
 JOURNAL = CACHE / "journal"
 
 
@@ -49,25 +49,25 @@ class Case(NamedTuple):
     seed: int | None
 
     def __str__(self) -> str:
-        """The run's name in sentences."""
+        """The run's name for use in sentences."""
         return f"{self.cell} ({self.profile}, seed {self.seed})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnNoise:
-    """Scores of a user's cell with several seeds, which `tunegrid calibrate` trained.
+    """Scores of a user's cell at several seeds, trained by `tunegrid calibrate`.
 
-    Their noise is that of this recipe on so many test rows.
+    Their noise holds for this recipe and this number of test rows only.
     """
 
     cell: str
     profile: str
     recipe: Hash
     rows: Positive
-    scores: dict[str, list[Percent]]  # by name of the score
+    scores: dict[str, list[Percent]]  # by the score's name
 
     def applies_to(self, record: Record) -> bool:
-        """Checks whether a record is of this cell, profile, recipe and number of test rows."""
+        """Checks whether a record has this cell, profile, recipe and number of test rows."""
         rows = record.data.rows["test"] if record.data else None
         if (record.cell, record.profile, rows) != (self.cell, self.profile, self.rows):
             return False
@@ -75,28 +75,28 @@ class OwnNoise:
 
 
 def recipe_digest(record: Record) -> str:
-    """Sixteen hex digits of a recipe."""
+    """The first sixteen hex digits of a recipe's hash."""
     text = json.dumps(jsonable(record.recipe), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def record_case(record: Record) -> Case:
-    """The run of a record."""
+    """The case that a record belongs to."""
     return Case(record.profile, record.cell, record.seeds.seed)
 
 
 def is_cell(extra_info: Mapping[str, Any]) -> bool:
-    """Checks whether a row's `extra_info` is a cell's record; other benchmarks have rows, too."""
+    """Checks whether a row's `extra_info` is a cell's record, not another benchmark's."""
     return "cell" in extra_info
 
 
 def has_no_time(row: BenchmarkRow) -> bool:
-    """Checks whether a row is of a cell that did not end, and so is no benchmark."""
+    """Checks whether a row's cell did not complete, so that the row has no timing."""
     return "stats" not in row and row["extra_info"].get("status") in ("error", "killed", "not run")
 
 
 def row_name(row: BenchmarkRow) -> str:
-    """The name of a row's test."""
+    """The name of the test that made a row."""
     return str(row.get("fullname") or row.get("name"))
 
 
@@ -109,28 +109,28 @@ class SavedRun:
 
     path: Path
     records: list[Record]
-    content: RunJson = field(default_factory=dict)  # as it is in the file
-    rows: Sequence[tuple[BenchmarkRow, Record | None]] = ()  # all rows, those of cells with records
-    when: str = ""  # the time of saving: an ISO date and time in UTC
-    commit: str = ""  # of the suite that ran it; ten digits
-    command: str = ""  # that ran it; a merged file holds none
-    noise: Sequence[OwnNoise] = ()  # of its users' cells that were calibrated
-    doubt: str = ""  # why it is no baseline, as "was changed ..."; empty if its seals hold
-    left_out: int = 0  # lines of a journal that were changed
+    content: RunJson = field(default_factory=dict)  # the file's JSON
+    rows: Sequence[tuple[BenchmarkRow, Record | None]] = ()  # all rows; cells' have records
+    when: str = ""  # ISO date and time of saving, in UTC
+    commit: str = ""  # ten digits of the suite's commit
+    command: str = ""  # the command that made the run; empty for a merged file
+    noise: Sequence[OwnNoise] = ()  # measured noise of users' cells
+    doubt: str = ""  # why it is no baseline ("was changed ..."); empty if its seals hold
+    left_out: int = 0  # number of journal lines dropped because they were changed
 
     @property
     def warning(self) -> str:
-        """The sentence to show before anything of a run in doubt; else empty."""
+        """The sentence to show before a run in doubt; empty for any other run."""
         return f"{self.path} {self.doubt}" if self.doubt else ""
 
     def check_unchanged(self) -> None:
-        """Raises InputError for a file that was changed."""
+        """Raises InputError if the file was changed."""
         if self.doubt.startswith(WAS_CHANGED):
             raise InputError(f"{self.warning}: give it as it was written, or {NEW_RUN}")
 
 
 def load(path: Path) -> RunJson:
-    """A saved run as it is; raises InputError if the file is missing, cut off or no run."""
+    """The JSON of a saved run; raises InputError if the file is missing, cut off or not a run."""
     try:
         run: RunJson = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
         run["benchmarks"] = [*run["benchmarks"], *run.pop(UNFINISHED, [])]
@@ -147,7 +147,7 @@ def load(path: Path) -> RunJson:
 
 
 def read_saved(path: Path) -> SavedRun:
-    """A saved run; raises InputError if a record is not sound, or does not fit its test rows."""
+    """Reads a saved run; raises InputError if a record is invalid or contradicts its test rows."""
     run = load(path)
     seal = check_seal(run)
     changed_rows = [row for row in run["benchmarks"] if check_seal(row) == "changed"]
@@ -166,7 +166,7 @@ def read_saved(path: Path) -> SavedRun:
 
 
 def get_saved(run: Path | str | Iterable[Record], name: str = "the run") -> SavedRun:
-    """A run from its file, or from its records, which messages call by this name.
+    """Gets a run from its file, or from records, which messages refer to by `name`.
 
     Raises InputError as `read_saved` does.
     """
@@ -207,7 +207,7 @@ def _parse(path: Path, run: RunJson) -> SavedRun:
 
 
 def noise_json(noise: Iterable[OwnNoise], records: Iterable[Record]) -> RunJson:
-    """The noise of the records' cells as fields of a run's JSON, without duplicates."""
+    """The noise of the records' cells as a field of a run's JSON, without duplicates."""
     cells = {record.cell for record in records}
     entries: list[dict[str, Any]] = []
     for own in noise:
@@ -218,12 +218,12 @@ def noise_json(noise: Iterable[OwnNoise], records: Iterable[Record]) -> RunJson:
 
 
 def read_list(path: Path) -> list[Record]:
-    """All records of a saved run; raises InputError as `read_saved` does."""
+    """Reads all records of a saved run; raises InputError as `read_saved` does."""
     return read_saved(path).records
 
 
 def check_alike(records: Iterable[Record]) -> None:
-    """Raises InputError if the seeds of a cell differ in more than the seed."""
+    """Raises InputError if records of a cell differ in recipe, limits or test rows."""
     facts_by_cell: dict[str, tuple[object, ...]] = {}
     for record in records:
         facts = (record.recipe, record.limits, record.examples and record.examples.rows_hash)
@@ -239,7 +239,7 @@ def rows_by_name(
     rows: Mapping[Any, BenchmarkRow],
     records: Mapping[Any, Record],
 ) -> list[BenchmarkRow]:
-    """The rows by their tests' names, those of cells with the records of the same keys."""
+    """The rows sorted by test name; a row whose key has a record gets that record."""
     updated = []
     for key, row in rows.items():
         record = records.get(key)
@@ -255,11 +255,12 @@ def save(
     *,
     is_sealed: bool = True,
 ) -> None:
-    """Write a run, whole or not at all, and its examples, which are read from beside the sources.
+    """Write a run, whole or not at all, with the examples found next to its sources.
 
-    A run made of unsealed ones is not sealed. Raises InputError if the disk has no room.
+    Callers leave a run unsealed if they make it from unsealed runs. Raises InputError if a file
+    cannot be written.
     """
-    plain = json.loads(json.dumps(run, default=str))  # as a reader has it
+    plain = json.loads(json.dumps(run, default=str))  # what a reader will load
     rows = sorted(plain["benchmarks"], key=has_no_time)
     if is_sealed:
         rows = [add_seal(row) for row in rows]
@@ -268,7 +269,7 @@ def save(
     plain[UNFINISHED] = [row for row in rows if has_no_time(row)]
     fields = {name: json.dumps(value) for name, value in plain.items()}
     for name in ("benchmarks", UNFINISHED):
-        # One row a line, so that a diff shows which cells changed.
+        # Each row has its own line, so that a diff shows which cells changed.
         fields[name] = "[\n" + ",\n".join(map(json.dumps, plain[name])) + "\n]"
     if not plain[UNFINISHED]:
         del fields[UNFINISHED]
@@ -276,7 +277,7 @@ def save(
         with replace_file(path) as file:
             text = ", ".join(f"{json.dumps(name)}: {value}" for name, value in fields.items())
             file.write_text(f"{{{text}}}\n", encoding="utf-8")
-        if not is_special(path):  # nothing lies beside a device
+        if not is_special(path):  # a device has no folder for examples
             names = examples.file_names(records, [row.get(REFUSED) for row in rows])
             examples.write_pack(dict(examples.contents(names, *sources)), path)
     except OSError as error:
@@ -285,9 +286,9 @@ def save(
 
 
 def missing_runs(runs: Iterable[SavedRun], present: Collection[Case]) -> str:
-    """A sentence on the cells that shards lack of their run; empty if none is a shard.
+    """A sentence on the runs that the shards lack; empty if none is missing or there is no shard.
 
-    Raises InputError if they are of different runs.
+    Raises InputError if the shards belong to different runs.
     """
     shards = [run.content[SHARD] for run in runs if SHARD in run.content]
     try:
@@ -309,21 +310,21 @@ def missing_runs(runs: Iterable[SavedRun], present: Collection[Case]) -> str:
 
 
 class JournalLine(NamedTuple):
-    """A row with the key of its cell's result."""
+    """A row and the key of its cell's result."""
 
     key: str
     row: BenchmarkRow
     seal: str
-    number: int  # of the line in its file, from 1
+    number: int  # the line's number in its file, from 1
 
 
 def journal_line(key: str, row: BenchmarkRow) -> bytes:
-    """A sealed line after a line break, since a kill or a full disk may have left half a line."""
+    """A sealed line; it begins with a newline, as a kill or a full disk may leave half a line."""
     return f"\n{json.dumps(add_seal({'key': key, 'row': row}))}\n".encode()
 
 
 def read_journal(path: Path) -> Iterator[JournalLine]:
-    """The lines of a journal, without those that were cut off."""
+    """Yields the complete lines of a journal and skips lines that were cut off."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
         try:
@@ -335,9 +336,9 @@ def read_journal(path: Path) -> Iterator[JournalLine]:
 
 
 def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> SavedRun:
-    """A journal, or the newest with a finished cell, as a run, without lines that were changed.
+    """Reads a journal as a run: the one given, or else the newest with a finished cell.
 
-    Raises InputError if no cell has finished.
+    Lines that were changed are left out. Raises InputError if no cell has finished.
     """
     newest = sorted(folder.glob("*.jsonl"), key=lambda file: (file.stat().st_mtime_ns, file.name))
     journals = [path] if path else newest[::-1]
@@ -351,7 +352,7 @@ def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> SavedRun:
             machine = {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}
             run: RunJson = {
                 "machine_info": {"tunegrid": machine},
-                "commit_info": {"dirty": None},  # a journal does not know whether it is clean
+                "commit_info": {"dirty": None},  # the journal does not record it
                 "version": "journal",
                 "benchmarks": list(rows.values()),
                 "datetime": datetime.now(UTC).isoformat(),

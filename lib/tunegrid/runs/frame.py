@@ -1,4 +1,4 @@
-"""The figures of records by name, for `tunegrid export` and tables. No torch."""
+"""Collects the figures of records by name for `tunegrid export` and tables. Needs no torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ MEASURED = (
 
 
 def figure_frame(records: Sequence[Record], columns: Mapping[str, str]) -> "pd.DataFrame":
-    """A row for each record, indexed by its cell, with these figures; NaN: not measured."""
+    """A row of figures for each record, indexed by cell; NaN where a figure was not measured."""
     import pandas as pd
 
     rows = [figures(record) for record in records]
@@ -33,7 +33,7 @@ def figure_frame(records: Sequence[Record], columns: Mapping[str, str]) -> "pd.D
 
 
 def figures(record: Record) -> dict[str, float | None]:
-    """All that a record measured, bytes in MiB as well, and figures computed from that."""
+    """Everything a record measured, with bytes also in MiB, and the figures derived from it."""
     values: dict[str, float | None] = {}
     for name, value in measured(record):
         values[name] = value
@@ -69,7 +69,7 @@ def figures(record: Record) -> dict[str, float | None]:
 
 
 def measured(record: Record) -> Iterator[tuple[str, float]]:
-    """Every number that a record measured, by a name as "training.seconds"; no lists."""
+    """Yields every measured number with its dotted name, such as "training.seconds"; no lists."""
     return _leaves({name: item for name, item in to_json(record).items() if name in MEASURED})
 
 

@@ -1,6 +1,6 @@
-"""Makes the key of a cell's result: a digest of all that decides it.
+"""Makes the key of a cell's result, a digest of everything that determines it.
 
-`--resume` takes an older row if its key is the same.
+`--resume` reuses an older row if its key is the same.
 """
 
 import ast
@@ -21,9 +21,9 @@ from tunegrid.grid.tasks import Problem
 from tunegrid.machine import identity, library_digests, versions
 
 CODE = ("lib", "fixtures", "benchmarks")
-INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, which have own digests
-LARGE_FOLDER = 64 * 2**20  # bytes; larger ones are compared by sizes and times, not by content
-MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the text of a function
+INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, each with its own digest
+LARGE_FOLDER = 64 * 2**20  # bytes; above this, sizes and times are compared, not content
+MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the repr of a function
 
 
 def content_key(
@@ -31,17 +31,18 @@ def content_key(
     circumstances: Mapping[str, Any],
     grid_files: Sequence[Path] = (),
 ) -> str:
-    """Sixteen hex digits of all that decides a cell's result.
+    """The first sixteen hex digits of a hash of everything that determines a cell's result.
 
     Args:
-        cell: whose result it is.
-        circumstances: what else decides it, as the device.
-        grid_files: users' files.
+        cell: the cell that is to run.
+        circumstances: other things that determine the result, such as the device.
+        grid_files: the user's `--grid` files.
     """
     profile = cell.profile
     backbone = cell.backbone
     task = cell.task
-    # Contents of files and circumstances decide the result; paths and what runs the cell do not.
+    # The content of files determines the result, but their paths do not. The device and threads are
+    # among the circumstances.
     placeless = replace(
         profile,
         data_root=None,
@@ -69,16 +70,16 @@ def content_key(
 
     facts = {
         "cell": [cell.id, *(MEMORY_ADDRESS.sub("", repr(value)) for value in design)],
-        "backbone": [dict(backbone.shape), dict(backbone.special_tokens)],  # not in its text
+        "backbone": [dict(backbone.shape), dict(backbone.special_tokens)],  # absent from its repr
         "circumstances": circumstances,
-        # `tunegrid upgrade` names an environment by its content.
+        # `tunegrid upgrade` names each environment after its content.
         "libraries": [sys.prefix, versions(), library_digests()],
         "machine": identity(),
         "code": code_digest(),
         "users": [hashlib.sha256(file.read_bytes()).hexdigest() for file in user_files],
         "data": content_digest(*rows),
         "weights": weights_digest(backbone) or backbone.revision,
-        # BERTScore's
+        # BERTScore runs on BERT's weights.
         "scorer": weights_digest(BERT) if task.problem is Problem.GENERATE else "",
     }
     text = json.dumps(facts, sort_keys=True, default=str)
@@ -86,7 +87,7 @@ def content_key(
 
 
 def source_files(cell: Cell) -> list[Path]:
-    """Users' files that define the cell's method, optimizer, architecture or metrics."""
+    """The user's files that define the cell's method, optimizer, architecture or metrics."""
     optimizer = getattr(cell.optimizer, "func", cell.optimizer)
     definitions = [*type(cell.method).__mro__, optimizer, cell.head.architecture]
     for metric in cell.task.metrics:
@@ -102,13 +103,13 @@ def source_files(cell: Cell) -> list[Path]:
 
 @cache
 def module_files(file: Path) -> list[Path]:
-    """A user's file and the modules of its folder that it imports, directly or not.
+    """A user's file and the modules in its folder that it imports, directly or indirectly.
 
-    Of a package, these are all modules.
+    If it imports any part of a package, all modules of that package count.
     """
     own_names = CODE if file.parent == ROOT else ()
     files = [file]
-    for path in files:  # which grows
+    for path in files:  # the list grows in the loop
         names = set[str]()
         # The file is parsed, not run, so that every process gives the same answer.
         for node in ast.walk(ast.parse(path.read_bytes())):
@@ -126,7 +127,7 @@ def module_files(file: Path) -> list[Path]:
 
 @cache
 def code_digest() -> str:
-    """The digest of the suite's modules and thresholds, without tests."""
+    """The digest of the suite's modules and thresholds, tests excluded."""
     files = []
     for folder in CODE:
         for path in (ROOT / folder).rglob("*.*"):
@@ -137,9 +138,9 @@ def code_digest() -> str:
 
 @cache
 def content_digest(*paths: Path) -> str:
-    """The digest of files and of all files in folders; empty if there are none.
+    """The digest of the given files and of all files in the given folders; empty if none exist.
 
-    It covers their content, or their sizes and times if they are large.
+    It covers names and content, or names, sizes and times if the files are large.
     """
     files = []
     size = 0

@@ -1,8 +1,8 @@
-"""The seal of a run, a row or a journal's line: a digest of its content, which shows a change.
+"""Seals runs, rows and journal lines with a digest of their content, so that changes show.
 
-It is no signature: whoever changes a file can renew its seal. A run's seal covers its rows by their
-seals. The canonical form is JSON with sorted keys, without blanks, in ASCII: RFC 8785 but for
-letters outside of ASCII, and numbers as Python writes them.
+A seal is not a signature, because whoever changes a file can renew its seal. A run's seal covers
+the seals of its rows. The digest is taken of JSON with sorted keys and no blanks, in ASCII. This is
+RFC 8785, except that letters outside ASCII are escaped and numbers are written as in Python.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ SEAL = "seal"
 
 
 def add_seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its seal, SHA-256 in hex digits."""
+    """The content with its seal, a SHA-256 in hex digits."""
     fields = {name: value for name, value in content.items() if name != SEAL}
     covered = dict(fields)
     if "benchmarks" in fields:
@@ -24,7 +24,7 @@ def add_seal(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_seal(content: Mapping[str, Any]) -> Literal["sealed", "changed", "unsealed"]:
-    """Checks whether the content is as it was sealed."""
+    """Checks whether the content still matches its seal."""
     if SEAL not in content:
         return "unsealed"
     return "sealed" if add_seal(content)[SEAL] == content[SEAL] else "changed"

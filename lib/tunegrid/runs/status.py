@@ -1,6 +1,6 @@
-"""Decides a cell's status by the reason it stopped, its audits and its bounds; explains failures.
+"""Derives a cell's status from why it stopped, its audits and its bounds, and explains failures.
 
-An audit that needs a longer run than this one does not count, and the record says so.
+An audit that needs a longer run does not count, and the record says so.
 """
 
 from collections import defaultdict
@@ -14,17 +14,18 @@ from tunegrid.record import AuditFinding, Record, Status
 from tunegrid.record.checks import NEED_LENGTH, below_bounds, failed_audits, missed_bounds_alone
 from tunegrid.words import count, count_text, phrase, some
 
-# By then all trainable weights have moved. LoRA's A moves one update after B; a warm-up may start
-# at a rate of 0; and fp16 loses its first updates to overflows, while its scale falls.
+# After this many updates, all trainable weights have moved. LoRA's A moves one update after B, a
+# warm-up may start at a rate of 0, and fp16 loses its first updates to overflow until its loss
+# scale has fallen.
 FIRST_UPDATES = 10
-TELLING_ROWS = 100  # on 100 test rows, three standard errors of a difference are about 15 points
-# Rows that score no point. Two honest cells may be wrong on the same few rows: on the quick cells,
-# five seeds, on two of 512.
+TELLING_ROWS = 100  # three standard errors of a difference on 100 rows are about 15 points
+# Wrong rows that two honest cells may share by chance. On the quick cells, over five seeds, they
+# shared at most two of 512.
 SHARED_BY_LUCK = 30
-# Audits that need enough updates
+# Audits that more training can turn into a pass
 LEARNING = ("generation_not_truncated", "predictions_not_collapsed", "learned_something")
-ENOUGH_UPDATES = 300  # the least that a user's quick cell is advised to make
-TOGETHER = ("distinct_results", "same_rows_in_triple")  # audits over the cells of a run
+ENOUGH_UPDATES = 300  # the least that advice on a user's quick cell suggests
+TOGETHER = ("distinct_results", "same_rows_in_triple")  # audits that compare a run's cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +33,12 @@ class Extent:
     """The length of a run."""
 
     updates: int
-    planned: int  # that the recipe makes if the command line changes nothing
-    one_pass: int  # of those, until each training row was seen once
-    test_rows: int | None = None  # that were scored; None if the command line did not limit them
+    planned: int  # updates that the recipe makes if the command line changes nothing
+    one_pass: int  # updates until each training row has been seen once
+    test_rows: int | None = None  # scored rows; None if the command line did not limit them
 
     def excuse(self, audit: str) -> str:
-        """The reason why so short a run may fail this audit; empty if the audit counts."""
+        """The reason why a run this short may fail an audit; empty if the audit counts."""
         needed = FIRST_UPDATES if audit == "weights_moved" else self.one_pass
         if audit in NEED_LENGTH and self.updates < min(needed, self.planned):
             made = f"{self.updates} of {self.planned} planned updates"
@@ -48,10 +49,10 @@ class Extent:
 
 
 def reason_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None:
-    """The reason why a cell must not train, from audits before training; None if it may.
+    """The reason why audits before training keep a cell from training; None if it may train.
 
-    A full cell that is wrong from the start would train for hours. A micro cell trains, so that its
-    record shows all faults; so does a cell on random tokens, whose rows no audit checks.
+    A full cell that is wrong from the start would waste hours. A micro cell trains anyway, so that
+    its record shows all faults. So does a cell on random tokens, whose rows no audit checks.
     """
     if cell.profile.micro or cell.profile.random_weights:
         return None
@@ -60,8 +61,8 @@ def reason_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | N
 
 
 def add_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
-    """The record of a cell that ended, with its status and a sentence on each fault."""
-    if record.training and record.training.stopped:  # nothing else counts
+    """The record of an ended cell with its status and a sentence on each fault."""
+    if record.training and record.training.stopped:  # no other fault counts then
         sentence = locate(record, record.training.stopped)
         return replace(record, status="stopped", excused={}, missed=[sentence])
     reasons = {finding.name: extent.excuse(finding.name) for finding in _failed_findings(record)}
@@ -76,7 +77,7 @@ def _failed_findings(record: Record) -> list[AuditFinding]:
 
 
 def audit_sentences(record: Record) -> list[str]:
-    """A sentence for each audit that counts and failed, with advice for a user's cell."""
+    """A sentence on each failed audit that counts, with advice if the cell is a user's."""
     sentences = []
     for finding in record.audits:
         for sentence in failed_audits([finding], record.excused):
@@ -86,7 +87,7 @@ def audit_sentences(record: Record) -> list[str]:
 
 
 def more_training(record: Record) -> str:
-    """The change in a `--grid` file that lets a cell train longer; empty for one of the study."""
+    """Advice on how a `--grid` file lets a cell train longer; empty for the study's cells."""
     if record.cell in STUDY_IDS or record.training is None:
         return ""
     if record.profile == FULL_PROFILE.id:
@@ -102,7 +103,7 @@ def more_training(record: Record) -> str:
 def _end_record(record: Record, sentences: list[str]) -> Record:
     """The record with these sentences and the status that follows from them.
 
-    It is *missed* if a bound was missed, and *audit* if only audits failed.
+    A finished record is *missed* if any bound was missed, and *audit* if only audits failed.
     """
     is_begun = record.first_updates is not None
     status: Status
@@ -118,7 +119,7 @@ def _end_record(record: Record, sentences: list[str]) -> Record:
 
 
 def too_short(record: Record) -> list[str]:
-    """Sentences on failed audits that do not count, since the run was too short for them."""
+    """Sentences on failed audits that do not count because the run was too short."""
     sentences = []
     for finding in _failed_findings(record):
         if finding.name in record.excused:
@@ -128,21 +129,21 @@ def too_short(record: Record) -> list[str]:
 
 
 def locate(record: Record, sentence: str) -> str:
-    """The sentence with its cell, profile and seed."""
+    """The sentence followed by the record's cell, profile and seed."""
     return f"{sentence} ({record.cell}, {record.profile}, seed {record.seeds.seed})"
 
 
 def cell_status(seeds: Sequence[Record]) -> Status:
-    """The worst status of a cell's seeds."""
+    """The worst status among a cell's seeds."""
     not_passed = [record for record in seeds if record.status != "passed"]
     not_passed.sort(key=lambda record: record.unharmed)
     return not_passed[0].status if not_passed else "passed"
 
 
 def weigh_misses(records: Sequence[Record]) -> list[Record]:
-    """The records, with the status *unconfirmed* for misses that a second training did not confirm.
+    """Gives misses that a second training did not confirm the status *unconfirmed*.
 
-    A training that passed absolves the one that it confirms, or that confirms it.
+    If either the first or the second training of a seed passed, a miss of the other is unconfirmed.
     """
     by_case = {(record.profile, record.cell, record.seeds.seed): record for record in records}
     absolved_ids = set()
@@ -161,7 +162,7 @@ def weigh_misses(records: Sequence[Record]) -> list[Record]:
 
 
 def unconfirmed_misses(records: Sequence[Record], older: Sequence[Record] = ()) -> Iterator[str]:
-    """A sentence for each cell with an unconfirmed miss; it counts seeds of older runs as well."""
+    """Yields a sentence on each cell with an unconfirmed miss, counting older runs' seeds too."""
     unconfirmed = [record for record in records if record.status == "unconfirmed"]
     finished = [record for record in (*records, *older) if record.finished]
     for case in dict.fromkeys((record.profile, record.cell) for record in unconfirmed):
@@ -180,10 +181,10 @@ def unconfirmed_misses(records: Sequence[Record], older: Sequence[Record] = ()) 
 
 # Why cells failed
 
-AUDIT = "failed audit "  # and its name
+AUDIT = "failed audit "  # the audit's name follows
 BOUND = "missed a bound"
 FIGURES = "had wrong figures"
-# Causes by the status of a cell that did not finish. Audits come first, then figures, then these.
+# Causes by status, for cells that did not finish. They rank after audits, bounds and figures.
 ENDS = {
     "error": "broke off",
     "killed": "lost its process",
@@ -194,19 +195,19 @@ ENDS = {
 
 
 class FailedCells(NamedTuple):
-    """Records that failed by the same causes."""
+    """Records that failed for the same causes."""
 
     causes: list[str]
     records: Sequence[Record]
 
     @property
     def cells(self) -> list[str]:
-        """The distinct cells."""
+        """The distinct cells of the records."""
         return list(dict.fromkeys(record.cell for record in self.records))
 
     @property
     def name(self) -> str:
-        """The causes, as "failed audits base_frozen and dropout_drops and missed a bound"."""
+        """The causes: "failed audits base_frozen and dropout_drops and missed a bound"."""
         audits = []
         causes = []
         for cause in self.causes:
@@ -220,11 +221,11 @@ class FailedCells(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The number of cells, with the causes."""
+        """The number of cells and the causes."""
         return f"{count(len(self.cells), 'cell')} {self.name}"
 
     def headline(self, total: int) -> str:
-        """The first cell's sentence and the number of cells; an audit's name comes last."""
+        """The first cell's sentence and the number of cells; audit names come last."""
         cause = self.causes[0]
         sentences = []
         for record in self.records:
@@ -242,7 +243,7 @@ class FailedCells(NamedTuple):
 
     @property
     def second_training(self) -> str:
-        """A clause on the second training of the first cell, if that failed as well; else empty."""
+        """A clause saying that the first cell's second training failed too; empty if not."""
         for record in self.records:
             if record.cell == self.cells[0] and record.seeds.confirms is not None:
                 return f", confirmed by a second training at seed {record.seeds.seed}"
@@ -250,7 +251,7 @@ class FailedCells(NamedTuple):
 
 
 def cause_sentences(record: Record, cause: str) -> list[str]:
-    """A record's sentences on an audit; for any other cause, its sentences on no audit."""
+    """A record's sentences on the audit in `cause`; for other causes, those on no failed audit."""
     if cause.startswith(AUDIT):
         start = f"audit {cause.removeprefix(AUDIT)}: "
         return [sentence for sentence in record.missed if start in sentence]
@@ -258,7 +259,7 @@ def cause_sentences(record: Record, cause: str) -> list[str]:
 
 
 def _without_audits(sentences: Iterable[str], names: Collection[str]) -> list[str]:
-    """The sentences on none of these audits."""
+    """The sentences that are not about any of these audits."""
     remaining = list(sentences)
     for name in names:
         remaining = [sentence for sentence in remaining if f"audit {name}: " not in sentence]
@@ -282,7 +283,7 @@ def _causes(record: Record) -> list[str]:
 
 
 def find_failed_cells(records: Iterable[Record]) -> list[FailedCells]:
-    """Failed records by their causes: audits first, that of most cells before the others."""
+    """Failed records grouped by cause; audits come first, the most often failed audit leading."""
     by_cause: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         for cause in _causes(record):
@@ -301,13 +302,13 @@ def find_failed_cells(records: Iterable[Record]) -> list[FailedCells]:
     return list(failures_by_ids.values())
 
 
-# All cells of a run together
+# Audits that compare all cells of a run
 
 
 def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]]:
-    """Findings by cell on the records of one profile and seed.
+    """Findings by cell for the records of one profile and seed.
 
-    No two cells have equal results, and cells of a backbone and task have equal rows.
+    No two cells may have equal results, and cells of a backbone and task must have equal rows.
     """
     findings = {}
     results = {record.cell: _results(record) for record in records}
@@ -336,7 +337,7 @@ def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]
 
 
 def _results(record: Record) -> set[tuple[object, ...]]:
-    """Figures of which two honest cells share none: all scores, with others that are as rare."""
+    """Figures that no two honest cells share; each combines all scores with another rare figure."""
     if not record.scores:
         return set()
     scores = tuple(sorted(record.scores.items()))
@@ -344,8 +345,8 @@ def _results(record: Record) -> set[tuple[object, ...]]:
         return {("evaluation", scores, record.evaluation.loss)}
     losses = tuple(record.training.losses) if record.training else ()
     figures: set[tuple[object, ...]] = {("training", scores, losses)}
-    # Labels have few values, and methods may agree on them: only a model that learned something and
-    # is wrong on more rows than by luck has predictions of its own. A hash names their file.
+    # Labels have few values, so methods may agree on them. Predictions are unique only if the model
+    # learned something and is wrong on more rows than chance explains. The file name is their hash.
     has_learned = any(f.name == "learned_something" and f.passed for f in record.audits)
     main = record.scores.get(record.main_score)
     if not record.examples or not record.data or not has_learned or main is None:
@@ -356,9 +357,9 @@ def _results(record: Record) -> set[tuple[object, ...]]:
 
 
 def compare_cells(records: Sequence[Record]) -> list[Record]:
-    """The records, with the findings on the cells of each profile and seed in place of older ones.
+    """Renews the findings of the audits that compare cells of one profile and seed.
 
-    A shard's findings, for one, are on its own cells alone.
+    Older findings may cover fewer cells. A shard's findings, for example, cover its own cells only.
     """
     runs: dict[tuple[str, int | None], list[Record]] = defaultdict(list)
     for record in records:
@@ -379,5 +380,5 @@ def compare_cells(records: Sequence[Record]) -> list[Record]:
 
 
 def contradicts(record: Record) -> bool:
-    """Checks whether another cell of its run shows that a record is wrong."""
+    """Checks whether another cell of the same run shows that a record is wrong."""
     return any(finding.name in TOGETHER for finding in _failed_findings(record))
