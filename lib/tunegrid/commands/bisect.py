@@ -19,7 +19,7 @@ from packaging.version import InvalidVersion, Version
 
 from tunegrid.commands import environments
 from tunegrid.commands.packages import git_address, list_releases, read_output
-from tunegrid.commands.sides import Runner, judge, parse_options
+from tunegrid.commands.sides import Runner, finished_cells, judge, parse_options
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import (
     KINDS,
@@ -216,9 +216,7 @@ def run_bisection(options: argparse.Namespace) -> int:
             required = git_address(options.repo, version)
         side = environments.get_environment([required], options.find_links, alone=True)
         run = runner.run(side, options.cells, again=again)
-        finished = {
-            record.cell for record in run.records if record.finished or record.first_updates
-        }
+        finished = finished_cells(run)
         for cell in options.cells:
             if cell not in finished:
                 log = run.path.with_suffix(".txt")

@@ -32,6 +32,7 @@ from tunegrid.commands.sides import (
     Comparison,
     Runner,
     cells_with_changes,
+    finished_cells,
     parse_options,
     version_changes,
 )
@@ -193,6 +194,9 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
         try:
             side = environments.get_environment([requirement], options.find_links)
             run = runner.run(side, options.cells, first_updates=first_updates)
+            if not finished_cells(run):
+                reason = next(iter(run.records[0].missed), run.records[0].status)
+                raise InputError(f"no cell finishes with {side.name}: {reason}")
         except InputError as error:
             releases.append(Release(version=number, fault=str(error)))
             say(f"{name} does not run: {error}")

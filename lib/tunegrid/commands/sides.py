@@ -113,6 +113,11 @@ class Runner:
         return old, self.run(after, cells, first_updates=first_updates)
 
 
+def finished_cells(run: SavedRun) -> set[str]:
+    """The cells that came to their end or through their first updates, at any seed."""
+    return {record.cell for record in run.records if record.finished or record.first_updates}
+
+
 def check_finished(run: SavedRun, side: Environment) -> None:
     """Raises InputError if a cell completed neither its training nor its first updates."""
     for record in run.records:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tunegrid.commands import history
-from tunegrid.tests.commands.test_upgrade import CELLS, OBJECTING, OTHER
+from tunegrid.tests.commands.test_upgrade import CELLS, OBJECTING, OTHER, broken
 from tunegrid.tests.records import begun, get_record, hits, run_file
 
 
@@ -40,6 +40,15 @@ def test_each_release_is_measured_once_and_compared_with_the_last_that_ran(saved
     assert (releases["3.0"]["before"], releases["3.0"]["changed_cells"]) == ("1.0", [CELLS[1]])
     assert (releases["4.0"]["before"], releases["4.0"]["numerics"]) == ("3.0", "2 equal")
     assert "3 of 4 releases of planted ran; 1 changed something: 3.0." in lines
+
+
+def test_a_release_in_which_every_cell_breaks_off_did_not_run(saved_runs, walked):
+    run_file(saved_runs.folder / "broken.json", [broken(cell) for cell in CELLS])
+    saved_runs.files |= {("3.0", "first-updates"): "broken.json"}
+    _, lines, releases = walked()
+    assert releases["3.0"]["fault"] == "no cell finishes with planted 3.0: OSError: no room"
+    assert (releases["4.0"]["before"], releases["4.0"]["changed_cells"]) == ("1.0", [CELLS[1]])
+    assert "2 of 4 releases of planted ran; 1 changed something: 4.0." in lines
 
 
 def test_a_cell_that_changed_trains_to_its_end_with_whole(saved_runs, walked):
