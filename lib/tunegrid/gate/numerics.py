@@ -47,6 +47,7 @@ PROBES = (
     "generated",
 )
 OPTIONAL = (
+    "digits",
     "computed",
     "probe_reached",
     "reached",
@@ -232,6 +233,12 @@ FLOW = (  # in the order of a run; the first row that finds a difference is repo
     FlowRow("rows", "order", "the same rows in another order, or in other batches"),
     FlowRow("loading", "types", "weights of {group} are {after}, they were {before}"),
     FlowRow("loading", "computed", "{group} computes in {after}, before in {before}"),
+    FlowRow(
+        "start",
+        "digits",
+        "weights of {group} before training are values of {after}, before of {before}",
+        "forward",
+    ),
     FlowRow("start", "weights", "weights before training, {group} {factor}", "forward"),
     FlowRow(
         "forward", "probe_loss", "the loss before training is {after}, it was {before}", "forward"

@@ -213,6 +213,10 @@ class FirstStep(Part):
         Hash | None,
         note("hash of rows and search: figures of two probes are not compared"),
     ] = None
+    digits: Annotated[
+        dict[str, str] | None,
+        note("types that hold each group's trained weights before training; null: not taken"),
+    ] = None
     computed: Annotated[
         dict[str, str] | None,
         note("types in which layers packed to 4 bits compute; null: not known"),

@@ -29,6 +29,7 @@ from tunegrid.run.first_updates import (
     gradient_figures,
     names_by_group,
     norms,
+    sample,
 )
 from tunegrid.run.metrics import TELLING, Metrics, score_rows
 from tunegrid.run.module_figures import Columns, ModuleFigures
@@ -112,6 +113,7 @@ def before_training(
             "tokens": digest((feature.input_ids, feature.target) for feature in trainer.features),
             "test_tokens": digest(feature.input_ids for feature in test_features),
             "types": join_types(groups, weight_types(trainer)),
+            "digits": _digits(trainer),
             "weights": norms(groups, sizes),
             "stream": digest(([round(number, 5) for number in numbers], mask)),
             **figures,
@@ -144,6 +146,16 @@ def join_types(groups: Mapping[str, Sequence[str]], types: Mapping[str, str]) ->
     for group, names in groups.items():
         joined[group] = ", ".join(sorted({types[name] for name in names}))
     return joined
+
+
+def _digits(trainer: Trainer) -> dict[str, str]:
+    """The 16-bit types that hold the sampled values of a group's trained weights exactly.
+
+    Values that no such type holds have the weights' own type.
+    """
+    trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
+    types = {name: type_of_digits(values) for name, values in sample(trained).items()}
+    return join_types(names_by_group(trainer.cell, trainer.model, trained), types)
 
 
 def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:

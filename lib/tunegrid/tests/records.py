@@ -29,6 +29,7 @@ PHASE = {
 FIRST_STEP = {
     "tokens": "0" * 16,
     "types": {"layer 0 attention": "float32", "head": "float32"},
+    "digits": {"layer 0 attention": "float32", "head": "float32"},
     "weights": {"layer 0 attention": 10.0, "head": 1.0},
     "stream": "1" * 16,
     "drawn": "2" * 16,

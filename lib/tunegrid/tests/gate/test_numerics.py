@@ -141,6 +141,10 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
             f"{BACKWARD}: gradients of {ATTENTION} x 2 before training, the loss",
         ),
         (
+            {"digits": {ATTENTION: "bfloat16", "head": "float32"}, "weights": {ATTENTION: 9.0}},
+            f"start: weights of {ATTENTION} before training are values of bfloat16, before of",
+        ),
+        (
             {"probe_reached": {ATTENTION: 3, "head": 2}},
             f"{BACKWARD}: tensors of {ATTENTION} that get a gradient: 3, before 4",
         ),
@@ -186,6 +190,7 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
         # Not looked at
         (
             {
+                "digits": None,
                 "computed": None,
                 "reached": None,
                 "decoded": None,

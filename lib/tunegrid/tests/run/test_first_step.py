@@ -126,6 +126,23 @@ def test_a_probe_that_does_not_fit_leaves_no_figures(monkeypatch):
     assert before_training(trainer, Metrics(), NEWS) == fits
 
 
+def test_weights_that_start_rounded_to_16_bits_are_told_by_their_values():
+    trainer = fine_tuner("bert_sa_qlora", REVIEWS)
+    before = before_training(trainer, Metrics(), REVIEWS)["digits"]
+    with torch.no_grad():
+        for name, parameter in trainer.parameters.items():
+            if "lora_A" in name:
+                parameter.copy_(torch.rand_like(parameter).bfloat16().float() + 2**-20)
+    drawn = before_training(trainer, Metrics(), REVIEWS)["digits"]
+    with torch.no_grad():
+        for name, parameter in trainer.parameters.items():
+            if "lora_A" in name:
+                parameter.copy_(parameter.bfloat16())
+    rounded = before_training(trainer, Metrics(), REVIEWS)["digits"]
+    assert (drawn["lora_A"], rounded["lora_A"]) == ("float32", "bfloat16")
+    assert before.keys() == rounded.keys()
+
+
 def test_what_trains_in_bf16_over_a_base_in_fp32_is_probed_in_fp32():
     of_modules = []
     plain, bf16 = (
