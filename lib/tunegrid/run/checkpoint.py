@@ -29,7 +29,7 @@ TENSOR = "<tensor>"
 
 @dataclass(kw_only=True)
 class Checkpoints:
-    """One training's file: written at the first save, removed when the cell has its record."""
+    """One training run's file: written at the first save, removed when the cell has its record."""
 
     path: Path
     every_seconds: float = 600.0  # time between two saves

@@ -62,8 +62,8 @@ def rank_trainer(ranks, cell_id, count=14, **changes):
 
 
 def courses_on(ranks, cell_id, fsdp):
-    """The log of a training on all ranks and, on the first, of one process alone; and the weights
-    that the ranks end with.
+    """The log of a training run on all ranks and, on the first rank, of a run of one process; and
+    the weights that the ranks end with.
     """
     trainer = rank_trainer(sharded(ranks) if fsdp else ranks, cell_id)
     trainer.run(silent())
