@@ -384,7 +384,7 @@ class Pass(NamedTuple):
 
 
 class Course(NamedTuple):
-    """A training run's passes, the figures that Trainer logs for each update, and the last weights."""
+    """A training run's passes, the figures that Trainer logs per update, and the last weights."""
 
     passes: list[Pass]
     loss: list[float]

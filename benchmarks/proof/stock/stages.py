@@ -137,7 +137,7 @@ class Pair:
 
     @cached_property
     def trained(self) -> tuple[Any, Course]:
-        """The libraries' trainer after training without accumulation, and the course of that run."""
+        """The libraries' trainer after training without accumulation, and the run's course."""
         trainer = self.trainer("trained", max_steps=UPDATES)
         return trainer, libraries.train(trainer)
 

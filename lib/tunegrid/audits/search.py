@@ -173,7 +173,7 @@ def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> flo
 
 
 def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
-    """Compares all beams of the library's search under the `PROVOKING` rules with the defined ones."""
+    """Compares all beams of the library's search by the `PROVOKING` rules with the defined ones."""
     codec = evidence.text_codec
     lengths = get_lengths(evaluation.features)
     shortest = sorted(range(len(lengths)), key=lambda i: lengths[i])[:PROVOKED]
@@ -198,7 +198,7 @@ def read_backwards(codec: GenerateCodec, row: Feature) -> Feature:
 
 
 class Gap(NamedTuple):
-    """A row's texts, the texts that the search finds, and the noise that explains the row's texts."""
+    """A row's texts, the texts that the search finds, and the noise that explains the gap."""
 
     texts: Sequence[Text]
     expected: Sequence[Text]

@@ -30,7 +30,7 @@ Piece = tuple[list[int], bool]  # tokens, and whether they are learned
 
 
 class Surrounding(NamedTuple):
-    """A template's text between two turns, its tokens, and the spaces that go with the next word."""
+    """A template's text between turns, its tokens, and the spaces that go with the next word."""
 
     text: str
     ids: list[int]

@@ -160,7 +160,7 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
 
 
 def own_noise_toml(calibration: Calibration) -> str:
-    """The `[noise.CELL]` tables of a user's bounds file: each cell's test rows and recipe digest."""
+    """The `[noise.CELL]` tables of a user's bounds file: a cell's test rows and recipe digest."""
     lines = [
         "",
         "# Gates read the noise from `scores` above, for this recipe and number of test rows.",

@@ -176,7 +176,7 @@ def _gap(before: Any, after: Any) -> float:
 
 
 def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, Any] | None:
-    """Describes a figure that differs: by its largest gap if it is a norm, else by its first gap."""
+    """Describes how a figure differs: by its largest gap if it is a norm, else by its first."""
     before = before if isinstance(before, dict) else {"": before}
     after = after if isinstance(after, dict) else {"": after}
     is_norm = name in BY_GROUP

@@ -138,7 +138,10 @@ def twin_lines(
     changed: Sequence[int],
     names: Sequence[str],
 ) -> Iterator[pd.DataFrame]:
-    """Yields lines for rows whose twin has another answer, and for twins of correctly answered rows."""
+    """Yields lines for rows whose twin has another answer, and for these twins.
+
+    Twins of incorrectly answered rows are omitted.
+    """
     task = cell.cell.task
     twins = cell.score([new[i] for i in changed])
     right = dict[str, float]()
