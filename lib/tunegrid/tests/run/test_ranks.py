@@ -232,8 +232,8 @@ def sharded_is_the_model(trainer):
 
 
 def cut_course(ranks, path, loses_a_file):
-    """Losses of a whole training, and of one that was cut after its second update and went on;
-    checksums of their weights.
+    """Losses of a whole training run, and of a run that was cut after its second update and
+    continued; checksums of their weights.
     """
 
     def prepared(resume, cuts=False):
