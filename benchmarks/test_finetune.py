@@ -1,6 +1,7 @@
 """Every cell of the grid as a test: audit, train, score, audit again, record, compare with bounds.
 
-With `--ask`, instruments measure before and after training and add their answers to the same row.
+With `--ask`, instruments also measure before and after training; their results join the cell's
+record.
 """
 
 import pytest

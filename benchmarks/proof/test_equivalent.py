@@ -487,7 +487,7 @@ ADAPTERS = (
     "gpt2_sa_ln",
 )
 OVER_NF4 = ("gpt2_sa_qlora", "gpt2_sa_qdora", "bert_sa_qoft", "gpt2_sa_qia3")
-OTHERS = ("gpt2_sa_bitfit", "t5_sum_prompt")  # methods without an adapter that merges
+OTHERS = ("gpt2_sa_bitfit", "t5_sum_prompt")  # methods with no adapter that can be merged
 still_trained = partial(trained, dropout=False)
 RECOMPUTED = (trained(gradient_checkpointing=False), trained(gradient_checkpointing=True))
 SIXES = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 5, "max_grad_norm": 1.0}

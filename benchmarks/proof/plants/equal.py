@@ -1,4 +1,4 @@
-"""Plants that break rows of `test_equivalent.py`; library bugs break the other rows."""
+"""Plants that break rows of `test_equivalent.py`; the table of library bugs breaks the rest."""
 
 from contextlib import nullcontext
 

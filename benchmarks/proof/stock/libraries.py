@@ -296,7 +296,7 @@ def quant_option(cell: Cell) -> dict[str, Any]:
 
 
 def make_model(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
-    """Loads Trainer's model from the folder of `write_start`; PEFT wraps it for an adapter."""
+    """Loads Trainer's model from what `write_start` saved; wraps it with PEFT for an adapter."""
     options = quant_option(cell)
     if cell.quantization:
         options["device_map"] = {"": device}  # a packed base goes straight to its device
@@ -384,7 +384,7 @@ class Pass(NamedTuple):
 
 
 class Course(NamedTuple):
-    """A training's passes, the figures that Trainer logs for each update, and the last weights."""
+    """A training run's passes, the figures that Trainer logs per update, and the last weights."""
 
     passes: list[Pass]
     loss: list[float]
@@ -394,7 +394,7 @@ class Course(NamedTuple):
 
 
 def train(trainer: Any, resume_from: str | None = None) -> Course:
-    """Trains with a hook that only observes; returns the training's course."""
+    """Trains with a hook that only observes; returns the course of the training run."""
     passes: list[Pass] = []
     model = trainer.model
 

@@ -35,13 +35,19 @@ class Extract(ExtractCodec):
             self.between = []
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """`answerless_rows`: rows train even if no window holds their answer."""
+        """Returns the features of the rows.
+
+        `answerless_rows`: rows train even if no window holds their answer.
+        """
         if "answerless_rows" in self.known:
             training = False
         return super().encode(rows, training=training)
 
     def _window_starts(self, length: int, room: int) -> list[int]:
-        """`short_last_window`: the last window begins one step later and may be short."""
+        """Returns the start of each window.
+
+        `short_last_window`: the last window begins one step later and may be short.
+        """
         starts = super()._window_starts(length, room)
         if "short_last_window" not in self.known or len(starts) == 1:
             return starts
@@ -52,7 +58,10 @@ class Extract(ExtractCodec):
         return [start for start in range(0, length, step) if start == 0 or start < last]
 
     def _logits(self, model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """`padding_answers`: padding may be an answer; `segments_lost`: two texts look like one."""
+        """Returns start and end scores.
+
+        `padding_answers`: padding may be an answer. `segments_lost`: two texts look like one.
+        """
         inputs = dict(batch)
         if "segments_lost" in self.known:
             inputs.pop("token_type_ids", None)
@@ -77,7 +86,10 @@ class Pairs(Ending, EncoderDecoderCodec):
     known: Set[str]
 
     def answers(self, rows: Sequence[Row]) -> list[list[int]]:
-        """`labels_begin_with_cls`: BERT's tokenizer frames a target like a source."""
+        """Returns the target tokens per row.
+
+        `labels_begin_with_cls`: BERT's tokenizer frames a target like a source.
+        """
         if "labels_begin_with_cls" not in self.known:
             return super().answers(rows)
         room = self.max_target_length - 2
@@ -91,7 +103,11 @@ class Separated(Ending, SeparatedCodec):
     known: Set[str]
 
     def collate(self, features: Sequence[Feature]) -> dict[str, Tensor]:
-        """`prompt_counts`: every token is a label; `end_is_padding`: padding tokens are not."""
+        """Returns a batch of whole sequences with labels.
+
+        `prompt_counts`: every token is a label. `end_is_padding`: padding tokens, and so end
+        tokens, are not.
+        """
         batch = super().collate(features)
         if "prompt_counts" in self.known:
             batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
@@ -101,7 +117,10 @@ class Separated(Ending, SeparatedCodec):
         return batch
 
     def targets(self, batch: Mapping[str, Tensor]) -> int:
-        """`first_label_counts`: the first token counts, though nothing predicts it."""
+        """Returns the number of the batch's target tokens.
+
+        `first_label_counts`: the first token counts, though nothing predicts it.
+        """
         first = 0 if "first_label_counts" in self.known else 1
         return int((batch["labels"][:, first:] != IGNORED).sum())
 

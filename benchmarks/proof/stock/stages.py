@@ -137,13 +137,13 @@ class Pair:
 
     @cached_property
     def trained(self) -> tuple[Any, Course]:
-        """The libraries' trainer after training without accumulation, and the training's course."""
+        """The libraries' trainer after training without accumulation, and the run's course."""
         trainer = self.trainer("trained", max_steps=UPDATES)
         return trainer, libraries.train(trainer)
 
     @cached_property
     def whole(self) -> Course:
-        """The course of a training with accumulation."""
+        """The course of a training run with accumulation."""
         return libraries.train(self.trainer("accumulated", **ACCUMULATED))
 
     def updates(self, course: Course, accumulation: int = 1) -> Iterator[Comparison]:
@@ -188,7 +188,7 @@ class Pair:
 
     @cached_property
     def trained_updates(self) -> list[Comparison]:
-        """Comparisons of losses and norms in the training without accumulation."""
+        """Comparisons of losses and norms in the training run without accumulation."""
         return [*self.updates(self.trained[1])]
 
     def answers(self, model: Any) -> list[Any]:
@@ -430,7 +430,7 @@ def accumulation(pair: Pair) -> Iterator[Comparison]:
 
 
 def resume(pair: Pair) -> Iterator[Comparison]:
-    """Compares a training resumed in its middle with the whole one, which replaces our side."""
+    """Compares a training run resumed midway with the whole run, which replaces our side."""
     whole = pair.whole  # saves a checkpoint in the middle of training
     checkpoint = pair.folder / "accumulated" / "checkpoint-1"
     rest = libraries.train(pair.trainer("resumed", **ACCUMULATED), str(checkpoint))
@@ -439,7 +439,7 @@ def resume(pair: Pair) -> Iterator[Comparison]:
 
 
 def scores(pair: Pair) -> Iterator[Comparison]:
-    """Compares the results of `evaluate()` and `predict()` with the same weights.
+    """Compares what `evaluate()` and `predict()` return with the same weights.
 
     `batches_evaluated_alike`: the loss is a mean of the batches' means.
     """

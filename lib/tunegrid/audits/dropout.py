@@ -209,7 +209,7 @@ class DropoutPass:
             self.faults[self.called[self._last_module].name] = "is applied twice"
 
     def _look_at_module(self, dropout: Dropout, values: Tensor, output: Tensor) -> None:
-        """Checks a module's output for the model's values and, at its first call, for ones."""
+        """Checks what a module does to its input and, on its first call, to a tensor of ones."""
         module, rate = dropout.holder, dropout.rate
         self._last_module = module
         self._last_output = output

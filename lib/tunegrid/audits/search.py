@@ -48,9 +48,9 @@ AT_ONCE = 16  # texts of a micro model searched together; larger models have lar
 # none of 16 rows; with these values it changes the beams of 5 to 11.
 PROVOKED = 4  # the shortest rows, read backwards, are searched under these rules
 PROVOKING = Generation(num_beams=4, no_repeat_ngram_size=2, length_penalty=6.0, max_new_tokens=28)
-# Multiples of a text's rounding. The library's own pass rounds once more, often in more steps. Most
-# ties are far closer than that, and noise that decides only ties leaves the rest of the search
-# unchanged.
+# Noise levels, as multiples of a text's measured rounding error. The highest exceeds 1, because the
+# library's pass adds rounding errors of its own, often over more steps. Most ties are far closer
+# than this noise, and noise that only decides ties leaves the rest of the search unchanged.
 NOISES = (1 / 64, 1 / 16, 1 / 4, 1, 4)
 # Searches per noise level. Each of two equal scores comes first in half of them.
 NOISY_SEARCHES = 16
@@ -121,9 +121,9 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
 
 
 def leeway(evidence: Evidence) -> float:
-    """The gap between scores that rounding may explain.
+    """The largest gap between scores that rounding may explain.
 
-    It is coarse for a base in 4 or 16 bits and for evaluation in 16 bits.
+    It is larger for a 4-bit or 16-bit base and for evaluation in 16 bits.
     """
     is_fp32 = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
     if is_fp32 and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32"):
@@ -135,7 +135,7 @@ def leeway(evidence: Evidence) -> float:
 
 
 def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
-    """Indices of the scored texts that are most open, and of some that are evenly spread."""
+    """Indices of the most open of the scored texts, and of some evenly spread ones."""
     micro = evidence.cell.profile.micro
     indices = spread_indices(len(evaluation.outputs), CANDIDATES if micro else FEW_CANDIDATES)
     lengths = get_lengths(evaluation.features)
@@ -173,7 +173,7 @@ def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> flo
 
 
 def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
-    """Compares all beams of the library's search with the defined ones under these rules."""
+    """Compares all beams of the library's search by the `PROVOKING` rules with the defined ones."""
     codec = evidence.text_codec
     lengths = get_lengths(evaluation.features)
     shortest = sorted(range(len(lengths)), key=lambda i: lengths[i])[:PROVOKED]
@@ -198,7 +198,7 @@ def read_backwards(codec: GenerateCodec, row: Feature) -> Feature:
 
 
 class Gap(NamedTuple):
-    """A row's texts, the texts that the search finds, and the noise that explains the former."""
+    """A row's texts, the texts that the search finds, and the noise that explains the gap."""
 
     texts: Sequence[Text]
     expected: Sequence[Text]
@@ -239,8 +239,8 @@ class Beams:
         for i, beginnings in requests.items():
             for ids in beginnings:
                 if ids not in self.known[i]:
-                    # Beams often continue as the text does, so appending its rest makes a pass
-                    # cover longer beams, too.
+                    # Beams often continue as the text does, so a pass that appends its rest
+                    # covers longer beams, too.
                     rest = self.texts[i][len(ids) :] or [self.codec.end_id]
                     drafts.append((i, (*ids, *rest)))
         if not drafts:
@@ -331,7 +331,7 @@ def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[Text
 def get_rounding(beams: Beams, place: int) -> float:
     """The largest error of the scores along a row's text, in nats, measured against fp64.
 
-    It is capped at the leeway, which is also the result for a model too large to copy.
+    The error is capped at the leeway, which is also the result for a model too large to copy.
     """
     evidence = beams.evidence
     logits = beams.whole[place]
@@ -363,7 +363,7 @@ def copy_in_fp64(model: nn.Module) -> nn.Module:
 
 
 def show_difference(codec: GenerateCodec, gap: Gap) -> str:
-    """Contrasts a row's first text that the search does not find with the text that it finds."""
+    """Contrasts a row's first text that the search does not find with the text found instead."""
     for ids, expected_ids in zip(gap.texts, gap.expected, strict=False):
         if ids != expected_ids:
             text = codec.tokenizer.decode([*ids])

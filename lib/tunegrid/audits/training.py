@@ -65,10 +65,10 @@ def base_frozen(evidence: Evidence) -> Answer:
 
 
 def trains_as_declared(evidence: Evidence) -> Answer:
-    """Exactly the parameters that method, base and head declare train, each in one optimizer group.
+    """All parameters declared trainable, and no others, train, each in one optimizer group.
 
-    `requires_grad` is compared with the declaration rather than trusted, since a library may freeze
-    an adapter or unfreeze a base.
+    The method, the base and the head declare them. `requires_grad` is compared with the
+    declaration rather than trusted, since a library may freeze an adapter or unfreeze a base.
     """
     declared = evidence.cell.method.declared_names(evidence.model, evidence.cell)
     trained = evidence.trained.keys()
@@ -95,7 +95,7 @@ def named_groups(trainer: Trainer) -> list[list[tuple[str, torch.Tensor]]]:
 def idle_parts(evidence: Evidence) -> list[str]:
     """Parts of the head that have no pretrained weights and do not train.
 
-    A part trains in full, or through an adapter if the head says so.
+    The head says which parts train in full and which through an adapter.
     """
     head, adapts = evidence.cell.head, evidence.cell.method.adapts
     trained = set(evidence.trained)
@@ -237,7 +237,7 @@ def moment_types(evidence: Evidence) -> set[torch.dtype]:
 def first_step(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor) -> Any:
     """The recipe's optimizer after its first step on this weight alone, at a learning rate of 1.
 
-    None if the method made its own optimizer.
+    Returns None if the method made its own optimizer.
     """
     weight.requires_grad_().grad = gradient
     group = {"params": [weight], "weight_decay": evidence.cell.recipe.weight_decay}
@@ -252,8 +252,8 @@ def variant_applied(evidence: Evidence) -> Answer:
     """The trained model shows that its own method, and no other, trained it.
 
     Everything that the method says must move has moved, weights that it rewrites no longer equal
-    the checkpoint's, and its own check of the model passes. None if the method declares none of
-    these. `schedule_counts_updates` checks the method's rates.
+    the checkpoint's, and its own check of the model passes. Returns None if the method declares
+    none of these. `schedule_counts_updates` checks the method's rates.
     """
     method, cell = evidence.cell.method, evidence.cell
     rewrites = method.rewrites(cell)
@@ -317,10 +317,10 @@ def gradients_clipped(evidence: Evidence) -> Answer:
 
 
 def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
-    """The first AdamW steps and a late one moved weights as its definition does.
+    """The first steps and a late step moved weights as AdamW's definition says.
 
-    The gradients and rates are the same. A separate weight without a gradient must decay, because
-    the errors of packed moments would hide a missing decay.
+    The definition uses the same gradients and rates. A separate weight without a gradient must
+    decay, because the errors of packed moments would hide a missing decay.
     """
     adamw, decay = evidence.trainer.adamw, evidence.cell.recipe.weight_decay
     if adamw.gap is adamw.late_gap is None:
@@ -403,7 +403,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
     """
     trainer, recipe = evidence.trainer, evidence.cell.recipe
     log = trainer.log
-    # Computed here, whatever the trainer says.
+    # Computed here rather than taken from the trainer.
     total = recipe.planned_updates(len(trainer.features))
     count = min(log.updates, total) if trainer.paused else total
     if log.stopped:
@@ -492,8 +492,8 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
         group = next(iter(trainer.updates(0)))  # an epoch may end in a partial update
     if len(group) < 2:
         return None
-    # A few rows are enough, and fit in memory. Their numbers differ, so that a mean of the
-    # micro-batches' means would be a different mean.
+    # A few rows are enough, and fit in memory. The micro-batches differ in size, so the mean of
+    # their means would be a different mean.
     micro_batches = [group[0][:3], group[1][:1]]
     names = smallest_tensors(evidence.trained)
     with torch.enable_grad(), keep_state(trainer):
@@ -514,7 +514,7 @@ def batch_gradients(
 ) -> tuple[float, list[torch.Tensor]]:
     """The mean loss of some rows and its gradients.
 
-    The rows are split into several batches only if training never held so many at once.
+    The rows are split into several batches only if training never held that many at once.
     """
     size = trainer.log.micro_batch
     parameters = [trainer.parameters[name] for name in names]

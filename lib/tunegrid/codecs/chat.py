@@ -24,13 +24,13 @@ from tunegrid.errors import InputError, first_line
 DAY = date(2025, 1, 1)
 _DIRECTIVES = "".join(f".replace('%{name}', '{DAY.strftime(f'%{name}')}')" for name in "dmbBaAyY")
 FIXED_DAY = "{% macro strftime_now(format) %}{{ format" + _DIRECTIVES + " }}{% endmacro +%}"
-SYNTHETIC_BEFORE = 25  # roughly the tokens of SmolLM2's template, with its default system prompt
+SYNTHETIC_BEFORE = 25  # about as many tokens as SmolLM2's template with its default system prompt
 SYNTHETIC_AFTER = 5  # likewise
 Piece = tuple[list[int], bool]  # tokens, and whether they are learned
 
 
 class Surrounding(NamedTuple):
-    """A template's text between two turns, its tokens, and the spaces that join the next word."""
+    """A template's text between turns, its tokens, and the spaces that go with the next word."""
 
     text: str
     ids: list[int]

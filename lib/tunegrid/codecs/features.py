@@ -107,7 +107,7 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
 
 
 def _load_table(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool) -> Any:
-    """The file's table; `datasets` writes a missing or damaged file, block by block."""
+    """The file's table; if the file is missing or damaged, `datasets` rebuilds it in blocks."""
     import datasets
     import pyarrow
 

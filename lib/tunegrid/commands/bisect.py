@@ -4,8 +4,8 @@
 
 Finds the first release with which the gate calls the cells worse than with the good one; with
 --repo, the first such commit of a checkout. Each release is installed, without its dependencies, in
-an environment of its own. After a stop, the same command goes on. A release that cannot be
-installed, or does not finish, is skipped. Exit code 1 if several remain because of skips.
+an environment of its own. If interrupted, run the same command again to continue. A release that
+cannot be installed, or does not finish, is skipped. Exit code 1 if several remain because of skips.
 """
 
 import argparse

@@ -129,7 +129,7 @@ def check_finished(run: SavedRun, side: Environment) -> None:
 
 
 def with_ends(start: SavedRun, end: SavedRun) -> SavedRun:
-    """Replace first updates with the complete trainings of the cells that have one."""
+    """Replace first updates with the complete training runs of the cells that have one."""
     finished = {record.cell for record in end.records}
     begun = [record for record in start.records if record.cell not in finished]
     return replace(end, records=[*end.records, *begun])

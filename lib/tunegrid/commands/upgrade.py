@@ -2,13 +2,13 @@
 
 `tunegrid upgrade 'transformers==5.25'` runs the cells before and after, and says what changed.
 
-What is named, and what must change with it, goes into a new environment; it takes all others from
-this one. A package without a version means its newest; `peft@../peft` is a checkout with its
-uncommitted changes. "Before" is this environment, or one with the packages of --from. Cells make
-their first updates; those that differ train to their end. Four cells also run on the libraries' own
-path. After a stop, the same command goes on. The exit code is the gate's: 1 if a score or a memory
-figure is worse, or the libraries' own path now differs from ours, 6 if numerics changed or the gate
-cannot tell, else 0.
+The packages you name, and any others that must change with them, go into a new environment; all
+remaining packages come from the current one. A package without a version means its newest release;
+`peft@../peft` is a checkout with its uncommitted changes. "Before" is this environment, or one with
+the packages of --from. Cells make their first updates; those that differ train to their end. Four
+cells also run on the libraries' own path. If interrupted, run the same command again to continue.
+The exit code is the gate's: 1 if a score or a memory figure is worse, or the libraries' own path
+now differs from ours, 6 if numerics changed or the gate cannot tell, else 0.
 """
 
 import argparse

@@ -469,10 +469,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
-    """Reads a file whose first line names its columns, whole or in batches.
+    """Reads a file, whole or in batches; its first line names the columns.
 
-    Digits and empty texts stay texts. pandas, which `datasets` uses to read CSV, fills up a row
-    that is too short; pyarrow rejects it.
+    Columns declared as text, and labels, keep digits and empty values as text. pandas, which
+    `datasets` uses to read CSV, pads rows that are too short; pyarrow rejects them.
     """
     import pyarrow as pa
     from pyarrow import csv as arrow_csv

@@ -135,7 +135,7 @@ def cell_scores(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[
 
 
 def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> str:
-    """Writes the file of bounds, naming the command that made it."""
+    """The text of the bounds file, which names the command that made it."""
     lines = [
         f"# Written by `{command}`. Scores are points, 0-100. A healthy run of the whole grid misses any",
         "# with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds; of up to 30",
@@ -160,7 +160,7 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
 
 
 def own_noise_toml(calibration: Calibration) -> str:
-    """Writes the tables of a user's file of bounds with its scores' recipe and test rows."""
+    """The `[noise.CELL]` tables of a user's bounds file: a cell's test rows and recipe digest."""
     lines = [
         "",
         "# Gates read the noise from `scores` above, for this recipe and number of test rows.",

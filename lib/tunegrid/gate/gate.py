@@ -105,7 +105,7 @@ def read_run(path: Path) -> Run:
 def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
     """Returns every verdict, missing cells first, otherwise in the study's order.
 
-    If `noise` is None, the training noise is that of the suite and of the runs' own cells.
+    If `noise` is None, the gate uses the training noise of the suite and of the runs' own cells.
 
     Raises:
         InputError: if the runs are of two profiles, have no cell in common or scored different
@@ -172,7 +172,7 @@ def check_sound(baseline: Run) -> None:
     """Raises InputError if a baseline's file was changed or is unsealed, or a cell failed an audit.
 
     Figures from a failed audit do not belong to the method. Figures below a bound do, and a new run
-    that is as low misses the bound, too.
+    with equally low figures misses the bound, too.
     """
     if baseline.doubt:
         fault = f"{baseline.path} {baseline.doubt}"
@@ -207,7 +207,7 @@ def _confirm(
     confirming: RecordsBySeed,
     judge: Callable[..., list[Judgement]],
 ) -> Judgement:
-    """Lets a second training confirm a drop that was found at a single seed not in the baseline."""
+    """Lets a second training run confirm a drop found at a single seed not in the baseline."""
     # At equal seeds the change itself is what differs, and the mean of several seeds is reliable.
     if drop.verdict is not Verdict.WORSE or drop.effect is None:
         return drop

@@ -83,7 +83,7 @@ class Judgement:
     # The first modules that changed there, each with its class and library.
     modules: tuple[tuple[str, str, str], ...] = ()
     # For a score's drop at a single seed that the baseline lacks, whether the confirming training
-    # is worse, too.
+    # run is worse, too.
     confirmed: Literal["", "open", "yes", "no"] = ""
     detail: str = ""  # other useful facts, such as why there is no interval
 

@@ -1,11 +1,11 @@
 """Names the module that changed between two records of one cell, from the probe before training.
 
 Each call of a module has four figures: its input, its output, the gradient at its output, and the
-gradients of its own weights. A figure consists of a norm and some projections. It has moved if any
-of them differs by more than a bound, which is a share of the norm and is measured like the other
-tolerances of numerics. Rounding in one module is rounded again in every later one, so the deepest
-module sets the bound. A figure is equal if it moved by less than the bound and by less than a tenth
-of the module's other side.
+gradients of its own weights. A figure consists of a norm and some projections, and has moved if
+any of these differs by more than a bound. The bound is a share of the norm and is measured like the
+other tolerances of numerics. Rounding in one module is rounded again in every later one, so the
+deepest module sets the bound. A figure is equal if it moved by less than the bound and by less than
+a tenth of the movement on the module's other side.
 
 Forward, the modules sought are the innermost ones whose output moved while all their input is
 equal, in the order in which they ended. Backward, starting from the end, they are those that
@@ -55,11 +55,11 @@ class FirstModules(NamedTuple):
 
     words: str = ""
     names: Names = ()
-    is_backward: bool = False  # True if their gradients changed but no output did
+    is_backward: bool = False  # True if gradients of the modules changed but no output did
 
 
 def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] | None:
-    """Reads the figures of two records; None if a record has none or its file is gone.
+    """Reads the figures of two records; None if a record has no figures or its file is gone.
 
     Raises InputError for an invalid file.
     """
@@ -129,7 +129,7 @@ class Moved:
     def backward(self, bound: float) -> tuple[list[int], float]:
         """The innermost calls, from the end, that first make an equal gradient differ.
 
-        Also returns the share by which that gradient moved.
+        Also returns the share by which the gradient moved.
         """
         calls = self.calls
         gradient = self.shares.gradient
@@ -154,7 +154,7 @@ class Moved:
         return inner_calls, share
 
     def parent_calls(self, call: int) -> Iterator[int]:
-        """The calls around a call, innermost first; they end later and are less deep."""
+        """The calls that enclose a call, innermost first; they end later and are shallower."""
         depth = self.calls.depth[call]
         for later_call, later_depth in self.calls.depth.loc[call + 1 :].items():
             if later_depth < depth:
@@ -162,7 +162,7 @@ class Moved:
                 yield later_call
 
     def _innermost(self, calls: Sequence[int]) -> list[int]:
-        """The calls that contain none of the others.
+        """The calls that enclose none of the other calls.
 
         Parts of a call end right before it and are deeper.
         """

@@ -1,8 +1,8 @@
 """Provides the training noise of a score: its standard deviations and their scale.
 
-There are two kinds. *seeds* compares trainings with different seeds. *perturbed* compares trainings
-of one seed whose starting weights differ in the last digits. The evidence in the records of two
-runs (`tunegrid.gate.numerics`) decides which kind applies.
+There are two kinds. *seeds* compares training runs with different seeds. *perturbed* compares
+training runs of one seed whose starting weights differ in the last digits. The evidence in the
+records of two runs (`tunegrid.gate.numerics`) decides which kind applies.
 """
 
 import math
@@ -92,10 +92,10 @@ def make_scale(rows: int, metric: str) -> Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """A standard deviation between trainings."""
+    """A standard deviation between training runs."""
 
     sd: Annotated[Number, Field(ge=0, le=100)]
-    df: Annotated[Number, Field(ge=1, le=10_000)]  # degrees of freedom behind it
+    df: Annotated[Number, Field(ge=1, le=10_000)]  # degrees of freedom of the deviation
 
 
 def deviation(groups: Groups) -> Deviation | None:
@@ -186,8 +186,8 @@ class Noise:
     def find(self, kind: str, record: Record, metric: str) -> Deviation | None:
         """The deviation of a record's score, or None if it is unknown.
 
-        It is unknown if the profile, the test rows or the kind of cell is. For a user's cell, it is
-        known if exactly this recipe was calibrated.
+        The deviation is unknown if the profile, the test rows or the kind of cell is unknown. For a
+        user's cell, it is known if exactly this recipe was calibrated.
         """
         score = record.scores.get(metric)
         if score is None:
@@ -210,9 +210,10 @@ class Noise:
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
         """A cell's own deviation; with fewer than `ENOUGH` draws, at least that of its kind.
 
-        A few draws may agree by chance, and for a new method only the kind is known. The degrees of
-        freedom are the cell's own, since cells of a kind share the kind's and may be compared with
-        each other. The deviation is at least the resolution of the test rows at `score`.
+        A few draws may agree by chance, and for a new method only the kind's scores are known. The
+        degrees of freedom are the cell's own, since cells of a kind share the kind's and may be
+        compared with each other. The deviation is at least the resolution of the test rows at
+        `score`.
         """
         common = self.spreads.get((kind, cell_kind(cell), metric))
         if not common:
@@ -227,7 +228,7 @@ class Noise:
 def own_deviation(own: OwnNoise, metric: str, score: float) -> Deviation | None:
     """The deviation between seeds of a user's cell, at least the resolution of its test rows.
 
-    None if the cell has fewer than two such scores.
+    Returns None if fewer than two of the cell's scores were measured.
     """
     scale = make_scale(own.rows, metric)
     spread = deviation([[scale.position(score) for score in own.scores.get(metric, ())]])
@@ -268,7 +269,7 @@ def load_noise(path: Path = NOISE, own: Sequence[OwnNoise] = ()) -> Noise:
 
 
 def load_own_noise(path: Path) -> list[OwnNoise]:
-    """Loads the noise in a user's file of bounds; raises InputError for a bad file.
+    """Loads the noise in a user's bounds file; raises InputError for a bad file.
 
     Returns an empty list if there is no such file.
     """

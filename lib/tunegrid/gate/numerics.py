@@ -66,17 +66,17 @@ UNKNOWN = (None, None)
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two trainings that can be compared."""
+    """Two training runs that can be compared."""
 
     old: TrainingRecord
     new: TrainingRecord
-    tolerance: Mapping[str, float]  # for their arithmetic and cell
+    tolerance: Mapping[str, float]  # for the runs' arithmetic and cell
     fine: bool  # True if the arithmetic is exact enough to compare generated ids
     # Reads both records' figures.
     modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None
 
     def figures(self, name: str) -> tuple[Any, Any]:
-        """A figure of both trainings; `UNKNOWN` unless both have it.
+        """A figure of both training runs; `UNKNOWN` unless both have it.
 
         A probe's figure is known only if both used the same probe.
         """
@@ -101,7 +101,7 @@ class Pair:
             return UNKNOWN
         before = getattr(old, name)
         after = getattr(new, name)
-        if name == "metrics":  # a score that only one of them has is no change
+        if name == "metrics":  # a score that only one record has is no change
             shared = before.keys() & after.keys()
             return {key: before[key] for key in shared}, {key: after[key] for key in shared}
         if name in OPTIONAL and None in (before, after):
@@ -125,7 +125,7 @@ class Pair:
     def split_update(self) -> int:
         """The first update with a different loss.
 
-        If early losses already differ, it is the first whose gap exceeds rounding.
+        If early losses already differ, the result is the first update whose gap exceeds rounding.
         """
         before = self.old.losses
         limit = 0.0
@@ -149,7 +149,7 @@ class Pair:
 
     @cached_property
     def gaps(self) -> list[float]:
-        """The gaps between the losses of all updates that both made."""
+        """The gaps between the losses of all updates that both runs made."""
         return list(map(_gap, self.old.losses, self.new.losses))
 
 
@@ -177,7 +177,7 @@ def _gap(before: Any, after: Any) -> float:
 
 
 def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, Any] | None:
-    """The words for a figure that differs: for its largest gap if a norm, else for its first."""
+    """Describes how a figure differs: by its largest gap if it is a norm, else by its first."""
     before = before if isinstance(before, dict) else {"": before}
     after = after if isinstance(after, dict) else {"": after}
     is_norm = name in BY_GROUP
@@ -202,7 +202,7 @@ def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> t
 
 
 def _value_text(name: str, values: Mapping[str, Any], group: str) -> str:
-    """A group's value in words, where no gradients are distinct from zero gradients."""
+    """A group's value in words, which tell missing gradients from zero gradients."""
     value = values.get(group)
     if name in ("probe_reached", "reached") and not value:
         return "none" if value is None else "0 (all are zeros)"
@@ -368,9 +368,9 @@ def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
 
 
 def judge_numerics(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
-    """The gravest verdict on a cell's runs, and whether all finished runs are one training.
+    """The gravest verdict on a cell's runs, and whether finished new runs repeat the old ones.
 
-    A new run that finished needs an old run that finished, too.
+    A new run repeats its old run if both finished and are the same training run up to rounding.
     """
     judgements = []
     same_trainings = []
@@ -389,11 +389,12 @@ def compare_pair(
     tolerances: Tolerances,
     runs: Runs = (None, None),
 ) -> tuple[Judgement, bool]:
-    """Judges two records of a cell, and says whether they are one training up to rounding.
+    """Judges two records of a cell; says if they are the same training run up to rounding.
 
-    Records with the same seed, recipe, order and data are one training if all losses are equal, or
-    if no stage before the evaluation changed. If one record made only its first updates, it is
-    compared with the same number of the other's. `runs` are the files of both.
+    Records with the same seed, recipe, order and data are the same training run if all losses are
+    equal, or if no stage before the evaluation changed by more than rounding. If one record made
+    only its first updates, it is compared with the same number of the other's updates. `runs` are
+    the files of both records.
     """
     reason = not_comparable(old, new, tolerances)
     updates = None
@@ -465,7 +466,7 @@ def changed_rows(old: Record, new: Record, runs: Runs) -> tuple[int, int] | None
 
 
 def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:
-    """The verdict if losses are equal: predictions must be, but BERTScore's own model may round."""
+    """The verdict if losses are equal; predictions must be equal, too, but BERTScore may round."""
     files = [record.examples and record.examples.file for record in (old, new)]
     if updates or None in files or files[0] == files[1]:
         early = f" of the first {count(updates, 'update')}" if updates else ""

@@ -75,8 +75,8 @@ def row_deviation(gains: Sequence[Array]) -> float:
     """The smallest plausible deviation of a run, in points, from row gains of similar runs.
 
     Without a change, rows gain as often as they lose, so the side that moved less shows the noise
-    of both: twice its squares is the variance of the difference between two runs. Rows that a
-    change makes worse, or better, therefore do not count.
+    of both. Twice the sum of its squares is the variance of the difference between two runs.
+    Rows that a change makes worse, or better, therefore do not count.
     """
     variances = []
     for sign in (1, -1):

@@ -59,7 +59,7 @@ TOLERATED = (
 
 
 def bounds_file(grid_file: Path, profile: str) -> Path:
-    """The file of bounds for a user's cells, for example sst2.quick.toml beside sst2.py."""
+    """The bounds file for a user's cells, for example sst2.quick.toml beside sst2.py."""
     return grid_file.with_suffix(f".{profile}.toml")
 
 

@@ -1,7 +1,7 @@
 """The zoo (`-m zoo`): LoRA, QLoRA, SFT and more PEFT methods, on every micro backbone and task.
 
 The cells of a backbone and task differ only in their rate and the method's own settings. `REFUSED`
-lists the cells that a library cannot train.
+lists the cells that no library can train, or that learn too little, with reasons.
 """
 
 from collections.abc import Mapping
@@ -361,8 +361,6 @@ QUICK: Mapping[tuple[str, str], QuickPlan] = {
 # of a new token.
 GPT2_SUM = Head(architecture="GPT2LMHeadModel", tied_modules=("lm_head",), layout=Layout.SEPARATED)
 
-# By method and backbone, and by task if only one task is affected. A test tries to train each of
-# these cells, and fails if a library has become able to.
 CONV1D = "PEFT rotates layers of torch only, and GPT-2's are transformers' Conv1D"
 GENERATORS_ONLY = "virtual tokens are for models that generate"
 READ_AS_TEXT = f"{GENERATORS_ONLY}: a classifier or a span head would read them as text"
@@ -378,6 +376,7 @@ REPEATED = f"PEFT puts its prompt in front of every generated token again, {NO_C
 NEW_PARTS = (
     "it changes too little to train BERT2BERT's new cross-attention within a quick cell's updates"
 )
+# Why the zoo refuses a cell, by method and backbone, and by task if the reason depends on it.
 REFUSED: Mapping[tuple[str, ...], str] = {
     ("oft", "gpt2"): CONV1D,
     ("bitfit", "t5"): "T5 has no biases",

@@ -1,8 +1,8 @@
 """Instruments measure more of a trained cell; `--ask=ID,ID` adds their figures to its record.
 
 An instrument is a file in this folder that is named in `LISTED`. Users add their own in a `--grid`
-file with `grid.add_instrument`. An instrument returns lines of `tidy`, which hold a figure for a
-part of the cell or for each row of that part. Rows are anything that two runs can pair, such as
+file with `grid.add_instrument`. An instrument returns lines made by `tidy`, which hold a figure for
+a part of the cell or for each row of that part. Rows are anything that two runs can pair, such as
 test rows, texts or layers. `--ask` imports this module, but the instruments themselves are imported
 only when a cell is measured.
 """
@@ -60,7 +60,7 @@ class Instrument(ABC):
 
     @abstractmethod
     def measure(self, cell: "TrainedCell", before: Any) -> "pd.DataFrame":
-        """Measures the trained model and returns lines of `tidy`.
+        """Measures the trained model and returns lines made by `tidy`.
 
         Raises NotAskedError if the instrument does not apply to the cell.
         """

@@ -227,7 +227,7 @@ def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
 
 
 def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
-    """The 4-bit numbers of a layer; an unpacked layer is first packed like the layer `like`."""
+    """A layer's bytes, each with two 4-bit codes; an unpacked layer is first packed like `like`."""
     weight: Any = layer.weight
     if not isinstance(layer, Linear4bit):
         weight = pack_weight(layer_weight(layer), like)
@@ -236,7 +236,7 @@ def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
 
 
 def same_bytes(first: Tensor, second: Tensor) -> bool:
-    """Checks whether two layers are packed equally, apart from a few numbers between levels."""
+    """Checks that few bytes, each with two 4-bit codes, differ between two packed layers."""
     if first.shape != second.shape:
         return False
     return float((first != second).float().mean()) <= MOST_CODES

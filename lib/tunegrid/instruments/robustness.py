@@ -138,7 +138,10 @@ def twin_lines(
     changed: Sequence[int],
     names: Sequence[str],
 ) -> Iterator[pd.DataFrame]:
-    """Yields lines on rows whose twin has another answer, and on the twins of correct rows."""
+    """Yields lines for rows whose twin has another answer, and for these twins.
+
+    Twins of incorrectly answered rows are omitted.
+    """
     task = cell.cell.task
     twins = cell.score([new[i] for i in changed])
     right = dict[str, float]()

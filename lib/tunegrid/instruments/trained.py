@@ -74,8 +74,8 @@ class TrainedCell(Evidence):
     def train_other(self, cell: Cell, codec: Codec | None = None) -> nn.Module:
         """Trains another cell of the task, or this cell with another codec; returns the model.
 
-        Raises NotAskedError if the training stops early, if ranks share this cell's training, or if
-        the cell trains on random tokens.
+        Raises NotAskedError if the training run stops early, if ranks share this cell's training,
+        or if the cell trains on random tokens.
         """
         splits = self.splits
         if self.trainer.ranks.count > 1 or not splits:
@@ -204,7 +204,7 @@ def _measure(
 def _attempt(cell: TrainedCell, call: Callable[[], Any]) -> Any:
     """The result of a call or its exception; the trainer's random state is restored afterwards.
 
-    A failing instrument must not cost the training.
+    A failing instrument must not cost the training run.
     """
     with (
         cell.trainer.meter.phase("audit"),

@@ -5,9 +5,9 @@ It trains seeds 10000 to 10039, which nothing else uses, three of them from thre
 that are moved in their last digits, and the controls. It writes to benchmarks/thresholds:
 quick.toml, what a healthy run reaches; noise.toml, what the gate holds a change to; numerics.toml,
 what is rounding. `--profile zoo` or `tasks` trains five seeds and controls, and writes bounds
-alone. The same command goes on where it was stopped: `--resume` of pytest takes what passed.
-`--runs` takes saved runs of these seeds and starts, and trains nothing: of two runs of one seed and
-start the last file's counts. Without moved starts there, say `--moved-seeds 0 --write
+alone. If interrupted, run the same command again to continue: `--resume` of pytest keeps what
+passed. `--runs` takes saved runs of these seeds and starts, and trains nothing: of two runs of one
+seed and start the last file's counts. Without moved starts there, say `--moved-seeds 0 --write
 bounds,noise`.
 """
 
@@ -134,7 +134,7 @@ def best_controls(controls: Iterable[Control]) -> dict[NoiseKey, float]:
 
 
 def noise_toml(measured: Calibration) -> str:
-    """The file of training noise: measured deviations and their scores, pooled on reading."""
+    """The training-noise file: measured deviations and their scores, pooled on reading."""
     noise = measured.noise
     run_counts = [len(grids) for grids in measured.perturbed.values()]
     lines = [

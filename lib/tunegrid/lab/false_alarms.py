@@ -3,9 +3,9 @@
 `python -m tunegrid.lab false_alarms --train 20000-20039` judges healthy grids, and counts the red.
 
 Each of these seeds has a session of its own, `pytest -m quick --seeds=SEED --gate=BASELINE`; its
-run, output and exit code are kept in --to, and the same command goes on where it was stopped. Saved
-runs of whole grids are judged, too, of seeds or starts that had no part in bounds and noise. Each
-grid is held to the bounds of today and judged by the committed baseline, without and with the
+run, output and exit code are kept in --to. If interrupted, run the same command again to continue.
+Saved runs of whole grids are judged, too, of seeds or starts that had no part in bounds and noise.
+Each grid is held to the bounds of today and judged by the committed baseline, without and with the
 trainings that confirm its misses. Exit code 1 if more than one in twenty is red with them.
 """
 
@@ -67,8 +67,8 @@ def alarms(
 ) -> list[Alarm]:
     """The alarms of one seed's grid: bounds and audits that it misses, and worse figures.
 
-    A missed bound counts only if every confirming training misses one as well. An audit counts if
-    it failed in any training in which it ran.
+    A missed bound counts only if every confirming training run misses one as well. An audit counts
+    if it failed in any training run that ran it.
     """
     run = Run.make(records, path)
     reasons = []

@@ -171,7 +171,10 @@ class Job:
     limit_seconds: int | None = None
 
     def start(self, method: str, modules: Sequence[str] = ()) -> int:
-        """Run the job in a new process, forked with `modules` or spawned; return its exit code."""
+        """Run the job in a new process and return its exit code.
+
+        A fork server preloads `modules`; other start methods ignore them.
+        """
         self.folder.mkdir(exist_ok=True)
         context: Any = get_context(method)
         if method == "forkserver":
@@ -255,7 +258,7 @@ class Job:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """The record of the cell's first training; empty if the session wrote none."""
+        """The record of the cell's first training run; empty if the session wrote none."""
         path = self.folder / "run.json"
         if not path.exists():
             return {}

@@ -44,7 +44,7 @@ from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.report.tables import Section, text
 
 BASELINE_SEEDS = 5
-# trainings per cell in a simulated calibration; more would not change the result
+# training runs per cell in a simulated calibration; more would not change the result
 MOST_TRAININGS = 200
 # by the kind of noise between baseline and run
 BASELINES = {PERTURBED: "same seeds", SEEDS: "other seeds"}
@@ -104,7 +104,7 @@ class Simulation:
 
     @cached_property
     def shapes(self) -> dict[str, Array]:
-        """Residuals in standard deviations by kind of cell, of shape (trainings, scores)."""
+        """Residuals in standard deviations by kind of cell, of shape (training runs, scores)."""
         rows = defaultdict[str, list[Array]](list)
         for cell, metrics in self.metrics.items():
             columns = [self.noise.residuals(self.kind, cell, metric) for metric in metrics]
@@ -181,10 +181,11 @@ class Simulation:
         rng: np.random.Generator,
         trainings: int | None = None,
     ) -> Draws:
-        """Draw every score, in points, for a number of trainings; None: as many as were calibrated.
+        """Draw every score, in points, for `trainings` training runs.
 
-        The residuals are drawn from the cell's kind, or from a normal distribution if rounding
-        moved no score, and are scaled by the cell's own deviations.
+        By default, as many are drawn as were calibrated, up to `MOST_TRAININGS`. The residuals are
+        drawn from the cell's kind, or from a normal distribution if rounding moved no score, and
+        are scaled by the cell's own deviations.
         """
         scores: Draws = {}
         for cell, metrics in self.metrics.items():

@@ -1,4 +1,4 @@
-"""Makes thresholds/numerics.toml from trainings of one seed that differ only in rounding.
+"""Makes thresholds/numerics.toml from training runs of one seed that differ only in rounding.
 
 A tolerance is twice the largest deviation of all cells with the same arithmetic, rounded up to two
 digits, and no less than its floor. A cell that deviates by more than ten times the median of these
@@ -80,17 +80,17 @@ Tables = dict[str, dict[str, float]]  # figures by arithmetic, or by "cell " and
 
 @dataclass(frozen=True, kw_only=True)
 class Apart:
-    """The deviations between two trainings of a cell, by figure."""
+    """The deviations between two training runs of a cell, by figure."""
 
     cell: str
-    kind: str  # the arithmetic of both trainings
+    kind: str  # the arithmetic of both training runs
     figures: Mapping[str, float]
 
 
 def diffs(old: Record, new: Record) -> Apart:
-    """Measure the deviations between two trainings of a seed.
+    """Measure the deviations between two training runs of a seed.
 
-    Raises InputError if a loss is not finite, or if only one training has a figure.
+    Raises InputError if a loss is not finite, or if only one training run has a figure.
     """
     is_finite = finite_losses(old) and finite_losses(new)
     if not is_finite or not old.training or not new.training:

@@ -23,7 +23,7 @@ from tunegrid.machine import library_digests, versions
 from tunegrid.terminal import defuse, strip_places
 
 SCHEMA_VERSION: Final = 4
-# "unconfirmed" means that the cell missed bounds that a second training reached.
+# "unconfirmed" means that the cell missed bounds that a second training run reached.
 Finished = Literal["passed", "unconfirmed", "missed", "audit"]
 Status = Literal[
     Finished,

@@ -491,7 +491,7 @@ def _differences(comparisons: Sequence[Comparison]) -> Section:
 
 
 def _pairs(comparisons: Sequence[Comparison]) -> Section:
-    """The pairs that cannot be told apart, with reasons; the fewest seeds needed come first."""
+    """The pairs that cannot be told apart, with reasons, those needing the fewest seeds first."""
     frames = [c.pairs.assign(task=c.task, backbone=c.backbone) for c in comparisons]
     frame = pd.concat(frames)
     if frame.empty:

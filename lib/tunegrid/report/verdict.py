@@ -225,7 +225,7 @@ def run_verdict(
 
 
 def record_place(record: Record) -> tuple[object, bool]:
-    """The sort key of a record: the study's order, with a second training after the first."""
+    """The sort key of a record: the study's order, with a second training run after the first."""
     return study_place(record.cell), record.seeds.confirms is not None
 
 

@@ -1,4 +1,4 @@
-"""Saves the state of a long training now and then, in one safetensors file that contains JSON.
+"""Saves the state of a long training run now and then, in a safetensors file that holds JSON.
 
 Sessions that train the same cell at the same settings write the same file, and each save replaces
 the previous file as a whole.
@@ -29,7 +29,7 @@ TENSOR = "<tensor>"
 
 @dataclass(kw_only=True)
 class Checkpoints:
-    """One training's file: written at the first save, removed when the cell has its record."""
+    """One training run's file: written at the first save, removed when the cell has its record."""
 
     path: Path
     every_seconds: float = 600.0  # time between two saves

@@ -273,7 +273,7 @@ def target_rows(
     If `features` are given, learned earlier turns of a conversation are left out.
     """
     labels = batch["labels"]
-    # The model computed kept positions only.
+    # The model computed logits only at the kept positions.
     if "kept" in batch and logits.shape[1] == len(batch["kept"]):
         labels = labels[:, batch["kept"] + 1]
     elif "decoder_input_ids" not in batch:  # causal, perhaps after learned prompt tokens

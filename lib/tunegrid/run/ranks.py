@@ -152,7 +152,10 @@ class Ranks:
         *,
         back: bool = False,
     ) -> None:
-        """With FSDP, copies trained weights from the shards one tensor at a time, or `back`."""
+        """With FSDP, copies trained weights out of the shards, or into them if `back`.
+
+        Weights are copied one by one.
+        """
         if not self.holds_parts:
             return
         pairs = zip(model.parameters(), sharded_model.parameters(), strict=True)

@@ -200,7 +200,7 @@ def _base_module(module: nn.Module) -> Any:
     return module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else None
 
 
-# Files of `--save-models`
+# Files written by `--save-models`
 
 
 def save(

@@ -547,7 +547,10 @@ class Stepper:
         self._arrived: Any = None
 
     def clip(self) -> Tensor | None:
-        """Clips gradients; returns their prior norm, on the device, or None if nothing clips."""
+        """Clips gradients; returns their norm before clipping, or None if the recipe does not clip.
+
+        The norm stays on the device.
+        """
         bound = self.cell.recipe.max_grad_norm
         if bound is None:
             return None

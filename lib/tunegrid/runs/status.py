@@ -141,9 +141,9 @@ def cell_status(seeds: Sequence[Record]) -> Status:
 
 
 def weigh_misses(records: Sequence[Record]) -> list[Record]:
-    """Gives misses that a second training did not confirm the status *unconfirmed*.
+    """Gives misses that a second training run did not confirm the status *unconfirmed*.
 
-    If either the first or the second training of a seed passed, a miss of the other is unconfirmed.
+    If the first or the second training run of a seed passed, a miss of the other is unconfirmed.
     """
     by_case = {(record.profile, record.cell, record.seeds.seed): record for record in records}
     absolved_ids = set()
@@ -243,7 +243,7 @@ class FailedCells(NamedTuple):
 
     @property
     def second_training(self) -> str:
-        """A clause saying that the first cell's second training failed too; empty if not."""
+        """A clause saying that the first cell's second training run failed too; empty if not."""
         for record in self.records:
             if record.cell == self.cells[0] and record.seeds.confirms is not None:
                 return f", confirmed by a second training at seed {record.seeds.seed}"

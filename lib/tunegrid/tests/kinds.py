@@ -153,7 +153,7 @@ def changed_numerics():
 def fresh_seed():
     """Compares seed 1 of the baseline with seed 0.
 
-    The two share no training, so small drops cannot be seen.
+    The two share no training run, so small drops cannot be seen.
     """
     # Another machine may hold other example rows.
     old = [replace(record, examples=None) for record in baseline()]

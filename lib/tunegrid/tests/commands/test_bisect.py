@@ -11,8 +11,8 @@ from tunegrid.tests.records import MEASURED, get_record, hits, run_file
 EIGHT = [f"1.{minor}" for minor in range(8)]
 # Rows of 512; 12.5 points between the first two
 RIGHT = {"good": 480, "worse": 416, "doubtful": 471}
-# The losses of one are others, so it is another training: no noise was calibrated, and one seed a
-# side tells nothing.
+# One release has other losses, so it is another training run. No noise was calibrated, and one seed
+# per side tells nothing.
 OTHER = MEASURED["training"] | {"losses": [0.9, 0.8]}
 ENDS = ["--good", "planted==1.0", "--bad", "planted==1.7", "--cells", "bert_sa_lora"]
 

@@ -92,7 +92,7 @@ def test_a_drop_that_is_no_chance_a_gain_and_a_small_test_set(rows, right, lost,
         ((0,), None, 0.0, WORSE, "open"),
         ((0,), 0, 99.0, CANNOT_TELL, "no"),
         ((0,), 0, 61.0, WORSE, "yes"),
-        ((0,), 7, 99.0, WORSE, "open"),  # another seed's second training
+        ((0,), 7, 99.0, WORSE, "open"),  # another seed's second training run
         ((0, 4), 0, 99.0, WORSE, ""),  # a mean of several is certain enough
         ((1,), 1, 99.0, WORSE, ""),  # of the baseline's seeds: what differs is a change
     ],
@@ -335,7 +335,7 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
 
 
 def test_a_users_cell_is_judged_by_the_noise_that_its_baseline_carries(tmp_path, capsys):
-    # Another training, as of other rows
+    # Another training run, as on other rows
     other_losses = {"training": MEASURED["training"] | {"losses": [0.9, 0.8]}}
     records = [hit(512, 500, bounds={}), hit(512, 500, 133, bounds={}, **other_losses)]
     old, new = (replace(record, cell="bert_faq_lora", task="faq") for record in records)

@@ -1,4 +1,4 @@
-"""Two trainings of one seed are held to each other by their first figures, and by their losses."""
+"""Two training runs of one seed are compared by their first figures and their losses."""
 
 from dataclasses import replace
 
@@ -317,7 +317,7 @@ def test_test_rows_with_other_predictions_are_held_to_how_many_rounding_changes(
     )
 
 
-# Which runs can be compared, and are of one training
+# Which runs can be compared, and which are the same training run
 
 
 @pytest.mark.parametrize(

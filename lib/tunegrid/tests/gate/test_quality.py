@@ -20,7 +20,7 @@ SUMS = {
     "data": MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 192}},
 }
 BOTH = {"perturbed": 4.0, "seeds": 8.0}  # deviations
-OTHER = {"first_loss": 1.1}  # another training
+OTHER = {"first_loss": 1.1}  # another training run
 ROOT_2 = 2**0.5
 
 pytestmark = pytest.mark.usefixtures("store")

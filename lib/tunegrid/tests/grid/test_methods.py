@@ -23,8 +23,7 @@ REVIEWS, QUESTIONS, NEWS = (
 )
 
 
-# The zoo: every method is in every place or refused with a reason that still holds, and none is
-# taken for plain LoRA.
+# The zoo: every combination is a cell or refused, and no method is taken for plain LoRA.
 
 GRID = zoo()
 OPEN = zoo()

@@ -242,7 +242,7 @@ def test_healthy_grids_that_anything_calls_are_counted(tmp_path, capsys):
 def test_each_seed_has_a_session_that_is_run_once_and_a_miss_counts_if_it_is_confirmed(
     tmp_path, monkeypatch, capsys
 ):
-    # Of one cell, and of its second training
+    # Scores of one cell, and of its second training run
     scores = {20_000: (96.0, None), 20_001: (90.0, 96.0), 20_002: (90.0, 94.0)}
     cell, codes, trained = "t5_sa_sft", [0, 2], []
 

@@ -1,5 +1,5 @@
-"""A training that was cut off goes on to the same weights, bit for bit; and code in a checkpoint of
-strangers does not run.
+"""A training run that was cut off continues to the same weights, bit for bit; code in a stranger's
+checkpoint does not run.
 """
 
 import ast

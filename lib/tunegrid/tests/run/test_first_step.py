@@ -185,8 +185,8 @@ def test_the_tokens_that_a_search_reads_are_counted(cached, monkeypatch):
     assert before_training(trainer, Metrics(), NEWS)["tokens_read"] == 6 * sum(steps) + sum(whole)
 
 
-# A training that pauses after its first updates is the beginning of the whole one, and goes on to
-# its end.
+# A training run that pauses after its first updates is the beginning of the whole run, and
+# continues to its end.
 
 CELL = "bert_sa_lora"  # with dropout, and a schedule that warms up
 EPOCHS = {"num_train_epochs": 2, "max_steps": 0}

@@ -62,8 +62,8 @@ def rank_trainer(ranks, cell_id, count=14, **changes):
 
 
 def courses_on(ranks, cell_id, fsdp):
-    """The log of a training on all ranks and, on the first, of one process alone; and the weights
-    that the ranks end with.
+    """The log of a training run on all ranks and, on the first rank, of a run of one process; and
+    the weights that the ranks end with.
     """
     trainer = rank_trainer(sharded(ranks) if fsdp else ranks, cell_id)
     trainer.run(silent())
@@ -232,8 +232,8 @@ def sharded_is_the_model(trainer):
 
 
 def cut_course(ranks, path, loses_a_file):
-    """Losses of a whole training, and of one that was cut after its second update and went on;
-    checksums of their weights.
+    """Losses of a whole training run, and of a run that was cut after its second update and
+    continued; checksums of their weights.
     """
 
     def prepared(resume, cuts=False):

@@ -1,4 +1,4 @@
-"""Trackers: what they get of a training, and when; one that fails costs no cell."""
+"""What trackers get of a training run, and when; a tracker that fails costs no cell."""
 
 from types import SimpleNamespace
 

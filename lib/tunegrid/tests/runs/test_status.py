@@ -249,7 +249,7 @@ def test_copied_predictions_are_told_from_those_that_are_alike(
 
 
 def twice(first, second, seed=43):
-    """A cell whose bound is 50, and its second training; below 0 an audit fails, too."""
+    """A cell whose bound is 50, and its second training run; below 0 an audit fails, too."""
     parts = ((first, seed, {}), (second, seed + CONFIRMING, {"confirms": seed}))
     whole = Extent(updates=2, planned=2, one_pass=1)
     return [
