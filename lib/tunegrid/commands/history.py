@@ -197,18 +197,18 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
             if not finished_cells(run):
                 reason = next(iter(run.records[0].missed), run.records[0].status)
                 raise InputError(f"no cell finishes with {side.name}: {reason}")
+            if last is None:
+                release = Release(version=number, answer="the first", audits=audit_failures(run))
+            else:
+                compared = runner.compare(
+                    last, side, first_updates=first_updates, finishes=options.whole
+                )
+                release = describe(number, before, compared, options.kinds)
+                release = replace(release, installed=version_changes(last, side))
         except InputError as error:
             releases.append(Release(version=number, fault=str(error)))
-            say(f"{name} does not run: {error}")
+            say(f"{name} is left out: {error}")
             continue
-        if last is None:
-            release = Release(version=number, answer="the first", audits=audit_failures(run))
-        else:
-            compared = runner.compare(
-                last, side, first_updates=first_updates, finishes=options.whole
-            )
-            release = describe(number, before, compared, options.kinds)
-            release = replace(release, installed=version_changes(last, side))
         say(f"{name}: {release.answer}")
         releases.append(release)
         last = side

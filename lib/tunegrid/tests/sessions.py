@@ -19,6 +19,17 @@ from tunegrid.launcher import Child
 
 # This checkout, whichever version is installed
 SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))
+# Of the suite's plugins those of a session that trains no cell
+SESSION_PLUGINS = (
+    "options",
+    "session",
+    "selection",
+    "progress",
+    "results",
+    "confirm",
+    "processes",
+    "reports",
+)
 TOO_SHORT = 6  # exit code of a run in which no cell made enough updates to be judged
 SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")
 # A process that loads the libraries, which takes seconds, and then forks one program after another.

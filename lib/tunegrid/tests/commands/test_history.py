@@ -51,6 +51,14 @@ def test_a_release_in_which_every_cell_breaks_off_did_not_run(saved_runs, walked
     assert "2 of 4 releases of planted ran; 1 changed something: 4.0." in lines
 
 
+def test_a_release_that_cannot_be_compared_is_a_row_and_no_end(saved_runs, walked):
+    run_file(saved_runs.folder / "zoo.json", [begun(cell, profile="zoo") for cell in CELLS])
+    saved_runs.files |= {("3.0", "first-updates"): "zoo.json"}
+    code, _, releases = walked()
+    assert "one profile" in releases["3.0"]["fault"]
+    assert (code, releases["4.0"]["before"]) == (0, "1.0")
+
+
 def test_a_cell_that_changed_trains_to_its_end_with_whole(saved_runs, walked):
     run_file(saved_runs.folder / "whole.json", [get_record(CELLS[1], {"accuracy": hits(512, 480)})])
     worse = get_record(CELLS[1], {"accuracy": hits(512, 416)}, training=OTHER)
