@@ -236,7 +236,7 @@ FLOW = (  # in the order of a run; the first row that finds a difference is repo
     FlowRow(
         "start",
         "digits",
-        "weights of {group} before training are values of {after}, before of {before}",
+        "weights of {group} start with {after} precision, before with {before}",
         "forward",
     ),
     FlowRow("start", "weights", "weights before training, {group} {factor}", "forward"),

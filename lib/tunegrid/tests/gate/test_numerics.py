@@ -142,7 +142,7 @@ def test_losses_of_the_first_updates_round_or_name_the_stage_that_changed(old, n
         ),
         (
             {"digits": {ATTENTION: "bfloat16", "head": "float32"}, "weights": {ATTENTION: 9.0}},
-            f"start: weights of {ATTENTION} before training are values of bfloat16, before of",
+            f"start: weights of {ATTENTION} start with bfloat16 precision, before with float32",
         ),
         (
             {"probe_reached": {ATTENTION: 3, "head": 2}},
