@@ -3,14 +3,11 @@
 `tunegrid history peft --from 0.18` compares every release with the one before it.
 
 Each release of the index gets an environment of its own, with what must change beside it, in which
-cells make their first
-updates; with --whole, those whose numerics changed train to their end. A release that cannot be
-installed, or in which no cell
-runs, is a row of the table, and the next one is compared with the last that ran. If interrupted,
-run the same command again to continue. With
+cells make their first updates; with --whole, those whose numerics changed train to their end. A
+release that cannot be installed, or in which no cell runs, is a row of the table, and the next one
+is compared with the last that ran. If interrupted, run the same command again to continue. With
 --causes, a TOML file says why a release changed what it changed, as in `"0.19.0" = "..."`. Exit
-code 0, whatever changed; 2 if
-nothing could be compared.
+code 0, whatever changed; 2 if nothing could be compared.
 """
 
 import argparse
