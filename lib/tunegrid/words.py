@@ -32,6 +32,11 @@ def some(names: Sequence[str], most: int = NAMED) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def shorten(line: str, width: int) -> str:
+    """Cut a line to this width, ending with three dots."""
+    return line if len(line) <= width else f"{line[: max(0, width - 3)]}..."
+
+
 def contrast(text: str, expected: str) -> str:
     """Show where two texts first differ, as in "'... a cat' in place of '... a car'"."""
     shared = 0

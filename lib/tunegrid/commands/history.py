@@ -13,10 +13,12 @@ code 0, whatever changed; 2 if nothing could be compared.
 import argparse
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import requires, version
 from pathlib import Path
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -34,18 +36,27 @@ from tunegrid.commands.sides import (
     version_changes,
 )
 from tunegrid.errors import InputError
-from tunegrid.gate.judgements import Judgement, Verdict, tally
+from tunegrid.gate.judgements import Judgement, Verdict, tally, verdict_text
+from tunegrid.gate.numerics import SINCE
 from tunegrid.machine import cpu_name, versions, write_whole
-from tunegrid.record.checks import failed_audits
+from tunegrid.record import Record
 from tunegrid.report.tables import FORMATS, Section
 from tunegrid.report.verdict import run_verdict
 from tunegrid.runs.files import SavedRun
 from tunegrid.terminal import say
-from tunegrid.words import count, some
+from tunegrid.words import count, shorten, some
 
 SUITE = "tunegrid"
 PAGES = {".json": "json", ".html": "html", ".md": "markdown"}
 NEITHER_EQUAL = (Verdict.WORSE, Verdict.BETTER, Verdict.MISSING)
+LONGEST = 160  # characters of an audit's sentence in a table
+
+
+class Finding(NamedTuple):
+    """A change from the last earlier release that ran, or a fault of the first release."""
+
+    kind: str  # numerics, quality, memory, audits, or cells that run or no longer run
+    sentence: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,29 +69,29 @@ class Release:
     fault: str = ""  # the reason why it did not run
     answer: str = ""  # the gate's answer
     changed_cells: Sequence[str] = ()  # cells whose numerics changed
-    places: Sequence[str] = ()  # where each cell's numerics first changed, without duplicates
-    figures: Sequence[str] = ()  # scores and memory that are worse or better
-    # sentences of failed audits, by cell
-    audits: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    other_audits: Sequence[str] = ()  # cells where a different set of audits failed before
     numerics: str = ""  # such as "25 equal, 2 changed"
+    findings: Sequence[Finding] = ()
     cause: str = ""  # found by a person in the library's source or changelog
 
     @property
     def is_change(self) -> bool:
-        """True if any cell, figure or audit differs from before."""
-        return bool(self.changed_cells or self.figures or self.other_audits)
+        """True if anything differs from before."""
+        return bool(self.before and self.findings)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of its findings."""
+        return {finding.kind for finding in self.findings}
 
     @property
     def row(self) -> dict[str, str]:
         """The release as a row of the table."""
-        failed = [f"{cell}: {sentences[0]}" for cell, sentences in self.audits.items()]
-        changes = "; ".join([*self.places, *self.figures])
+        findings = "; ".join(finding.sentence for finding in self.findings)
+        nothing = "nothing" if self.before else "the first"
         return {
             "release": self.version,
             "numerics": self.numerics or "-",
-            "what changed": changes or self.fault or self.answer,
-            "audits": "; ".join(failed) or "-",
+            "what changed": self.fault or findings or nothing,
             "cause": self.cause or "-",
         }
 
@@ -101,13 +112,16 @@ class History:
     def answer(self) -> str:
         """A sentence that says how many releases ran and which of them changed something."""
         ran = [release for release in self.releases if not release.fault]
-        changed = [release.version for release in ran if release.is_change]
+        changed = [release for release in ran if release.is_change]
         total = count(len(self.releases), "release")
         sentence = f"{len(ran)} of {total} of {self.library} ran"
         if len(ran) < 2:
             return f"{sentence}: nothing could be compared."
         if changed:
-            return f"{sentence}; {len(changed)} changed something: {some(changed, 8)}."
+            kinds = Counter(kind for release in changed for kind in release.kinds)
+            by_kind = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common())
+            numbers = some([release.version for release in changed], 8)
+            return f"{sentence}; {len(changed)} changed something: {numbers} ({by_kind})."
         return f"{sentence}; none changed anything."
 
     @property
@@ -124,57 +138,83 @@ def describe(number: str, before: str, compared: Comparison, kinds: Sequence[str
     """Describe a release from its comparison with the last earlier release that ran."""
     old, new, judgements = compared
     verdict = run_verdict(new.records, judgements, kinds, before=old.records)
-    places = []
-    figures = []
-    numerics = []
-    for judgement in judgements:
-        if judgement.quantity == "numerics":
-            numerics.append(judgement.verdict)
-            if judgement.verdict is Verdict.CHANGED:
-                places.append(judgement.detail)
-        if is_other_figure(judgement):
-            quantity = f"{judgement.cell} {judgement.quantity}"
-            figures.append(f"{quantity} {judgement.verdict}: {judgement.detail}")
-    failures = audit_failures(new)
-    failures_before = audit_failures(old)
-    other_audits = []
-    for cell in dict.fromkeys([*failures_before, *failures]):
-        if audit_names(failures.get(cell, ())) != audit_names(failures_before.get(cell, ())):
-            other_audits.append(cell)
+    numerics = [judgement for judgement in judgements if judgement.quantity == "numerics"]
     return Release(
         version=number,
         before=before,
         answer=verdict.answer,
         changed_cells=cells_with_changes(judgements),
-        places=list(dict.fromkeys(places)),
-        figures=figures,
-        audits=failures,
-        other_audits=other_audits,
-        numerics=tally(numerics),
+        numerics=tally(judgement.verdict for judgement in numerics),
+        findings=[
+            *numerics_findings(numerics),
+            *figure_findings(judgements),
+            *run_findings(new, old),
+        ],
     )
 
 
-def is_other_figure(judgement: Judgement) -> bool:
-    """True if a score or memory figure is worse, better or missing.
+def numerics_findings(numerics: Sequence[Judgement]) -> Iterator[Finding]:
+    """Yield each stage at which the numerics of cells first changed, with the first cell's words."""
+    stages: dict[str, list[Judgement]] = {}
+    for judgement in numerics:
+        if judgement.verdict is Verdict.CHANGED:
+            stages.setdefault(judgement.stage, []).append(judgement)
+    for changed in stages.values():
+        first = changed[0]
+        words, _, _ = first.detail.partition(SINCE)
+        cells = count(len(changed), "cell")
+        yield Finding("numerics", f"{cells}, as {first.cell}: {words}")
+
+
+def figure_findings(judgements: Sequence[Judgement]) -> Iterator[Finding]:
+    """Yield the scores and memory figures that are worse, better or missing.
 
     Speed does not count, because releases run at different times.
     """
-    return judgement.kind in ("quality", "memory") and judgement.verdict in NEITHER_EQUAL
+    for judgement in judgements:
+        if judgement.kind in ("quality", "memory") and judgement.verdict in NEITHER_EQUAL:
+            yield Finding(judgement.kind, verdict_text(judgement))
 
 
-def audit_failures(run: SavedRun) -> dict[str, list[str]]:
-    """The sentences of failed audits, by cell."""
-    failures = {}
+def run_findings(new: SavedRun, old: SavedRun | None = None) -> Iterator[Finding]:
+    """Yield the audits and the cells that fail in a run, or fail no longer.
+
+    Without an earlier run, everything that fails is yielded.
+    """
+    failing = failures(new)
+    failed_before = failures(old) if old else {}
+    finished = finished_cells(new)
+    for name in dict.fromkeys([*failing, *failed_before]):
+        now = failing.get(name, {})
+        before = failed_before.get(name, {})
+        begun = [cell for cell in now if cell not in before]
+        ended = [cell for cell in before if cell not in now and cell in finished]
+        fails = f"audit {name} fails in" if name else "not run:"
+        passes = f"audit {name} no longer fails in" if name else "run again:"
+        kind = "audits" if name else "cells"
+        if begun:
+            reason = shorten(now[begun[0]], LONGEST)
+            yield Finding(kind, f"{fails} {some(begun)}: {reason}")
+        if ended:
+            yield Finding(kind, f"{passes} {some(ended)}")
+
+
+def failures(run: SavedRun) -> dict[str, dict[str, str]]:
+    """The reason for each cell's failure, by audit; the name is empty for cells that do not run."""
+    finished = finished_cells(run)
+    reasons: dict[str, dict[str, str]] = {}
     for record in run.records:
-        sentences = failed_audits(record.audits, record.excused)
-        if sentences:
-            failures[record.cell] = sentences
-    return failures
+        for finding in record.audits:
+            if not finding.passed and finding.name not in record.excused:
+                reasons.setdefault(finding.name, {})[record.cell] = finding.detail
+        if record.cell not in finished:
+            reasons.setdefault("", {})[record.cell] = fault(record)
+    return reasons
 
 
-def audit_names(sentences: Sequence[str]) -> set[str]:
-    """The audit names in sentences such as "audit base_frozen: 2 changed"."""
-    return {sentence.partition(":")[0] for sentence in sentences}
+def fault(record: Record) -> str:
+    """The reason why a cell did not run to its end."""
+    return next(iter(record.missed), record.status)
 
 
 def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
@@ -192,10 +232,10 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
             side = environments.get_environment([requirement], options.find_links)
             run = runner.run(side, options.cells, first_updates=first_updates)
             if not finished_cells(run):
-                reason = next(iter(run.records[0].missed), run.records[0].status)
-                raise InputError(f"no cell finishes with {side.name}: {reason}")
+                raise InputError(f"no cell finishes with {side.name}: {fault(run.records[0])}")
             if last is None:
-                release = Release(version=number, answer="the first", audits=audit_failures(run))
+                findings = list(run_findings(run))
+                release = Release(version=number, answer="the first", findings=findings)
             else:
                 compared = runner.compare(
                     last, side, first_updates=first_updates, finishes=options.whole

@@ -7,7 +7,7 @@ from textwrap import wrap
 from tunegrid.data.sources import Row, answer_texts, stitch
 from tunegrid.data.splits import Splits
 from tunegrid.grid.tasks import Problem, Task
-from tunegrid.words import count, some
+from tunegrid.words import count, shorten, some
 
 SPLITS = ("train", "validation", "test")
 NAME_WIDTH = 12  # columns for the name of a split
@@ -47,11 +47,6 @@ def example(task: Task, row: Row) -> tuple[str, str]:
         target = answer_texts(task, row)[0]
     texts = [row[column] for column in (*task.text, *task.text_pair)]
     return " | ".join(map(repr, texts)), repr(target)
-
-
-def shorten(line: str, width: int) -> str:
-    """Cuts a line to this width, ending with three dots."""
-    return line if len(line) <= width else f"{line[: max(0, width - 3)]}..."
 
 
 def doubts(task: Task, splits: Splits) -> Iterator[str]:

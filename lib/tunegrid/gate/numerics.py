@@ -226,6 +226,7 @@ class FlowRow(NamedTuple):
     phase: str = ""  # the phase of the probe whose modules locate the change, if any
 
 
+SINCE = "; with "  # separates a change from the libraries whose versions differ
 EQUAL_BEFORE = "arithmetic without dropout is equal"
 FLOW = (  # in the order of a run; the first row that finds a difference is reported
     FlowRow("text", "tokens", "token ids or targets of the training rows differ"),
@@ -430,7 +431,7 @@ def compare_pair(
         judge = partial(judge, stage=first.stage, modules=first.modules)
         words = f"{first.stage}: {first.words}"
     libraries = unlike_libraries(old, new)
-    return judge(verdict, detail=f"{words}; with {libraries}" if libraries else words), one_training
+    return judge(verdict, detail=f"{words}{SINCE}{libraries}" if libraries else words), one_training
 
 
 def _rounding(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:

@@ -39,7 +39,11 @@ def test_each_release_is_measured_once_and_compared_with_the_last_that_ran(saved
     assert releases["2.0"]["fault"].startswith("no cell runs with planted 2.0: ")
     assert (releases["3.0"]["before"], releases["3.0"]["changed_cells"]) == ("1.0", [CELLS[1]])
     assert (releases["4.0"]["before"], releases["4.0"]["numerics"]) == ("3.0", "2 equal")
-    assert "3 of 4 releases of planted ran; 1 changed something: 3.0." in lines
+    [finding] = releases["3.0"]["findings"]
+    assert finding[0] == "numerics"
+    assert finding[1].startswith(f"1 cell, as {CELLS[1]}: ")
+    assert releases["4.0"]["findings"] == []
+    assert "3 of 4 releases of planted ran; 1 changed something: 3.0 (numerics 1)." in lines
 
 
 def test_a_release_in_which_every_cell_breaks_off_did_not_run(saved_runs, walked):
@@ -48,7 +52,7 @@ def test_a_release_in_which_every_cell_breaks_off_did_not_run(saved_runs, walked
     _, lines, releases = walked()
     assert releases["3.0"]["fault"] == "no cell finishes with planted 3.0: OSError: no room"
     assert (releases["4.0"]["before"], releases["4.0"]["changed_cells"]) == ("1.0", [CELLS[1]])
-    assert "2 of 4 releases of planted ran; 1 changed something: 4.0." in lines
+    assert "2 of 4 releases of planted ran; 1 changed something: 4.0 (numerics 1)." in lines
 
 
 def test_a_release_that_cannot_be_compared_is_a_row_and_no_end(saved_runs, walked):
@@ -68,7 +72,9 @@ def test_a_cell_that_changed_trains_to_its_end_with_whole(saved_runs, walked):
     assert [arguments for _, stage, arguments in saved_runs.asked if stage == "whole"] == [
         f"-m quick --cells {CELLS[1]} --resume -n auto"
     ] * 2
-    assert releases["3.0"]["figures"][0].startswith(f"{CELLS[1]} accuracy worse: ")
+    [_, (kind, sentence)] = releases["3.0"]["findings"]
+    assert kind == "quality"
+    assert sentence.startswith(f"worse: {CELLS[1]} accuracy -12.50 points (")
 
 
 def test_an_audit_that_fails_is_in_the_row_and_a_persons_cause_too(saved_runs, walked, tmp_path):
@@ -77,7 +83,8 @@ def test_an_audit_that_fails_is_in_the_row_and_a_persons_cause_too(saved_runs, w
     causes = tmp_path / "causes.toml"
     causes.write_text('"4.0" = "pull request 7: a base that trains"\n')
     _, lines, releases = walked("--causes", str(causes))
-    assert releases["4.0"]["audits"] == {CELLS[1]: ["audit base_frozen: one changed"]}
+    sentence = f"audit base_frozen fails in {CELLS[1]}: one changed"
+    assert ["audits", sentence] in releases["4.0"]["findings"]
     assert (releases["4.0"]["cause"], releases["3.0"]["cause"]) == (
         "pull request 7: a base that trains",
         "",
@@ -98,16 +105,26 @@ def test_without_two_releases_that_ran_the_exit_code_is_2(saved_runs, walked):
 
 def test_an_audit_that_failed_before_is_no_change(saved_runs, walked):
     run_file(saved_runs.folder / "failed.json", [begun(CELLS[0]), OBJECTING])
-    saved_runs.files |= {
-        (version, "first-updates"): "failed.json" for version in ("1.0", "3.0", "4.0")
-    }
-    code, lines, releases = walked()
-    assert (code, [*releases["1.0"]["audits"]], releases["4.0"]["other_audits"]) == (
-        0,
-        [CELLS[1]],
-        [],
-    )
+    for version in ("1.0", "3.0", "4.0"):
+        saved_runs.files[version, "first-updates"] = "failed.json"
+    _, lines, releases = walked()
+    sentence = f"audit base_frozen fails in {CELLS[1]}: one changed"
+    assert releases["1.0"]["findings"] == [["audits", sentence]]
+    assert releases["4.0"]["findings"] == []
     assert "3 of 4 releases of planted ran; none changed anything." in lines
+
+
+def test_what_is_mended_is_a_change_too(saved_runs, walked):
+    run_file(saved_runs.folder / "failed.json", [broken(CELLS[0]), OBJECTING])
+    saved_runs.files["1.0", "first-updates"] = "failed.json"
+    run_file(saved_runs.folder / "sound.json", [begun(cell) for cell in CELLS])
+    saved_runs.files["3.0", "first-updates"] = "sound.json"
+    _, _, releases = walked()
+    assert ["cells", f"not run: {CELLS[0]}: OSError: no room"] in releases["1.0"]["findings"]
+    assert releases["3.0"]["findings"] == [
+        ["cells", f"run again: {CELLS[0]}"],
+        ["audits", f"audit base_frozen no longer fails in {CELLS[1]}"],
+    ]
 
 
 @pytest.mark.parametrize(
