@@ -3,6 +3,7 @@ them, all made by hand.
 """
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -37,6 +38,7 @@ MODEL = (
     ("block", 1, 0, 5),
     ("", 0, -1, 7),
 )
+NAMES = [name for name, *_ in MODEL]
 
 
 def model(moved=None, order=MODEL, phase="forward"):
@@ -49,15 +51,17 @@ def model(moved=None, order=MODEL, phase="forward"):
             "kind": (name or "Model").rpartition(".")[2].title(),
             "library": "toy",
         }
-        known = {f: (moved or {}).get((name, f), EQUAL) for f in COLUMN_PREFIXES.values()}
-        figures = {
-            f"{f}_{n}": x for f in known for n, x in zip(FIGURE_PARTS, known[f], strict=True)
+        row = texts | {
+            "call": 1.0,
+            "depth": float(depth),
+            "source": float(source),
+            "maker": float(maker),
         }
-        rows.append(
-            texts
-            | {"call": 1.0, "depth": float(depth), "source": float(source), "maker": float(maker)}
-            | figures
-        )
+        for figure in COLUMN_PREFIXES.values():
+            values = (moved or {}).get((name, figure), EQUAL)
+            for part, value in zip(FIGURE_PARTS, values, strict=True):
+                row[f"{figure}_{part}"] = value
+        rows.append(row)
     return {column: [row[column] for row in rows] for column in COLUMNS}
 
 
@@ -72,9 +76,7 @@ def named(old, new, **options):
 
 def behind(names, far, figures=("given",)):
     """Figures that lie so far from `EQUAL`, as a share of the norm."""
-    return {
-        (name, figure): (10.0, 1.0 + 10 * far, 2.0, 3.0) for name in names for figure in figures
-    }
+    return dict.fromkeys(product(names, figures), (10.0, 1.0 + 10 * far, 2.0, 3.0))
 
 
 IN_KEY = behind(["block.attention.key", "block.attention", "block", ""], 0.02) | behind(
@@ -115,7 +117,7 @@ KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its
         # by half of it
         (SLOWLY, ""),
         (
-            {(name, f): SHUFFLED for name, *_ in MODEL for f in ("taken", "given")},
+            dict.fromkeys(product(NAMES, ("taken", "given")), SHUFFLED),
             "the input of the model (Model, toy) al",
         ),
         (
@@ -158,13 +160,13 @@ WEIGHTS = behind(["block.mlp"], 0.1, ("weights",)) | EMBED
         ),
         (EMBED, ("block.attention", "block"), f"{INSIDE} block.attention.query (Query, toy)"),
         (WEIGHTS, (), f"{INSIDE} block.mlp {LAST} by 10 %"),
-        ({(name, "gradient"): SHUFFLED for name, *_ in MODEL}, (), ""),  # the loss's doing
+        (dict.fromkeys(product(NAMES, ["gradient"]), SHUFFLED), (), ""),  # the loss's doing
     ],
 )
 def test_the_first_module_from_the_end_that_hands_on_another_gradient_is_named(
     moved, without, words
 ):
-    order = [one for one in MODEL if one[0] not in without]
+    order = [module for module in MODEL if module[0] not in without]
     said, names = named(model(order=order), model(moved, order), backward=True)
     assert said.startswith(words)
     assert bool(said) == bool(names)
@@ -184,11 +186,8 @@ def written(moved=None, phase="forward", **figures):
     """A record with figures of modules, and with these figures of its first step."""
     file = examples.write_columns("modules", model(moved, phase=phase))
     record = complete("bert_sa_sft")
-    return altered(
-        record,
-        "training.first_step",
-        replace(record.training.first_step, **{"modules": file} | figures),
-    )
+    step = replace(record.training.first_step, **{"modules": file} | figures)
+    return altered(record, "training.first_step", step)
 
 
 @pytest.mark.parametrize(
