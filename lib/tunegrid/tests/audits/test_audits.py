@@ -90,7 +90,8 @@ def test_tokens_may_reach_beyond_the_text_but_not_miss_it():
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sum_sft", "t5_sum_sft"])
 def test_a_summary_one_token_off_is_not_the_target(cell_id):
-    codec, (row, other) = get_codec(cell_id), read_rows("cnn_dailymail/train")[:2]
+    codec = get_codec(cell_id)
+    (row, other) = read_rows("cnn_dailymail/train")[:2]
     [feature] = codec.encode([row], training=True)
     label = codec.collate([feature])["labels"][0]
     assert codec.label_is_target(row, feature, label)
@@ -101,7 +102,8 @@ def test_a_summary_one_token_off_is_not_the_target(cell_id):
 def test_a_text_whose_spaces_are_cleaned_up_is_not_its_tokens_but_where_the_tokenizer_says_so(
     monkeypatch,
 ):
-    codec, [row, *_] = get_codec("t5_sum_sft"), read_rows("cnn_dailymail/train")
+    codec = get_codec("t5_sum_sft")
+    [row, *_] = read_rows("cnn_dailymail/train")
     [feature] = codec.encode([row], training=True)
     decoding_cleans_up(Planting(monkeypatch))
     [prediction] = codec.decode([row], [feature], [feature.target])
@@ -161,7 +163,8 @@ def test_an_exact_match_above_f1_is_impossible_but_where_the_answer_is_an_articl
     evaluation = evaluated("bert_qa_sft", [THE, RED], ["a", "red"])
     assert evaluation.examples == {"exact_match": [100.0, 100.0], "f1": [0.0, 100.0]}
     assert invariants("bert_qa_sft", evaluation) == (True, "2 rows, 2 metrics")
-    evaluation.examples["f1"][1], evaluation.scores["f1"] = 0.0, 0.0
+    evaluation.examples["f1"][1] = 0.0
+    evaluation.scores["f1"] = 0.0
     assert invariants("bert_qa_sft", evaluation) == (False, "exact_match 100.0 is above f1 0.0")
 
 
@@ -233,7 +236,8 @@ def test_something_is_learned_if_the_difference_is_above_three_standard_errors(
         evaluation=evaluation,
     )
     learned, detail, without_model = scores.learned_something(evidence)
-    assert (learned, without_model["accuracy"]) == (passed, 50.0)
+    assert learned == passed
+    assert without_model["accuracy"] == 50.0
     assert "without a model 50.0, standard error " in detail
     assert detail.endswith(f"standard error {error}")
 

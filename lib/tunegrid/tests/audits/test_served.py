@@ -318,7 +318,8 @@ def test_an_adapter_merged_twice_is_caught(cell_id):
 def test_prompts_are_not_merged():
     evidence = quick_evidence("bert_sa_sft", Prompts(id="prompts", name="prompt tuning"))
     passed, detail = saved_is_served(evidence)
-    assert (bool(passed), detail) == (True, f"{EQUAL}; not merged: prompts belong to no layer")
+    assert passed
+    assert detail == f"{EQUAL}; not merged: prompts belong to no layer"
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "gpt2_sa_qlora"])

@@ -30,11 +30,10 @@ def first_rows(cell_id):
 def test_features_from_the_cache_are_the_encoded_ones_and_nothing_is_tokenised_again(
     tmp_path, monkeypatch, cell_id, training
 ):
-    codec, rows = disk_codec(tmp_path, cell_id), first_rows(cell_id)
-    encoded, fresh = (
-        codec.encode(rows, training=training),
-        get_features(codec, rows, training=training),
-    )
+    codec = disk_codec(tmp_path, cell_id)
+    rows = first_rows(cell_id)
+    encoded = codec.encode(rows, training=training)
+    fresh = get_features(codec, rows, training=training)
     monkeypatch.setattr(type(codec), "encode", lambda *_, **__: pytest.fail("tokenised again"))
     assert list(fresh) == list(get_features(codec, rows, training=training)) == encoded
     assert len(list(tmp_path.glob("*.arrow"))) == 1
@@ -64,7 +63,8 @@ def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path, m
 
 
 def test_a_damaged_file_is_written_again(tmp_path):
-    codec, rows = disk_codec(tmp_path, "bert_sa_lora"), first_rows("bert_sa_lora")
+    codec = disk_codec(tmp_path, "bert_sa_lora")
+    rows = first_rows("bert_sa_lora")
     features = get_features(codec, rows, training=True)
     wanted = list(features)
     [path] = tmp_path.glob("*.arrow")

@@ -39,7 +39,8 @@ def test_prompt_and_target_are_the_tokenizers_own_conversation_and_labels_the_as
     counted = batch["labels"] != IGNORED
     assert torch.equal(batch["labels"][counted], batch["input_ids"][counted])
     *words, end = batch["labels"][counted].tolist()
-    assert (codec.tokenizer.decode(words).strip(), end) == (row["highlights"], codec.end_id)
+    assert codec.tokenizer.decode(words).strip() == row["highlights"]
+    assert end == codec.end_id
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -136,7 +137,8 @@ def test_a_long_conversation_loses_its_oldest_turns():
 
 def test_a_row_is_the_last_exchange_and_after_other_turns_it_is_another_text():
     row = last_exchange(turns(SYSTEM, *SAID, ("user", "thanks")), "here")
-    assert (row["prompt"], row["reply"]) == ("and anna ?", "anna was born in dover .")
+    assert row["prompt"] == "and anna ?"
+    assert row["reply"] == "anna was born in dover ."
     assert row["history"] == turns(SYSTEM, *SAID[:2])
     rows = [
         last_exchange(turns(*before, *SAID[2:]), "here")

@@ -186,7 +186,8 @@ def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on():
 
 
 def test_a_row_takes_the_best_of_its_own_windows_however_they_are_interleaved():
-    own, rows = get_codec("bert_qa_sft", **SHORT), [counting(16, 0), counting(16, 15)]
+    own = get_codec("bert_qa_sft", **SHORT)
+    rows = [counting(16, 0), counting(16, 15)]
     # Each row: years 0-9 and 6-15, context from place 4 on
     a0, a1, b0, b1 = own.encode(rows, training=False)
     outputs = [(1.0, 4, 4), (2.0, 13, 13), (3.0, 5, 6), (9.0, 4, 5)]
@@ -298,10 +299,8 @@ def test_generation_stops_at_the_end_token_or_at_max_new_tokens_and_rows_do_not_
     codec = get_codec(
         f"{backbone}_sum_sft", generation=Generation(num_beams=beams, max_new_tokens=cap)
     )
-    model, features = (
-        quick_model(f"{backbone}_sum_sft").eval(),
-        codec.encode([FIRE, GIFT], training=False),
-    )
+    model = quick_model(f"{backbone}_sum_sft").eval()
+    features = codec.encode([FIRE, GIFT], training=False)
     assert codec.predict(model, features, CPU)[1] == codec.predict(model, features[1:], CPU)[0]
     [token] = codec.ids(word) if word else [codec.end_id]
     assert codec.predict(only(model, token), features, CPU) == [[token] * (cap if word else 1)] * 2

@@ -23,7 +23,8 @@ from tunegrid.runs.status import Extent, add_status
 from tunegrid.tests.records import altered, begun, complete, make_seeds, run_file
 
 LOSSES = [0.7, 0.5, 0.4, 0.3]
-LORA, SFT = "bert_sa_lora", "bert_sa_sft"
+LORA = "bert_sa_lora"
+SFT = "bert_sa_sft"
 
 
 def whole(cell=LORA, losses=LOSSES, **changes):
@@ -35,12 +36,14 @@ def test_a_record_of_first_updates_is_sound_no_bound_counts_and_an_audit_does():
     assert from_json(to_json(begun())).first_updates == 2
     extent = Extent(updates=2, planned=40, one_pass=40)
     sound = add_status(begun(status="unfinished"), extent)
-    assert (sound.status, sound.missed) == ("begun", [])
+    assert sound.status == "begun"
+    assert sound.missed == []
     failed = add_status(
         replace(begun(), audits=[replace(sound.audits[0], name="base_frozen", passed=False)]),
         extent,
     )
-    assert (failed.status, failed.missed[0].split(":")[0]) == ("failed", "audit base_frozen")
+    assert failed.status == "failed"
+    assert failed.missed[0].split(":")[0] == "audit base_frozen"
 
 
 @pytest.mark.parametrize(
@@ -63,16 +66,19 @@ def test_first_updates_are_held_to_as_many_of_a_whole_run(losses, verdict, words
     pair = whole(), begun(losses=losses)
     for old, new in (pair, pair[::-1]):
         judgement, _ = compare_pair(old, new, load_tolerances())
-        assert (judgement.verdict, judgement.detail, judgement.first_updates) == (verdict, words, 2)
+        assert judgement.verdict == verdict
+        assert judgement.detail == words
+        assert judgement.first_updates == 2
 
 
 def test_movement_is_compared_from_the_third_update_on():
     step = replace(whole().training.first_step, moved={"head": 5.0})
-    pair = (
-        altered(begun(losses=LOSSES[:updates]), "training.first_step", step) for updates in (2, 3)
-    )
-    early, late = (compare_pair(whole(), one, load_tolerances())[0] for one in pair)
-    assert (early.verdict, late.stage) == (Verdict.EQUAL, "optimizer")
+    two_updates = altered(begun(losses=LOSSES[:2]), "training.first_step", step)
+    early, _ = compare_pair(whole(), two_updates, load_tolerances())
+    assert early.verdict == Verdict.EQUAL
+    three_updates = altered(begun(losses=LOSSES[:3]), "training.first_step", step)
+    late, _ = compare_pair(whole(), three_updates, load_tolerances())
+    assert late.stage == "optimizer"
 
 
 def answered(old, new, kinds=DEFAULT_KINDS):
@@ -130,9 +136,8 @@ def answered(old, new, kinds=DEFAULT_KINDS):
 )
 def test_begun_cells_are_judged_by_numerics_and_what_they_come_to(old, new, kinds, code, words):
     judged, verdict = answered(old, new, kinds)
-    assert (verdict.exit_code, words in " ".join(verdict.sentences)) == (code, True), (
-        verdict.sentences
-    )
+    assert verdict.exit_code == code, verdict.sentences
+    assert words in " ".join(verdict.sentences)
     begun_cells = {record.cell for record in new if record.first_updates}
     assert {j.quantity for j in judged if j.cell in begun_cells} <= {"numerics", "cell", *LEDGER}
 
@@ -161,7 +166,8 @@ def test_a_page_shows_it_a_comparison_does_not_and_a_journal_gives_what_began_so
     older = replace(read_page_run(file), records=[whole(), whole(SFT, losses=[0.7, 0.55, 0.5])])
     page = make_page(read_page_run(file), [older])
     assert page.answer.sentences[0] == "2 cells: 2 equal by their first 2 updates."
-    assert (page.changes, "begun" in html(page)) == ([], True)
+    assert page.changes == []
+    assert "begun" in html(page)
     with pytest.raises(InputError, match="so there is nothing to compare"):
         compare.compare_methods([begun()], Noise())
     journal = Journal(tmp_path)

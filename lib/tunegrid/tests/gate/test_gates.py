@@ -35,7 +35,9 @@ BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 RANK = {"rss_peak_gib": 0.5, "train_samples": 24}
 RANKS = {"count": 2, "backend": "gloo", "each": [RANK, RANK]}
 CELL = "bert_sa_lora"
-WORSE, SAME, CANNOT_TELL = Verdict.WORSE, Verdict.SAME, Verdict.CANNOT_TELL
+WORSE = Verdict.WORSE
+SAME = Verdict.SAME
+CANNOT_TELL = Verdict.CANNOT_TELL
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -74,9 +76,13 @@ def test_equal_runs_are_the_same_in_everything():
     ],
 )
 def test_a_drop_that_is_no_chance_a_gain_and_a_small_test_set(rows, right, lost, verdict):
-    judgement = judged(*(hit(rows, right, n) for n in lost))["accuracy"]
-    assert (judgement.verdict, judgement.min_drop > 10) == (verdict, verdict is CANNOT_TELL)
-    assert judgement.effect == pytest.approx(100 * (lost[0] - lost[1]) / rows)
+    lost_before, lost_after = lost
+    old = hit(rows, right, lost_before)
+    new = hit(rows, right, lost_after)
+    judgement = judged(old, new)["accuracy"]
+    assert judgement.verdict == verdict
+    assert (judgement.min_drop > 10) == (verdict is CANNOT_TELL)
+    assert judgement.effect == pytest.approx(100 * (lost_before - lost_after) / rows)
     if verdict is WORSE:
         assert judgement.p == pytest.approx(2.5e-5, rel=0.1)  # 4.06 errors on the scale
         assert judgement.low < judgement.effect < judgement.high < 0
@@ -105,11 +111,9 @@ def test_a_drop_at_one_other_seed_counts_if_a_second_training_confirms_it(
         new.append(scored(CELL, again, confirmed_seed + CONFIRMING, confirms=confirmed_seed))
     judgements = gate(Run.make(scored(CELL, 99.0, seed) for seed in (1, 2, 3)), Run.make(new))
     judgement = next(j for j in judgements if j.quantity == "accuracy")
-    assert (judgement.verdict, judgement.confirmed, judgement.effect) == (
-        verdict,
-        confirmed,
-        pytest.approx(-39.0),
-    )
+    assert judgement.verdict == verdict
+    assert judgement.confirmed == confirmed
+    assert judgement.effect == pytest.approx(-39.0)
     words = {
         "no": "at seed 0 -39.00, at 10000 +0.00: not confirmed",
         "yes": "at seed 0 -39.00, at 10000 -38.00: confirmed",
@@ -118,40 +122,38 @@ def test_a_drop_at_one_other_seed_counts_if_a_second_training_confirms_it(
 
 
 def test_a_score_without_a_margin_takes_the_one_for_others_and_one_that_is_no_number_is_worse():
-    bounded = ["accuracy", "recall_1"]
-    points = ({"accuracy": hits(512, 480), "recall_1": hits(512, right)} for right in (480, 479))
-    judgement = judged(*(get_record(CELL, own, bounded_scores=bounded) for own in points))[
-        "recall_1"
-    ]
-    assert (judgement.verdict, judgement.margin) == (SAME, load_margins()["points"]["other"])
+    def recalled(right):
+        points = {"accuracy": hits(512, 480), "recall_1": hits(512, right)}
+        return get_record(CELL, points, bounded_scores=["accuracy", "recall_1"])
+
+    judgement = judged(recalled(480), recalled(479))["recall_1"]
+    assert judgement.verdict == SAME
+    assert judgement.margin == load_margins()["points"]["other"]
     old = get_record("t5_qa_sft")
     for score in (None, float("nan")):
         new = replace(old, scores={"exact_match": 60.0, "f1": score})
-        assert (judged(old, new)["f1"].verdict, judged(new, old)["f1"].verdict) == (
-            WORSE,
-            CANNOT_TELL,
-        )
+        assert judged(old, new)["f1"].verdict == WORSE
+        assert judged(new, old)["f1"].verdict == CANNOT_TELL
 
 
 def test_points_that_are_no_numbers_and_other_test_rows_are_refused():
     untold = {"scores": {"accuracy": 1.5, "f1_macro": 1.5}, "bounds": {}}
-    pair = (
-        get_record(CELL, {"accuracy": [1.0, last]}, ids=["a", "b"], **untold)
-        for last in (2.0, float("nan"))
-    )
+    old = get_record(CELL, {"accuracy": [1.0, 2.0]}, ids=["a", "b"], **untold)
+    new = get_record(CELL, {"accuracy": [1.0, float("nan")]}, ids=["a", "b"], **untold)
     with pytest.raises(InputError, match="not every row has text and finite numbers"):
-        judged(*pair)
-    pair = [
-        get_record(CELL, {"accuracy": [100.0, 0.0]}, ids=ids) for ids in (["a", "b"], ["a", "c"])
-    ]
+        judged(old, new)
+    old = get_record(CELL, {"accuracy": [100.0, 0.0]}, ids=["a", "b"])
+    new = get_record(CELL, {"accuracy": [100.0, 0.0]}, ids=["a", "c"])
     with pytest.raises(InputError, match="scored different test rows"):
-        judged(*pair)
+        judged(old, new)
 
 
 def test_a_cell_that_is_not_there_or_did_not_finish_is_missing_and_a_new_one_is_reported():
-    one, other, new = get_record(CELL), get_record("t5_qa_sft"), get_record("gpt2_qa_sft")
+    kept = get_record(CELL)
+    gone = get_record("t5_qa_sft")
+    new = get_record("gpt2_qa_sft")
     for unfinished in ([], [get_record("t5_qa_sft", status="error", memory=None)]):
-        judgements = gate(Run.make([one, other]), Run.make([one, new, *unfinished]))
+        judgements = gate(Run.make([kept, gone]), Run.make([kept, new, *unfinished]))
         verdicts = {(j.cell, j.verdict) for j in judgements if j.quantity == "cell"}
         assert verdicts == {("t5_qa_sft", Verdict.MISSING), ("gpt2_qa_sft", Verdict.NEW)}
 
@@ -268,7 +270,8 @@ def add_steps(seconds, **changes):
 )
 def test_speed_is_compared_between_like_machines_only(seconds, changes, verdict, detail):
     judgement = judged(add_steps(0.1), add_steps(seconds, **changes))["step_seconds"]
-    assert (judgement.verdict, judgement.detail) == (verdict or Verdict.NOT_COMPARABLE, detail)
+    assert judgement.verdict == (verdict or Verdict.NOT_COMPARABLE)
+    assert judgement.detail == detail
     assert judgement.effect == (pytest.approx(10 * seconds - 1) if verdict else None)
 
 
@@ -287,12 +290,9 @@ def test_evaluation_is_timed_by_rows_or_if_it_generates_by_tokens(rows, tokens, 
         rates = {"eval_samples_per_second": rows, "generated_tokens_per_second": tokens}
         return get_record(CELL, throughput=MEASURED["throughput"] | rates)
 
-    timed = [
-        j
-        for j in judged(rated(30.0, tokens and 3000.0), rated(rows, tokens)).values()
-        if j.kind == "speed"
-    ]
-    assert [(j.quantity, j.verdict) for j in timed] == [("step_seconds", SAME), (quantity, verdict)]
+    judgements = judged(rated(30.0, tokens and 3000.0), rated(rows, tokens))
+    speed = {name: j.verdict for name, j in judgements.items() if j.kind == "speed"}
+    assert speed == {"step_seconds": SAME, quantity: verdict}
 
 
 def test_seeds_of_the_baseline_on_another_card_do_not_count():
@@ -322,11 +322,10 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
         ("slow", ["--gate-on", "quality,speed"], 1),
         ("slow", ["--on", "quality,speed"], 1),  # its name until 0.22
     ):
-        files = [
-            str(run_file(tmp_path / name / f"{index}.json", [record]))
-            for index, record in enumerate(pairs[name])
-        ]
-        assert command.main([*files, *options]) == code
+        old, new = pairs[name]
+        old_file = run_file(tmp_path / name / "0.json", [old])
+        new_file = run_file(tmp_path / name / "1.json", [new])
+        assert command.main([str(old_file), str(new_file), *options]) == code
         printed = capsys.readouterr()
         assert ("--on is now called --gate-on" in printed.err) == ("--on" in options)
         if "markdown" in options:
@@ -377,4 +376,5 @@ def test_a_collapse_by_twenty_points_is_worse_in_all_27_cells_and_takes_no_torch
         text=True,
         check=False,
     )
-    assert (answer.returncode, "quality: 27 worse" in answer.stdout) == (1, True), answer.stderr
+    assert answer.returncode == 1, answer.stderr
+    assert "quality: 27 worse" in answer.stdout

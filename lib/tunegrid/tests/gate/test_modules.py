@@ -3,6 +3,7 @@ them, all made by hand.
 """
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -37,6 +38,7 @@ MODEL = (
     ("block", 1, 0, 5),
     ("", 0, -1, 7),
 )
+NAMES = [name for name, *_ in MODEL]
 
 
 def model(moved=None, order=MODEL, phase="forward"):
@@ -49,15 +51,17 @@ def model(moved=None, order=MODEL, phase="forward"):
             "kind": (name or "Model").rpartition(".")[2].title(),
             "library": "toy",
         }
-        known = {f: (moved or {}).get((name, f), EQUAL) for f in COLUMN_PREFIXES.values()}
-        figures = {
-            f"{f}_{n}": x for f in known for n, x in zip(FIGURE_PARTS, known[f], strict=True)
+        row = texts | {
+            "call": 1.0,
+            "depth": float(depth),
+            "source": float(source),
+            "maker": float(maker),
         }
-        rows.append(
-            texts
-            | {"call": 1.0, "depth": float(depth), "source": float(source), "maker": float(maker)}
-            | figures
-        )
+        for figure in COLUMN_PREFIXES.values():
+            values = (moved or {}).get((name, figure), EQUAL)
+            for part, value in zip(FIGURE_PARTS, values, strict=True):
+                row[f"{figure}_{part}"] = value
+        rows.append(row)
     return {column: [row[column] for row in rows] for column in COLUMNS}
 
 
@@ -72,9 +76,7 @@ def named(old, new, **options):
 
 def behind(names, far, figures=("given",)):
     """Figures that lie so far from `EQUAL`, as a share of the norm."""
-    return {
-        (name, figure): (10.0, 1.0 + 10 * far, 2.0, 3.0) for name in names for figure in figures
-    }
+    return dict.fromkeys(product(names, figures), (10.0, 1.0 + 10 * far, 2.0, 3.0))
 
 
 IN_KEY = behind(["block.attention.key", "block.attention", "block", ""], 0.02) | behind(
@@ -115,7 +117,7 @@ KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its
         # by half of it
         (SLOWLY, ""),
         (
-            {(name, f): SHUFFLED for name, *_ in MODEL for f in ("taken", "given")},
+            dict.fromkeys(product(NAMES, ("taken", "given")), SHUFFLED),
             "the input of the model (Model, toy) al",
         ),
         (
@@ -130,11 +132,13 @@ KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its
 )
 def test_the_first_module_whose_output_moved_is_named(moved, words):
     said, names = named(model(), model(moved))
-    assert (said.startswith(words), bool(said)) == (True, bool(names))
+    assert said.startswith(words)
+    assert bool(said) == bool(names)
     assert named(model(moved), model(moved)) == ("", [])
 
 
-INSIDE, LAST = "the gradient changes inside", "(Mlp, toy) (last layer first),"
+INSIDE = "the gradient changes inside"
+LAST = "(Mlp, toy) (last layer first),"
 EMBED = behind(["embed"], 0.3, ("gradient",))
 WEIGHTS = behind(["block.mlp"], 0.1, ("weights",)) | EMBED
 
@@ -156,19 +160,21 @@ WEIGHTS = behind(["block.mlp"], 0.1, ("weights",)) | EMBED
         ),
         (EMBED, ("block.attention", "block"), f"{INSIDE} block.attention.query (Query, toy)"),
         (WEIGHTS, (), f"{INSIDE} block.mlp {LAST} by 10 %"),
-        ({(name, "gradient"): SHUFFLED for name, *_ in MODEL}, (), ""),  # the loss's doing
+        (dict.fromkeys(product(NAMES, ["gradient"]), SHUFFLED), (), ""),  # the loss's doing
     ],
 )
 def test_the_first_module_from_the_end_that_hands_on_another_gradient_is_named(
     moved, without, words
 ):
-    order = [one for one in MODEL if one[0] not in without]
+    order = [module for module in MODEL if module[0] not in without]
     said, names = named(model(order=order), model(moved, order), backward=True)
-    assert (said.startswith(words), bool(said)) == (True, bool(names))
+    assert said.startswith(words)
+    assert bool(said) == bool(names)
 
 
 def test_gradients_without_digits_weights_held_elsewhere_and_modules_of_one_side_have_not_moved():
-    small, none = ({("embed", "gradient"): (norm, 0.0, 0.0, 0.0)} for norm in (1e-4, 0.0))
+    small = {("embed", "gradient"): (1e-4, 0.0, 0.0, 0.0)}
+    none = {("embed", "gradient"): (0.0, 0.0, 0.0, 0.0)}
     moved = Moved.measure(parse_modules(model(small)), parse_modules(model(none)), "forward")
     assert moved.shares.gradient[0] == pytest.approx(1e-4 / (1e-3 * 10))
     elsewhere = parse_modules(model({("block.attention.query", "weights"): NONE}))
@@ -180,11 +186,8 @@ def written(moved=None, phase="forward", **figures):
     """A record with figures of modules, and with these figures of its first step."""
     file = examples.write_columns("modules", model(moved, phase=phase))
     record = complete("bert_sa_sft")
-    return altered(
-        record,
-        "training.first_step",
-        replace(record.training.first_step, **{"modules": file} | figures),
-    )
+    step = replace(record.training.first_step, **{"modules": file} | figures)
+    return altered(record, "training.first_step", step)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +260,8 @@ def test_the_stage_names_the_module_if_one_is_known(store, phase, moved, figures
 
 
 def test_a_damaged_file_costs_no_verdict_and_columns_that_are_no_calls_are_refused(store):
-    old, new = written(), written(IN_KEY, probe_loss=0.8)
+    old = written()
+    new = written(IN_KEY, probe_loss=0.8)
     (store / new.training.first_step.modules).write_bytes(
         (store / old.training.first_step.modules).read_bytes()
     )

@@ -46,13 +46,10 @@ def make_run(lost_by_seed, first_loss=1.0):
 
 def scores_alone(run):
     """The run without its points by row, as a CI that keeps only the JSON has it."""
-    records = [
-        replace(record, examples=None)
-        for seeds in run.records.values()
-        for record in seeds.values()
-    ]
-    for record in records:
+    records = []
+    for record in run.records[CELL].values():
         record.data.rows["test"] = 512
+        records.append(replace(record, examples=None))
     return Run.make(records)
 
 
@@ -110,32 +107,34 @@ def test_the_narrowest_noise_that_is_known_applies(
 def test_rows_alone_tell_noise_between_runs_of_one_training():
     # 100 of 512 lost: a deviation of 39.6 points by row, over the root of 512
     judgement = accuracy(make_run([0]), make_run([100]), Noise())
-    assert (judgement.verdict, judgement.error) == (Verdict.WORSE, pytest.approx(1.753, abs=1e-3))
+    assert judgement.verdict == Verdict.WORSE
+    assert judgement.error == pytest.approx(1.753, abs=1e-3)
     assert "100 rows lost, 0 gained of 512; noise of rows alone" in judgement.detail
     assert accuracy(make_run([0]), make_run([4]), Noise()).verdict is Verdict.CANNOT_TELL
-    assert (
-        "no points per row to test"
-        in accuracy(*map(scores_alone, (make_run([0]), make_run([4]))), Noise()).detail
-    )
+    untold = accuracy(scores_alone(make_run([0])), scores_alone(make_run([4])), Noise())
+    assert "no points per row to test" in untold.detail
 
 
 def test_before_and_after_are_of_the_runs_that_were_paired():
     """Seeds 0 and 1 of the baseline lost 0 and 256 rows of 512: the run of seed 0 is held to seed 0
     alone.
     """
-    old, new = make_run([0, 256]), make_run([64])
-    same, other = (
-        accuracy(old, new, make_noise(BOTH)),
-        accuracy(old, make_run([64], **OTHER), make_noise(BOTH)),
-    )
-    assert (same.before, same.after) == (50.0, 37.5)  # 256 and 192 of 512
-    assert (other.before, other.after) == (25.0, 37.5)  # 256 and 0 of 512
+    old = make_run([0, 256])
+    new = make_run([64])
+    same = accuracy(old, new, make_noise(BOTH))
+    other = accuracy(old, make_run([64], **OTHER), make_noise(BOTH))
+    assert same.before == 50.0
+    assert same.after == 37.5  # 256 and 192 of 512
+    assert other.before == 25.0
+    assert other.after == 37.5  # 256 and 0 of 512
 
 
 def test_what_is_equal_to_the_last_digit_is_the_same_if_its_rows_are_at_hand():
     for noise in (make_noise({"seeds": 40.0}), Noise()):
         judgement = accuracy(make_run([0]), make_run([0], **OTHER), noise)
-        assert (judgement.verdict, judgement.low, judgement.high) == (Verdict.SAME, 0.0, 0.0)
+        assert judgement.verdict == Verdict.SAME
+        assert judgement.low == 0.0
+        assert judgement.high == 0.0
     untold = accuracy(
         scores_alone(make_run([0])), scores_alone(make_run([0])), make_noise({"seeds": 40.0})
     )
@@ -150,14 +149,14 @@ def test_a_summary_that_changed_a_little_is_the_same_by_bertscore():
     """A row of 192 moved by two points: its noise is half of what a changed row moves by, not half
     of a hit.
     """
-    old, new = (
-        Run.make([get_record("t5_sum_sft", {"bertscore_f1": [80.0] * 191 + [last]}, **SUMS)])
-        for last in (80.0, 78.0)
-    )
+    old = get_record("t5_sum_sft", {"bertscore_f1": [80.0] * 192}, **SUMS)
+    new = get_record("t5_sum_sft", {"bertscore_f1": [80.0] * 191 + [78.0]}, **SUMS)
     scores = {"perturbed": {("t5_sum_sft", "bertscore_f1"): [[80.0, 80.0]] * 9}}
-    judged = gate(old, new, noise=Noise(profile="quick", rows={"sum": 192}, scores=scores))
+    noise = Noise(profile="quick", rows={"sum": 192}, scores=scores)
+    judged = gate(Run.make([old]), Run.make([new]), noise=noise)
     judgement = next(judgement for judgement in judged if judgement.quantity == "bertscore_f1")
-    assert (judgement.verdict, judgement.effect) == (Verdict.SAME, pytest.approx(-2 / 192))
+    assert judgement.verdict == Verdict.SAME
+    assert judgement.effect == pytest.approx(-2 / 192)
 
 
 @pytest.mark.parametrize(
@@ -185,13 +184,12 @@ def test_a_run_is_worse_unknown_or_no_worse():
     tested = accuracy(make_run([0]), make_run([30]), make_noise({"seeds": 8.0}))
     assert tested.verdict is Verdict.CANNOT_TELL
     untested = replace(tested, cell="t5_sa_lora", p=None)
-    same, worse = (
-        replace(tested, cell="gpt2_sa_lora", verdict=verdict)
-        for verdict in (Verdict.SAME, Verdict.WORSE)
-    )
+    same = replace(tested, cell="gpt2_sa_lora", verdict=Verdict.SAME)
+    worse = replace(tested, cell="gpt2_sa_lora", verdict=Verdict.WORSE)
     other_score = replace(tested, quantity="f1_macro")
     other_recipe = replace(tested, cell="t5_sa_sft", verdict=Verdict.NOT_COMPARABLE, p=None)
-    quality, doubts = ["quality"], ["quality", "cannot-tell"]
+    quality = ["quality"]
+    doubts = ["quality", "cannot-tell"]
     for judged, kinds, rank in (
         ([untested], quality, Rank.CANNOT_TELL),
         ([untested, tested], quality, Rank.OPEN),

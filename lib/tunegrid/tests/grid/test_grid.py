@@ -78,7 +78,8 @@ def test_an_entry_like_another_gets_its_recipes_but_not_the_studys_exceptional_h
 ):
     LIKE[cell_id](grid, weight_decay=0.5)
     assert len(grid.ids(FULL_PROFILE)) == 36
-    cell, like = grid.cell(cell_id, FULL_PROFILE), STUDY.cell("bert_sa_lora", FULL_PROFILE)
+    cell = grid.cell(cell_id, FULL_PROFILE)
+    like = STUDY.cell("bert_sa_lora", FULL_PROFILE)
     assert cell.head == PLAIN
     adapter = replace(like.recipe.adapter, target_modules=("query", "value"))
     # Another task's columns are its own
@@ -97,13 +98,12 @@ def test_an_entry_like_another_gets_its_recipes_but_not_the_studys_exceptional_h
 
 def test_a_recipe_like_another_cells_has_its_quick_form_and_head(grid):
     grid.add_recipe("bert_sa_lora", like="bert_sa_qlora", weight_decay=0.5, quick={"max_steps": 7})
-    cell, quick = (
-        grid.cell("bert_sa_lora", FULL_PROFILE),
-        grid.cell("bert_sa_lora", QUICK_PROFILE).recipe,
-    )
+    cell = grid.cell("bert_sa_lora", FULL_PROFILE)
+    quick = grid.cell("bert_sa_lora", QUICK_PROFILE).recipe
     assert cell.recipe == replace(RECIPES["bert_sa_qlora"], weight_decay=0.5, trainable_params=None)
     assert cell.head == PLAIN
-    assert (quick.max_steps, quick.learning_rate) == (7, QUICK["bert_sa_qlora"]["learning_rate"])
+    assert quick.max_steps == 7
+    assert quick.learning_rate == QUICK["bert_sa_qlora"]["learning_rate"]
     own = replace(PLAIN, start_token="sep_token")
     grid.add_recipe("bert_sa_lora", RECIPES["bert_sa_qlora"], head=own)
     LIKE["bert_sst2_lora"](grid)
@@ -169,7 +169,8 @@ def test_a_quick_copy_for_another_tasks_rows_makes_updates_by_its_rows_and_label
         quick={"max_steps": 50, "learning_rate": 1e-3},
     )
     given = grid.cell("bert_more_lora", QUICK_PROFILE).recipe
-    assert (given.planned_updates(7_990), given.learning_rate) == (50, 1e-3)
+    assert given.planned_updates(7_990) == 50
+    assert given.learning_rate == 1e-3
     grid.add_task(replace(task, id="many", labels=tuple("abcdefgh")), like="sa")
     assert grid.cell("bert_many_lora", QUICK_PROFILE).recipe.planned_updates(1) == 600
     command_line = replace(QUICK_PROFILE, changes={"max_steps": 7})

@@ -46,7 +46,8 @@ def failed(evidence: Evidence) -> dict[str, str]:
 
 def test_every_combination_is_a_cell_or_refused_and_cells_of_a_backbone_and_task_have_one_budget():
     everything = {f"{b}_{t}_{m.id}" for b, t, m in product(GRID.backbones, GRID.tasks, METHODS)}
-    cells, refused = GRID.cells(ZOO_PROFILE), set(GRID.unsupported(ZOO_PROFILE))
+    cells = GRID.cells(ZOO_PROFILE)
+    refused = set(GRID.unsupported(ZOO_PROFILE))
     assert {cell.id for cell in cells} | refused == everything
     assert len(cells) + len(refused) == len(everything)
     budgets = {}
@@ -153,7 +154,9 @@ def test_the_cut_of_ranks_is_asked_of_whole_trainings_alone():
 
 
 def test_of_measured_values_the_one_with_the_largest_share_of_its_limit_counts():
-    fine, close, beyond = Measured(0.1, 10.0), Measured(0.9, 1.0), Measured(0.2, 0.1)
+    fine = Measured(0.1, 10.0)
+    close = Measured(0.9, 1.0)
+    beyond = Measured(0.2, 0.1)
     assert closest_to_limit([fine, close]) is close
     assert closest_to_limit([close, beyond, fine]) is beyond
     assert not closest_to_limit([close, Measured(math.nan, 1.0)])

@@ -29,7 +29,8 @@ CELLS = [
 
 @pytest.mark.parametrize(("grid", "cell_id"), CELLS)
 def test_models_train_as_many_parameters_as_the_study_or_a_hand_counted(grid, cell_id):
-    cell, model = GRIDS[grid].cell(cell_id, FOOTPRINT_PROFILE), make_model(grid, cell_id)
+    cell = GRIDS[grid].cell(cell_id, FOOTPRINT_PROFILE)
+    model = make_model(grid, cell_id)
     assert wrong_counts(cell, model) == []
     assert cell.recipe.total_params in (None, parameter_counts(model).total_params)
 

@@ -36,24 +36,27 @@ from tunegrid.tests.records import complete_json, sealed
 from tunegrid.tests.small import read_rows
 
 VALUES = (
-    *(
-        None,
-        True,
-        -1,
-        0,
-        3,
-        10**30,
-        0.5,
-        float("nan"),
-        float("inf"),
-        "",
-        "x",
-        "\x1b[2J",
-        "\n::error::x",
-        "\ud800",
-        "é" * 500,
-    ),
-    *([], [None], [[1, [2]]], {}, {"x": None}, {"text": ["x"], "answer_start": [10**12]}),
+    None,
+    True,
+    -1,
+    0,
+    3,
+    10**30,
+    0.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "\x1b[2J",
+    "\n::error::x",
+    "\ud800",
+    "é" * 500,
+    [],
+    [None],
+    [[1, [2]]],
+    {},
+    {"x": None},
+    {"text": ["x"], "answer_start": [10**12]},
 )
 DEEP = b"[" * 100_000
 
@@ -88,14 +91,11 @@ def places(node, path=()):
     """The path of every value of nested mappings and lists."""
     if path:
         yield path
-    for key, value in (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, list)
-        else ()
-    ):
-        yield from places(value, (*path, key))
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from places(value, (*path, key))
 
 
 def changed(tree, random: Random, times=1):
@@ -245,7 +245,8 @@ def test_parquet_beside_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "STORE", tmp_path / "examples")
     # As of older files, whose content no hash holds
     monkeypatch.setattr(examples, "HASH_DIGITS", 16)
-    record, path = get_record("bert_sa_lora", 36), tmp_path / "run.json"
+    record = get_record("bert_sa_lora", 36)
+    path = tmp_path / "run.json"
     monkeypatch.setattr(examples, "HASH_DIGITS", 20)
     shutil.copytree(examples.STORE, tmp_path / "sound")
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
@@ -303,9 +304,8 @@ def mutated(run, random):
     text = json.dumps(changed(run, random, random.randint(1, 3)))
     if random.random() < 0.1:
         cut = random.randint(0, len(text))
-        text = (
-            text[:cut] + random.choice(["", "]", "[" * 100_000, "\\ud800", "\0"]) + text[cut + 1 :]
-        )
+        inserted = random.choice(["", "]", "[" * 100_000, "\\ud800", "\0"])
+        text = text[:cut] + inserted + text[cut + 1 :]
     if random.random() < 0.7:  # by somebody who also made its seals anew
         with suppress(Exception):
             return json.dumps(sealed(json.loads(text)))
@@ -313,10 +313,9 @@ def mutated(run, random):
 
 
 def unsealed(run):
-    rows = [
-        {name: value for name, value in row.items() if name != "seal"} for row in run["benchmarks"]
-    ]
-    return {name: value for name, value in run.items() if name != "seal"} | {"benchmarks": rows}
+    for part in (run, *run["benchmarks"]):
+        del part["seal"]
+    return run
 
 
 def answered(words):
@@ -324,7 +323,8 @@ def answered(words):
 
     Neither makes a terminal obey.
     """
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
             code = main(words)
@@ -359,7 +359,8 @@ def untouched(folder):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_mutated_run_is_answered_in_a_sentence_and_nothing_else_is_written(name, folder):
-    before, run = untouched(folder), unsealed(json.loads((folder / "SOUND").read_text()))
+    before = untouched(folder)
+    run = unsealed(json.loads((folder / "SOUND").read_text()))
     command, *words = COMMANDS[name].split()
     words = [
         str(folder / word) if word.startswith(("IN", "OUT", "SOUND")) else word for word in words
@@ -407,26 +408,20 @@ LOADERS = {
 def toml(value):
     """A value as TOML writes it; tables stand in braces."""
     if isinstance(value, dict):
-        return (
-            "{"
-            + ", ".join(f"{toml(str(name))} = {toml(item)}" for name, item in value.items())
-            + "}"
-        )
+        items = [f"{toml(str(name))} = {toml(item)}" for name, item in value.items()]
+        return "{" + ", ".join(items) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(toml, value)) + "]"
     if isinstance(value, str):
         return '"' + "".join(f"\\U{ord(letter):08X}" for letter in value) + '"'
-    return (
-        {True: "true", False: "false"}.get(value, repr(value))
-        if isinstance(value, bool)
-        else repr(value)
-    )
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def test_threshold_files(tmp_path):
     def answer(random):
         name = random.choice(list(LOADERS))
-        path, content = tmp_path / name, (THRESHOLDS / name).read_bytes()
+        path = tmp_path / name
+        content = (THRESHOLDS / name).read_bytes()
         if random.random() < 0.6:
             tree = changed(tomllib.loads(content.decode()), random, random.choice([1, 1, 4]))
             content = "".join(
@@ -482,30 +477,22 @@ WORDS = (
     "",
 )
 ENDS = (
-    *(
-        "import sys; sys.exit()",
-        "raise SystemExit('bye')",
-        "exit(3)",
-        "1 / 0",
-        "import pytest; pytest.exit('bye')",
-    ),
-    *(
-        "import pytest; pytest.skip('no', allow_module_level=True)",
-        "raise BaseException",
-        "raise GeneratorExit",
-    ),
-    *(
-        "def f(): f()\n    f()",
-        "raise ValueError('\\x1b[2J\\n::error::x')",
-        "grid.tasks.clear()",
-        "grid.methods = None",
-    ),
-    *(
-        "raise type('E', (Exception,), {'__str__': lambda self: 1 / 0})()",
-        "grid.__dict__.clear()",
-        "return 5",
-        "yield 5",
-    ),
+    "import sys; sys.exit()",
+    "raise SystemExit('bye')",
+    "exit(3)",
+    "1 / 0",
+    "import pytest; pytest.exit('bye')",
+    "import pytest; pytest.skip('no', allow_module_level=True)",
+    "raise BaseException",
+    "raise GeneratorExit",
+    "def f(): f()\n    f()",
+    "raise ValueError('\\x1b[2J\\n::error::x')",
+    "grid.tasks.clear()",
+    "grid.methods = None",
+    "raise type('E', (Exception,), {'__str__': lambda self: 1 / 0})()",
+    "grid.__dict__.clear()",
+    "return 5",
+    "yield 5",
 )
 
 
@@ -513,18 +500,16 @@ def other_grid(random):
     """A sound file with a word replaced, which ends the program as it is read or as it is asked, or
     that is damaged.
     """
-    how, end = (
-        random.choice(["word", "word", "word", "top", "asked", "asked", "damaged"]),
-        random.choice(ENDS),
-    )
-    return {
-        "word": SOUND.replace(
-            random.choice(NAMES), random.choice(WORDS), random.choice([1, -1])
-        ).encode(),
-        "top": f"{end}\n{SOUND}".replace("\n    f()", "\nf()", 1).encode(),
-        "asked": f"{SOUND}    {end}\n".encode(),
-        "damaged": damaged(SOUND.encode(), random),
-    }[how]
+    how = random.choice(["word", "word", "word", "top", "asked", "asked", "damaged"])
+    end = random.choice(ENDS)
+    if how == "word":
+        name = random.choice(NAMES)
+        return SOUND.replace(name, random.choice(WORDS), random.choice([1, -1])).encode()
+    if how == "top":
+        return f"{end}\n{SOUND}".replace("\n    f()", "\nf()", 1).encode()
+    if how == "asked":
+        return f"{SOUND}    {end}\n".encode()
+    return damaged(SOUND.encode(), random)
 
 
 def test_grid_files(tmp_path, request):

@@ -30,7 +30,8 @@ def test_an_edited_checkout_and_each_wheel_of_one_version_have_digests_of_their_
     (module.parent / "notes.md").write_text("1")  # no code
     assert digest(tmp_path / "checkout") == first
     module.write_text("ROWS = 2\n")
-    second, site = digest(tmp_path / "checkout"), tmp_path / "site"
+    second = digest(tmp_path / "checkout")
+    site = tmp_path / "site"
     install = [
         "pip",
         "install",

@@ -44,13 +44,15 @@ def test_a_value_becomes_what_json_can_hold_or_is_refused(value, expected):
         with pytest.raises(TypeError, match="a record cannot hold"):
             jsonable(value)
     else:
-        assert (jsonable(value), type(jsonable(value))) == (expected, type(expected))
+        assert jsonable(value) == expected
+        assert type(jsonable(value)) is type(expected)
 
 
 @pytest.mark.parametrize("profile", [QUICK_PROFILE, FULL_PROFILE], ids=lambda profile: profile.id)
 def test_a_new_record_is_the_cells_and_goes_to_json_and_back(profile):
     for cell in STUDY.cells(profile):
-        record, recipe = new_record(cell), cell.recipe
+        record = new_record(cell)
+        recipe = cell.recipe
         data = to_json(record)
         assert json.loads(json.dumps(data, allow_nan=False)) == data
         assert from_json(data) == record
@@ -64,16 +66,12 @@ def test_a_new_record_is_the_cells_and_goes_to_json_and_back(profile):
 
 def test_a_new_record_says_what_the_cell_is():
     record = new_record(STUDY.cell("gpt2_sa_qlora", replace(QUICK_PROFILE, seed=3, train_rows=40)))
-    assert (record.status, record.main_score, record.bounded_scores) == (
-        "unfinished",
-        "accuracy",
-        ["accuracy", "f1_macro"],
-    )
-    assert (record.labels, record.seeds.seed, record.limits.train_rows) == (
-        ["negative", "positive"],
-        3,
-        40,
-    )
+    assert record.status == "unfinished"
+    assert record.main_score == "accuracy"
+    assert record.bounded_scores == ["accuracy", "f1_macro"]
+    assert record.labels == ["negative", "positive"]
+    assert record.seeds.seed == 3
+    assert record.limits.train_rows == 40
     assert record.recipe.adapter == {
         "r": 8,
         "lora_alpha": 16,
@@ -92,7 +90,8 @@ def test_a_new_record_says_what_the_cell_is():
         "audit": PHASE | {"rss_peak_gib": 9.0},
     }
     memory = complete(memory=MEASURED["memory"] | {"phases": phases}).memory
-    assert (memory.peak("rss_peak_gib"), memory.peak("reserved_peak_gib")) == (1.25, None)
+    assert memory.peak("rss_peak_gib") == 1.25
+    assert memory.peak("reserved_peak_gib") is None
 
 
 def without(name, *late):
@@ -231,12 +230,11 @@ def test_the_innermost_calls_and_the_last_lines_are_kept_without_colours():
     with pytest.raises(ValueError, match="no rows") as caught:
         deep(100)
     lines = crash_record(caught.value, []).traceback
-    assert (lines[-1], sum("in deep" in line or "repeated" in line for line in lines) <= CALLS) == (
-        "ValueError: no rows",
-        True,
-    )
+    assert lines[-1] == "ValueError: no rows"
+    assert sum("in deep" in line or "repeated" in line for line in lines) <= CALLS
     crash = crash_record(
         None, ["\n".join(map(str, range(100))), "10 %\r90 %\n\x1b[31mred\x1b[0m\x07\n\n"]
     )
-    assert (len(crash.printed), crash.printed[-3:]) == (PRINTED_LINES, ["99", "90 %", r"red\x07"])
+    assert len(crash.printed) == PRINTED_LINES
+    assert crash.printed[-3:] == ["99", "90 %", r"red\x07"]
     assert crash_record(None, ["", " \n"]) is None
