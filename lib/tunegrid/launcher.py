@@ -158,10 +158,10 @@ class ProcessResult:
         if self.hung_in:
             return f"ended with its process after --timeout; it hung in {self.hung_in}"
         last = (self.output.strip().splitlines() or ["it said nothing"])[-1].strip()
-        return (
-            self.kill_cause
-            or f"the cell's process ended with exit code {self.returncode} before its test did: {last}"
-        )
+        if self.kill_cause:
+            return self.kill_cause
+        end = f"the cell's process ended with exit code {self.returncode}"
+        return f"{end} before its test did: {last}"
 
 
 def run_test(

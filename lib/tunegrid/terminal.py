@@ -50,7 +50,8 @@ def defuse_lines(text: str) -> str:
 def annotation(level: str, title: str, message: str) -> str:
     """A line that GitHub Actions does obey, at `level` error, warning or notice."""
     heading = defuse(title).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
-    return f"::{level} title={heading}::{defuse_lines(message).replace('%', '%25').replace(chr(10), '%0A')}"
+    text = defuse_lines(message).replace("%", "%25").replace("\n", "%0A")
+    return f"::{level} title={heading}::{text}"
 
 
 def say(text: str, *, error: bool = False, runner: bool = False) -> None:

@@ -109,7 +109,8 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     if size > LARGEST_GIB * GIB:
         return (
             True,
-            "saved as trained, by tensors and settings; too large to be loaded beside the trained model",
+            "saved as trained, by tensors and settings; "
+            "too large to be loaded beside the trained model",
         )
     try:
         served = evidence.serving.load(cell, folder, evidence.device)[0]

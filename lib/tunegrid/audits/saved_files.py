@@ -58,7 +58,10 @@ NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
     peft.utils.CONFIG_NAME: {"runtime_config": "of the process that trains; never saved"},
     CONFIG_NAME: {
         "_name_or_path": "the place that the halves of a pair were loaded from",
-        "output_attentions": "the halves of a pair are saved with it, and without it are the same (transformers to 5.14)",
+        "output_attentions": (
+            "the halves of a pair are saved with it, "
+            "and without it are the same (transformers to 5.14)"
+        ),
     },
     GENERATION_CONFIG_NAME: {},
     TOKENIZER_CONFIG_FILE: {

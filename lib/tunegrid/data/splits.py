@@ -137,7 +137,8 @@ def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[
             check_split(by_name, split, task)
             if not len(by_name[split]):
                 raise InputError(
-                    f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty"
+                    f"{by_name[split].origin}: no rows to use; "
+                    f"split {split!r} of {task.folder} is empty"
                 )
     train = by_name[task.train]
     slices: dict[str, TableSlice] = {}
@@ -225,7 +226,8 @@ def check_task(task: Task) -> None:
         )
     if task.problem is Problem.GENERATE and task.text_pair:
         raise InputError(
-            f"task {task.id!r}: generation reads one text; name all its columns in `text`, none in text_pair"
+            f"task {task.id!r}: generation reads one text; "
+            "name all its columns in `text`, none in text_pair"
         )
     kinds = dict.fromkeys((*task.text, *task.text_pair), str) | {
         task.target: TARGET_TYPES[task.problem]
@@ -249,7 +251,8 @@ def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
     """Raises InputError if all training rows have one label: there is nothing to learn."""
     if len(labels) == 1:
         raise InputError(
-            f"{origin}: all training rows are {task.labels[min(labels)]!r}; give rows of another class, too"
+            f"{origin}: all training rows are {task.labels[min(labels)]!r}; "
+            "give rows of another class, too"
         )
 
 
@@ -270,7 +273,8 @@ def check_labels_agree(texts: Sequence[int], labels: Sequence[int], origin: str)
     total = len(np.unique(hashes))
     if count > MOST_CONTRADICTIONS * total:
         raise InputError(
-            f"{origin}: {count} of {total} texts are there with several labels; keep one row of each"
+            f"{origin}: {count} of {total} texts are there with several labels; "
+            "keep one row of each"
         )
 
 

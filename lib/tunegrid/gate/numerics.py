@@ -294,7 +294,8 @@ FLOW = (  # in the order of a run; the first row that finds a difference is repo
     FlowRow(
         "curve",
         "curve",
-        "losses diverge from update {group}: curves differ by {gap:.2g} of the mean loss, not by rounding",
+        "losses diverge from update {group}: "
+        "curves differ by {gap:.2g} of the mean loss, not by rounding",
     ),
     FlowRow(
         "generation",
@@ -305,7 +306,8 @@ FLOW = (  # in the order of a run; the first row that finds a difference is repo
     FlowRow(
         "generation",
         "decoded",
-        "with a cache, a search's scores are off by {after} of the largest logit, before by {before}",
+        "with a cache, a search's scores are off by {after} of the largest logit, "
+        "before by {before}",
         "search",
     ),
     FlowRow("generation", "generated", "the untrained model generates another text", "search"),

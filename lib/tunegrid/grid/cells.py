@@ -297,7 +297,10 @@ class Grid:
         if task is not self._parts(source)[1]:
             if not task.has_own_rows:
                 return None
-            form |= {"min_steps": 0} if "max_steps" in changes else plan_updates(task, form)
+            if "max_steps" in changes:
+                form["min_steps"] = 0
+            else:
+                form |= plan_updates(task, form)
         return form | dict(changes)
 
     def _set(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> None:

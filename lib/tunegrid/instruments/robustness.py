@@ -37,7 +37,10 @@ class Robustness(Instrument):
     """Points on changed rows, whose right answers stay the same or turn."""
 
     id = "robustness"
-    question = "how robust is it? Points on changed rows; percent of correct rows whose twin with a new answer is correct, too"
+    question = (
+        "how robust is it? Points on changed rows; "
+        "percent of correct rows whose twin with a new answer is correct, too"
+    )
     figures = {  # noqa: RUF012
         "points": Figure(shown=".1f"),
         "change": Figure(better="higher", margin=2.0, shown="+.1f"),

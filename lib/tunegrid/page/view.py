@@ -408,7 +408,8 @@ class Page:
     def changes(self) -> list[Section]:
         """The cells that failed or changed.
 
-        Failed cells come first. Within each group, cells without scores precede the largest changes.
+        Failed cells come first. Within each group, cells without scores come before the largest
+        changes.
         """
         cells = [cell for cell in self.cells if cell.failed or cell.changed]
         cells.sort(key=lambda cell: -abs(cell.change or 0))

@@ -35,7 +35,8 @@ CELL_OPTIONS = (
 SEED_RANGES = {"0-4": 5, "0-9": 10}
 # Options that, like their values, change neither what trains nor how it is judged.
 SHOWING = re.compile(
-    r"(-n|--gate|--gate-on|--on|--report-to|--format|--html|--benchmark-json|--benchmark-save|--junitxml)$"
+    r"(-n|--gate|--gate-on|--on|--report-to|--format|--html"
+    r"|--benchmark-json|--benchmark-save|--junitxml)$"
 )
 # Settings that can make a run shorter than its recipe.
 LENGTHS = ("max_steps", "num_train_epochs", "train_rows", "eval_rows")

@@ -598,7 +598,10 @@ def _unknown_answer(run: JudgedRun, undecided: Sequence[Judgement]) -> Statement
     if unlike_early:
         number = count_text(len(unlike_early), len(early), "cell")
         names = some([judgement.cell for judgement in unlike_early])
-        cause = f"numerics of {number} could not be compared, and first updates have no scores ({names})"
+        cause = (
+            f"numerics of {number} could not be compared, "
+            f"and first updates have no scores ({names})"
+        )
         step = run.steps.whole_run(early_cells)
     elif undecided and ("quality" in unknown or CANNOT_TELL in run.kinds):
         first = some([describe(score) for score in undecided], 1)

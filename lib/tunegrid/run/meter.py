@@ -344,7 +344,8 @@ def parameter_counts(model: nn.Module) -> Parameters:
             trainable += p.numel()
         if not any(twin in name for twin in PEFT_TWINS):
             state = getattr(p, "quant_state", None)
-            total += p.numel() if state is None else torch.Size(state.shape).numel()
+            shape = p.shape if state is None else torch.Size(state.shape)
+            total += shape.numel()
     return Parameters(
         trainable_params=trainable,
         total_params=total,
