@@ -56,7 +56,7 @@ PACKAGES = (
     "nltk",
 )
 LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.part$")  # a folder with an unfinished file
-CODE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # files that Python and the loader read
+CODE_FILE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # files that Python and the loader read
 
 
 def cpu_name() -> str:
@@ -195,7 +195,9 @@ def package_digest(package: str) -> str | None:
     folder = Path(spec.origin).parent.resolve()
     hashes = _wheel_hashes(package, folder)
     if not hashes:
-        code = (path for path in folder.rglob("*") if CODE.search(path.name) and path.is_file())
+        code = (
+            path for path in folder.rglob("*") if CODE_FILE.search(path.name) and path.is_file()
+        )
         hashes = {path.relative_to(folder.parent).as_posix(): file_hash(path) for path in code}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -219,7 +221,7 @@ def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
         place = Path(str(file.locate()))
         # A path with ".." is a script that names the environment's Python. The file may be gone
         # (Python 3.12 omits it).
-        if CODE.search(path) and not path.startswith("..") and place.is_file():
+        if CODE_FILE.search(path) and not path.startswith("..") and place.is_file():
             stat = place.stat()
             is_unchanged = stat.st_size == file.size and _last_change(stat) <= install_time
             is_original = file.hash and is_unchanged

@@ -40,7 +40,9 @@ from tunegrid.terminal import say
 from tunegrid.words import some
 
 ENVIRONMENTS = CACHE.absolute() / "environments"
-LOCK = "used-by-another-command.lock"  # the error shows this name if another command holds the lock
+LOCK_FILE = (
+    "used-by-another-command.lock"  # the error shows this name if another command holds the lock
+)
 USAGE_ERROR = 4  # pytest's exit code
 
 
@@ -93,7 +95,10 @@ class Environment:
             if name not in unset and not name.startswith("PYTEST_")
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / LOCK, timeout=0), log.open("w", encoding="utf-8") as output:
+        with (
+            FileLock(self.folder / LOCK_FILE, timeout=0),
+            log.open("w", encoding="utf-8") as output,
+        ):
             path.unlink(missing_ok=True)
             code = launcher.run(
                 suite(self.python, path, arguments), environment=variables, output=output
@@ -143,7 +148,7 @@ def get_environment(
     python = Path(paths["scripts"], "python")
     link = Path(paths["purelib"], "tunegrid-shared.pth")
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / LOCK, timeout=0):
+    with FileLock(folder / LOCK_FILE, timeout=0):
         # The link is written last, so a missing link means an unfinished environment.
         if not link.is_file():
             shutil.rmtree(place, ignore_errors=True)

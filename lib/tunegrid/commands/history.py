@@ -120,7 +120,9 @@ class History:
         return [Section(heading=heading, sentences=[self.answer]), Section(frame=frame)]
 
 
-def describe(number: str, before: str, compared: Comparison, kinds: Sequence[str]) -> Release:
+def describe_release(
+    number: str, before: str, compared: Comparison, kinds: Sequence[str]
+) -> Release:
     """Describe a release from its comparison with the last earlier release that ran."""
     old, new, judgements = compared
     verdict = run_verdict(new.records, judgements, kinds, before=old.records)
@@ -200,7 +202,7 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
                 compared = runner.compare(
                     last, side, first_updates=first_updates, finishes=options.whole
                 )
-                release = describe(number, before, compared, options.kinds)
+                release = describe_release(number, before, compared, options.kinds)
                 release = replace(release, installed=version_changes(last, side))
         except InputError as error:
             releases.append(Release(version=number, fault=str(error)))

@@ -25,8 +25,8 @@ def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
         indent = " " * (NAME_WIDTH + 11)
         lines += wrap(f"  {name:{NAME_WIDTH}}{text}", width, subsequent_indent=indent)
     texts, target = example(task, splits.train[0])
-    learned = f" -> {shorten(target, width // 3)}"
-    shown = shorten(texts, width - NAME_WIDTH - 2 - len(learned))
+    learned = f" -> {cut(target, width // 3)}"
+    shown = cut(texts, width - NAME_WIDTH - 2 - len(learned))
     lines.append(f"  {'example':{NAME_WIDTH}}{shown}{learned}")
     return lines
 
@@ -48,7 +48,7 @@ def example(task: Task, row: Row) -> tuple[str, str]:
     return " | ".join(map(repr, texts)), repr(target)
 
 
-def shorten(line: str, width: int) -> str:
+def cut(line: str, width: int) -> str:
     """Cuts a line to this width, ending with three dots."""
     return line if len(line) <= width else f"{line[: max(0, width - 3)]}..."
 

@@ -451,26 +451,34 @@ def renamed(task: Task, row: RowMapping, rng: Random) -> Row:
     return new if new[task.target] != row[task.target] else dict(row)
 
 
-QA = (Problem.EXTRACT,)
-SUM = (Problem.GENERATE,)
-SA = (Problem.CLASSIFY,)
 SHIFTS = (
     Shift(id="typos5", meaning="typos at 5 % of all letters", change=typos),
     Shift(id="contracted", meaning="wouldn't for would not", change=contracted),
-    Shift(id="distracted2", meaning="a distracting sentence last", change=distracted, problems=QA),
-    Shift(id="negated", meaning="the verdict negated", change=negated, problems=SA, turns=True),
+    Shift(
+        id="distracted2",
+        meaning="a distracting sentence last",
+        change=distracted,
+        problems=(Problem.EXTRACT,),
+    ),
+    Shift(
+        id="negated",
+        meaning="the verdict negated",
+        change=negated,
+        problems=(Problem.CLASSIFY,),
+        turns=True,
+    ),
     Shift(
         id="renumbered",
         meaning="another number as the answer",
         change=renumbered,
-        problems=QA,
+        problems=(Problem.EXTRACT,),
         turns=True,
     ),
     Shift(
         id="named",
         meaning="another name in the summary",
         change=renamed,
-        problems=SUM,
+        problems=(Problem.GENERATE,),
         turns=True,
     ),
 )
