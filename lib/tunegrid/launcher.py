@@ -213,10 +213,10 @@ def decisive_reports(by_rank: Sequence[Reports], output: str) -> Reports:
     empty if no rank finished or if a signal killed a rank: the other ranks then report only that
     they were waiting for it.
     """
-    failed_at = [
-        min((one["stop"] for one in reports if one["outcome"] == "failed"), default=math.inf)
-        for reports in by_rank
-    ]
+    failed_at = []
+    for reports in by_rank:
+        stops = [report["stop"] for report in reports if report["outcome"] == "failed"]
+        failed_at.append(min(stops, default=math.inf))
     if by_rank[0] and math.isinf(failed_at[0]):
         return by_rank[0]
     return () if killed_rank(output) else by_rank[failed_at.index(min(failed_at))]

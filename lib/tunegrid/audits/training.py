@@ -104,10 +104,10 @@ def idle_parts(evidence: Evidence) -> list[str]:
     def idle(modules: Sequence[str], names: set[str]) -> list[str]:
         return [m for m in modules if not any(is_part(name, [m]) for name in names)]
 
-    parts = idle(head.new_modules, trained) + idle(head.adapted_modules, adapter_names)
+    idle_names = idle(head.new_modules, trained) + idle(head.adapted_modules, adapter_names)
     if head.new_token and adapts and not any(TOKEN_ROWS in name for name in trained):
-        parts.append(head.new_token)
-    return parts
+        idle_names.append(head.new_token)
+    return idle_names
 
 
 def gradients_reach(evidence: Evidence) -> Answer:

@@ -323,9 +323,9 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
     if task.files:
         for split, path in task.files.items():
             if not root and not Path(path).is_absolute():
-                place = "is not beside the --grid file"
+                fault = "is not beside the --grid file"
                 hint = "correct its name, or give the folder that it is in with --data-root=DIR"
-                raise InputError(f"task {task.id!r}: {path}, which its files name, {place}; {hint}")
+                raise InputError(f"task {task.id!r}: {path}, which its files name, {fault}; {hint}")
             if not (folder / path).is_file():
                 raise InputError(
                     f"task {task.id!r}: {folder / path}, which its files name, is not there"

@@ -92,29 +92,32 @@ def load_splits(task: Task, profile: Profile, by_name: Mapping[str, Table] | Non
     dropped: dict[str, int] = {}
     scored_texts: set[int] = set()
     for name in ("test", "validation", "train"):  # a text stays in the first split that has it
-        part = slices[name]
+        table_slice = slices[name]
         texts = array("Q")  # hashes; the texts themselves are not kept
         inputs = array("Q")  # hashes over only the columns that a model reads
         labels = array("q")
-        for index, row in zip(part.indices, part.table.take(part.indices), strict=True):
-            check_row(task, row, index + part.table.first, part.table.origin)
+        for index, row in zip(
+            table_slice.indices, table_slice.table.take(table_slice.indices), strict=True
+        ):
+            check_row(task, row, index + table_slice.table.first, table_slice.table.origin)
             texts.append(identity(row, columns))
             if task.labels:
                 inputs.append(
                     identity(row, task.text + task.text_pair) if task.identity else texts[-1]
                 )
                 labels.append(row[task.target])
-        check_labels_agree(inputs, labels, part.origin)
+        check_labels_agree(inputs, labels, table_slice.origin)
         is_new = [text not in scored_texts for text in texts]
-        indices = array("q", compress(part.indices, is_new))
+        indices = array("q", compress(table_slice.indices, is_new))
         if not indices:
             raise InputError(
-                f"{part.origin}: no rows to use: each is in a scored split, too; give other files"
+                f"{table_slice.origin}: no rows to use: each is in a scored split, too; "
+                "give other files"
             )
         if name == "train":
-            check_classes(task, set(compress(labels, is_new)), part.origin)
-        rows[name] = part.table.take(indices)
-        dropped[name] = len(part.indices) - len(indices)
+            check_classes(task, set(compress(labels, is_new)), table_slice.origin)
+        rows[name] = table_slice.table.take(indices)
+        dropped[name] = len(table_slice.indices) - len(indices)
         scored_texts.update(texts)
     return Splits(
         **rows,
@@ -153,16 +156,16 @@ def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[
             table = by_name[rule]
             slices[name] = TableSlice(table, range(len(table)), table.origin)
     slices["train"] = TableSlice(train, pool, train.origin)
-    for name, part in slices.items():
+    for name, table_slice in slices.items():
         cap = profile.cap(task.id, name)
         if name == "train" and cap is None and profile.train_rows is None:
             cap = task.train_rows
-        if not part.indices:
+        if not table_slice.indices:
             needs = f"each split of {task.folder} needs some, this one is too small"
-            raise InputError(f"{part.origin}: no rows to use; {needs}")
-        if cap is not None and cap < len(part.indices):
-            chosen = sorted(Random(SPLIT_SEED).sample(part.indices, cap))
-            slices[name] = part._replace(indices=array("q", chosen))
+            raise InputError(f"{table_slice.origin}: no rows to use; {needs}")
+        if cap is not None and cap < len(table_slice.indices):
+            chosen = sorted(Random(SPLIT_SEED).sample(table_slice.indices, cap))
+            slices[name] = table_slice._replace(indices=array("q", chosen))
     return slices
 
 

@@ -399,9 +399,9 @@ def negated(task: Task, row: RowMapping, rng: Random) -> Row:
     verdicts = list(VERDICT.finditer(row[column]))
     if len(verdicts) != 1 or len(task.labels) != 2:
         return dict(row)
-    start, negation, rest = verdicts[0].groups()
+    start, negation, ending = verdicts[0].groups()
     new_negation = "" if negation else _match_case(start, " not")
-    edit = (*verdicts[0].span(), f"{start}{new_negation}{rest}")
+    edit = (*verdicts[0].span(), f"{start}{new_negation}{ending}")
     text = apply_edits(row[column], [edit])
     return dict(row) | {column: text, task.target: 1 - row[task.target]}
 

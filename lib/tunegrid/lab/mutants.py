@@ -416,7 +416,7 @@ def draw(lines: Mapping[str, Sequence[tuple[str, int]]], count: int, seed: int) 
     """
     rng = random.Random(seed)
     cells = [*lines]
-    statements = {cell: executed_statements(places) for cell, places in lines.items()}
+    statements = {cell: executed_statements(executed) for cell, executed in lines.items()}
     mutants = dict[tuple[str, str, int], Mutant]()
     for _ in range(ATTEMPTS * count):
         cell = cells[len(mutants) % len(cells)]

@@ -479,7 +479,9 @@ def _differences(comparisons: Sequence[Comparison]) -> Section:
         for method, entry in comparison.entries.items():
             methods[entry.facts[fact]].append(method)
         if len(methods) > 1:
-            values = [f"{value} ({', '.join(names)})" for value, names in methods.items()]
+            values = []
+            for value, names in methods.items():
+                values.append(f"{value} ({', '.join(names)})")
             rows.append(
                 {
                     "task": comparison.task,
