@@ -241,12 +241,11 @@ def supported_from(library: str) -> Version:
     """
     for text in requires(SUITE) or ():
         requirement = Requirement(text)
-        if canonicalize_name(requirement.name) == library:
-            bounds = [
-                Version(bound.version) for bound in requirement.specifier if bound.operator == ">="
-            ]
-            if bounds:
-                return bounds[0]
+        if canonicalize_name(requirement.name) != library:
+            continue
+        for bound in requirement.specifier:
+            if bound.operator == ">=":
+                return Version(bound.version)
     raise InputError(
         f"tunegrid asks for no version of {library}: say from which release, with --from"
     )
