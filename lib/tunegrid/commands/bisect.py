@@ -145,10 +145,8 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
         raise InputError(
             f"{package} {first} is not older than {last}: give the older release as --good"
         )
-    if options.versions:
-        texts = options.versions.split(",")
-    else:
-        texts = list_releases(package, first, last, options.find_links)
+    texts = options.versions.split(",") if options.versions else []
+    texts = texts or list_releases(package, first, last, options.find_links)
     try:
         spellings = {first: good_text, last: bad_text}
         spellings |= {Version(text): text.strip() for text in texts}
