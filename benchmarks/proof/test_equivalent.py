@@ -511,7 +511,8 @@ ROWS = (
         ("t5_sum_lora", "t5_sum_sft"),
         *RECOMPUTED,
         TRAINED,
-        "the bias of T5's cross-attention then asks for a gradient, for which SDPA takes another kernel",
+        "the bias of T5's cross-attention then asks for a gradient, "
+        "for which SDPA takes another kernel",
     ),
     Row(
         "padded-in-front",
@@ -559,7 +560,8 @@ ROWS = (
         still_trained(),
         still_trained(together="whole"),
         TRAINED,
-        "the same sums in another order, over ranks with unequal numbers of targets; the last update has two rows",
+        "the same sums in another order, over ranks with unequal numbers of targets; "
+        "the last update has two rows",
         ranks=3,
     ),
     Row(
@@ -594,7 +596,8 @@ ROWS = (
         looped(),
         looped(by_trainer=True),
         LOOPED,
-        "our loop is Trainer's: the same operations in the same order, an epoch's short last batch and clipping included",
+        "our loop is Trainer's: the same operations in the same order, "
+        "an epoch's short last batch and clipping included",
     ),
     Row(
         "trainer-accumulates",
@@ -629,7 +632,8 @@ ROWS = (
         served(saved=False),
         served(saved=True),
         dict.fromkeys(("learned", "logits", "token ids", "settings"), SAME_BITS),
-        "files hold fp32, bit by bit: the adapter, the head and new tokens' rows beside it; a tokenizer is its files",
+        "files hold fp32, bit by bit: the adapter, the head and new tokens' rows beside it; "
+        "a tokenizer is its files",
     ),
     Row(
         "two-adapters",
@@ -645,7 +649,8 @@ ROWS = (
         filed(),
         filed(second="default_2"),
         {"tensors": SAME_BITS},
-        "a file holds one adapter's tensors, all of them, and none of one whose name begins like its own",
+        "a file holds one adapter's tensors, all of them, "
+        "and none of one whose name begins like its own",
     ),
     Row(
         "merged",

@@ -32,7 +32,7 @@ from tunegrid.errors import InputError
 from tunegrid.gate.gate import Run, gate, read_run
 from tunegrid.gate.judgements import DEFAULT_KINDS, Judgement, Verdict, find_worse
 from tunegrid.gate.modules import Moved, parse_modules
-from tunegrid.gate.numerics import FINE, Change, Pair, first_change
+from tunegrid.gate.numerics import FINE_TYPE, Change, Pair, first_change
 from tunegrid.gate.thresholds import cell_tolerance, load_tolerances
 from tunegrid.grid.backbones import is_part
 from tunegrid.grid.cells import Cell
@@ -333,7 +333,7 @@ def test_a_plant_names_its_module(plant, request, planting, monkeypatch, tmp_pat
         old=old,
         new=new,
         tolerance=tolerance,
-        fine=kind == FINE,
+        fine=kind == FINE_TYPE,
         modules=lambda: (before, after),
     )
     change = first_change(pair) or Change("", "nothing changed")

@@ -158,10 +158,10 @@ class ProcessResult:
         if self.hung_in:
             return f"ended with its process after --timeout; it hung in {self.hung_in}"
         last = (self.output.strip().splitlines() or ["it said nothing"])[-1].strip()
-        return (
-            self.kill_cause
-            or f"the cell's process ended with exit code {self.returncode} before its test did: {last}"
-        )
+        if self.kill_cause:
+            return self.kill_cause
+        end = f"the cell's process ended with exit code {self.returncode}"
+        return f"{end} before its test did: {last}"
 
 
 def run_test(
@@ -213,10 +213,10 @@ def decisive_reports(by_rank: Sequence[Reports], output: str) -> Reports:
     empty if no rank finished or if a signal killed a rank: the other ranks then report only that
     they were waiting for it.
     """
-    failed_at = [
-        min((one["stop"] for one in reports if one["outcome"] == "failed"), default=math.inf)
-        for reports in by_rank
-    ]
+    failed_at = []
+    for reports in by_rank:
+        stops = [report["stop"] for report in reports if report["outcome"] == "failed"]
+        failed_at.append(min(stops, default=math.inf))
     if by_rank[0] and math.isinf(failed_at[0]):
         return by_rank[0]
     return () if killed_rank(output) else by_rank[failed_at.index(min(failed_at))]

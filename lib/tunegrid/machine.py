@@ -56,7 +56,7 @@ PACKAGES = (
     "nltk",
 )
 LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.part$")  # a folder with an unfinished file
-CODE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # files that Python and the loader read
+CODE_FILE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # files that Python and the loader read
 
 
 def cpu_name() -> str:
@@ -167,11 +167,11 @@ def identity(threads: int | None = None) -> list[object]:
 @cache
 def versions() -> dict[str, str | None]:
     """The versions of Python and the libraries; None for a library that is not installed."""
-    numbers = {
-        package: next((one.version for one in distributions(name=package)), None)
-        for package in PACKAGES
-    }
-    return {"python": platform.python_version(), **numbers}
+    numbers: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        distribution = next(iter(distributions(name=package)), None)
+        numbers[package] = distribution.version if distribution else None
+    return numbers
 
 
 def library_digests() -> dict[str, str]:
@@ -195,7 +195,9 @@ def package_digest(package: str) -> str | None:
     folder = Path(spec.origin).parent.resolve()
     hashes = _wheel_hashes(package, folder)
     if not hashes:
-        code = (path for path in folder.rglob("*") if CODE.search(path.name) and path.is_file())
+        code = (
+            path for path in folder.rglob("*") if CODE_FILE.search(path.name) and path.is_file()
+        )
         hashes = {path.relative_to(folder.parent).as_posix(): file_hash(path) for path in code}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -216,17 +218,17 @@ def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
     install_time = _last_change(Path(str(record.locate())).stat())
     hashes: dict[str, str] = {}
     for path, file in files.items():
-        place = Path(str(file.locate()))
+        installed = Path(str(file.locate()))
         # A path with ".." is a script that names the environment's Python. The file may be gone
         # (Python 3.12 omits it).
-        if CODE.search(path) and not path.startswith("..") and place.is_file():
-            stat = place.stat()
+        if CODE_FILE.search(path) and not path.startswith("..") and installed.is_file():
+            stat = installed.stat()
             is_unchanged = stat.st_size == file.size and _last_change(stat) <= install_time
             is_original = file.hash and is_unchanged
             hashes[path] = (
                 f"{file.hash.mode}={file.hash.value}"
                 if file.hash and is_original
-                else file_hash(place)
+                else file_hash(installed)
             )
     return hashes
 
@@ -276,19 +278,19 @@ def replace_file(path: Path) -> Iterator[Path]:
     """
     if is_special(path):
         with temporary_folder() as folder:
-            part = folder / path.name
-            yield part
-            _copy_into(part, path)
+            new_file = folder / path.name
+            yield new_file
+            _copy_into(new_file, path)
         return
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target.parent)
     with _locked_folder(target) as folder:
-        part = folder / target.name
-        yield part
-        with part.open("rb+") as file:
+        new_file = folder / target.name
+        yield new_file
+        with new_file.open("rb+") as file:
             os.fsync(file.fileno())
-        part.replace(target)
+        new_file.replace(target)
 
 
 @contextmanager
@@ -297,9 +299,9 @@ def temporary_folder() -> Iterator[Path]:
 
     Also removes the folders that killed processes left behind.
     """
-    place = Path(tempfile.gettempdir())
-    _remove_leftovers(place, "tunegrid")
-    with _locked_folder(place / "tunegrid") as folder:
+    temporary = Path(tempfile.gettempdir())
+    _remove_leftovers(temporary, "tunegrid")
+    with _locked_folder(temporary / "tunegrid") as folder:
         yield folder
 
 
@@ -390,8 +392,8 @@ def _user_cache() -> Path:
 def write_whole(path: Path, text: str) -> None:
     """Write a file that a command was asked for; raises InputError if it cannot be written."""
     try:
-        with replace_file(path) as part:
-            part.write_text(text, encoding="utf-8")
+        with replace_file(path) as new_file:
+            new_file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror or error}); give another place"

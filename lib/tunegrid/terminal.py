@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from tunegrid import ROOT
 
 # GitHub Actions reads `::name` at the start of a line as a command, even after blanks
-COMMAND = re.compile(r"^(?=\s*::)")
+WORKFLOW_COMMAND = re.compile(r"^(?=\s*::)")
 # GitHub and Azure read `##name[` as a command anywhere in a line
-OLD_COMMAND = re.compile(r"#(?=#\w*\[)")
+OLD_WORKFLOW_COMMAND = re.compile(r"#(?=#\w*\[)")
 LIBRARIES = "/site-packages/"
 # Matches absolute paths, but not fractions or parts of an address
 PATH = re.compile(r"(?<![\w.~:/-])(?:/[\w.+@%~-]*[\w+@%~-])+")
@@ -39,7 +39,7 @@ def defuse(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in letters
     )
-    return OLD_COMMAND.sub("# ", COMMAND.sub(r"\\", line))
+    return OLD_WORKFLOW_COMMAND.sub("# ", WORKFLOW_COMMAND.sub(r"\\", line))
 
 
 def defuse_lines(text: str) -> str:
@@ -50,7 +50,8 @@ def defuse_lines(text: str) -> str:
 def annotation(level: str, title: str, message: str) -> str:
     """A line that GitHub Actions does obey, at `level` error, warning or notice."""
     heading = defuse(title).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
-    return f"::{level} title={heading}::{defuse_lines(message).replace('%', '%25').replace(chr(10), '%0A')}"
+    text = defuse_lines(message).replace("%", "%25").replace("\n", "%0A")
+    return f"::{level} title={heading}::{text}"
 
 
 def say(text: str, *, error: bool = False, runner: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Formats counts, lists of names and differing texts for use in sentences."""
 
 from collections.abc import Sequence
+from typing import Any
 
 NAMED = 3  # names that a sentence shows
 CONTEXT = 20  # characters shown before and after a difference
@@ -39,9 +40,7 @@ def shorten(line: str, width: int) -> str:
 
 def contrast(text: str, expected: str) -> str:
     """Show where two texts first differ, as in "'... a cat' in place of '... a car'"."""
-    shared = 0
-    while shared < min(len(text), len(expected)) and text[shared] == expected[shared]:
-        shared += 1
+    shared = first_difference(text, expected)
     start = max(0, shared - CONTEXT)
     end = shared + CONTEXT
     lead = "..." if start else ""
@@ -49,3 +48,11 @@ def contrast(text: str, expected: str) -> str:
     for whole in (text, expected):
         excerpts.append(repr(lead + whole[start:end] + ("..." if len(whole) > end else "")))
     return f"{excerpts[0]} in place of {excerpts[1]}"
+
+
+def first_difference(items: Sequence[Any], others: Sequence[Any]) -> int:
+    """The first index at which two sequences differ, or the length of the shorter sequence."""
+    for i in range(min(len(items), len(others))):
+        if items[i] != others[i]:
+            return i
+    return min(len(items), len(others))

@@ -331,8 +331,8 @@ def a_tensor_is_saved_rounded(planting, save, tensors, *args, **options):
 @around(modeling_utils, "safe_save_file")
 def tied_weights_are_not_saved(planting, save, tensors, *args, **options):
     """Leaves out of the file the weights that embeddings and output layer share."""
-    rest = {name: tensor for name, tensor in tensors.items() if name != "shared.weight"}
-    save(rest, *args, **options)
+    saved = {name: tensor for name, tensor in tensors.items() if name != "shared.weight"}
+    save(saved, *args, **options)
 
 
 @plant(

@@ -86,9 +86,10 @@ class Table(list[Plant]):
 
         Raises ValueError if the table already has a plant with this id in the cell.
         """
+        several = (cells,) if isinstance(cells, str) else cells
 
         def add(broken_by: F) -> F:
-            for cell in [cells] if isinstance(cells, str) else cells:
+            for cell in several:
                 plant = Plant(id, what, source, cell, broken_by, caught_by, **fields)
                 if any(plant.test_id == earlier.test_id for earlier in self):
                     raise ValueError(f"two plants are named {plant.test_id}: give one another id")

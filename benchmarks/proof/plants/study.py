@@ -245,11 +245,11 @@ def head_is_not_saved(serving, folder):
         def save(self, cell, model, tokenizer, folder):
             super().save(cell, model, tokenizer, folder)
             weights = folder / "adapter_model.safetensors"
-            rest = {}
+            kept = {}
             for name, tensor in load_file(weights).items():
                 if not set(cell.head.new_modules) & set(name.split(".")):
-                    rest[name] = tensor
-            save_file(rest, weights)
+                    kept[name] = tensor
+            save_file(kept, weights)
             config = folder / "adapter_config.json"
             fields = json.loads(config.read_text(encoding="utf-8"))
             config.write_text(json.dumps(fields | {"modules_to_save": None}), encoding="utf-8")

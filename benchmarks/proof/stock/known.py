@@ -60,7 +60,8 @@ KNOWN = (
         "windows",
         lambda cell: extracts(cell) and cell.recipe.doc_stride is not None,
         "bert_qa_sft",
-        "tokenizers: a passage's last window begins where its turn is and may be short; ours reaches back",
+        "tokenizers: a passage's last window begins where its turn is and may be short; "
+        "ours reaches back",
     ),
     Difference(
         "no_separator",
@@ -74,7 +75,8 @@ KNOWN = (
         "windows",
         extracts,
         "t5_qa_sft",
-        "transformers' guide: a row whose answer is cut off trains the first token as its answer; ours leaves such a row out",
+        "transformers' guide: a row whose answer is cut off trains the first token as its answer; "
+        "ours leaves such a row out",
         changes={"max_length": 40},
     ),
     Difference(
@@ -82,7 +84,8 @@ KNOWN = (
         "start",
         is_packed,
         "bert_sa_qlora",
-        "bitsandbytes: frozen biases are rounded by the first forward pass; ours rounds them when the model is made",
+        "bitsandbytes: frozen biases are rounded by the first forward pass; "
+        "ours rounds them when the model is made",
         "reports/upstream/bitsandbytes_biases.py",
     ),
     Difference(
@@ -98,7 +101,8 @@ KNOWN = (
         "labels",
         is_separated,
         "gpt2_sum_sft",
-        "DataCollatorForLanguageModeling: every token is a label, the article's too; ours counts the summary alone",
+        "DataCollatorForLanguageModeling: every token is a label, the article's too; "
+        "ours counts the summary alone",
     ),
     Difference(
         "end_is_padding",
@@ -139,7 +143,8 @@ KNOWN = (
             cell.backbone.id == "t5" and not cell.method.adapts and cell.recipe.weight_decay > 0
         ),
         "t5_sum_sft",
-        "Trainer: what has `bias` in its name does not decay, T5's biases of position among it; ours lets all matrices decay",
+        "Trainer: what has `bias` in its name does not decay, T5's biases of position among it; "
+        "ours lets all matrices decay",
     ),
     Difference(
         "batches_add_up",
@@ -188,14 +193,16 @@ KNOWN = (
         "pipeline",
         lambda cell: is_separated(cell) and cell.method.adapts,
         "gpt2_sum_lora",
-        "pipeline: over an adapter's folder it draws tokens unless `do_sample=False` is said: the folder holds no search",
+        "pipeline: over an adapter's folder it draws tokens unless `do_sample=False` is said: "
+        "the folder holds no search",
     ),
     Difference(
         "segments_served",
         "pipeline",
         adapts_segments,
         "bert_qa_lora",
-        "AutoModel: it hands `token_type_ids` on, so that an adapter for questions is served otherwise than it was trained",
+        "AutoModel: it hands `token_type_ids` on, "
+        "so that an adapter for questions is served otherwise than it was trained",
     ),
     Difference(
         "adapter_rounded_when_loaded",
@@ -210,6 +217,7 @@ KNOWN = (
         "pipeline",
         lambda cell: extracts(cell) or is_paired(cell),
         "t5_sum_sft",
-        "pipeline: there is none for question answering or text to text; AutoModel loads the saved folder instead",
+        "pipeline: there is none for question answering or text to text; "
+        "AutoModel loads the saved folder instead",
     ),
 )

@@ -129,8 +129,8 @@ class Pair:
         table = self.table.remove_columns(sorted(extra))
         collate = libraries.make_collator(self.cell, self.tokenizer, self.model())
         batches = []
-        places = chunks(range(len(table)), self.size)
-        for rows, features in zip(places, chunks(self.features, self.size), strict=True):
+        row_numbers = chunks(range(len(table)), self.size)
+        for rows, features in zip(row_numbers, chunks(self.features, self.size), strict=True):
             their_batch = libraries.make_batch(collate([table[i] for i in rows]))
             batches.append((their_batch, self.codec.collate(features)))
         return batches
@@ -433,9 +433,9 @@ def resume(pair: Pair) -> Iterator[Comparison]:
     """Compares a training run resumed midway with the whole run, which replaces our side."""
     whole = pair.whole  # saves a checkpoint in the middle of training
     checkpoint = pair.folder / "accumulated" / "checkpoint-1"
-    rest = libraries.train(pair.trainer("resumed", **ACCUMULATED), str(checkpoint))
+    resumed = libraries.train(pair.trainer("resumed", **ACCUMULATED), str(checkpoint))
     for field in ("learning_rate", "loss", "grad_norm", "weights"):
-        yield Comparison(f"resumed, {field}", getattr(rest, field), getattr(whole, field))
+        yield Comparison(f"resumed, {field}", getattr(resumed, field), getattr(whole, field))
 
 
 def scores(pair: Pair) -> Iterator[Comparison]:

@@ -97,7 +97,10 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
         target_count = len(targets)
         scores = torch.cat(target_rows(logits[0], batch))
         loss = float(cross_entropies(scores, targets).sum())
-    detail = f"loss {probe.loss:.6f} for {len(probe.rows)} rows, cross-entropy of their targets {loss:.6f}"
+    detail = (
+        f"loss {probe.loss:.6f} for {len(probe.rows)} rows, "
+        f"cross-entropy of their targets {loss:.6f}"
+    )
     counted = trainer.codec.targets(batch)
     if counted != target_count:
         return False, f"{detail}; {target_count} targets count as {counted}"

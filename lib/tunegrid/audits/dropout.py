@@ -31,11 +31,11 @@ HIGH_CALLS = 16  # calls at that rate
 FULLY_ASKED = 3
 FEW_CALLS = 2
 SKEWED = 0.2  # allowed in the log ratio of two variances, each from few outputs
-MORE_THAN_LUCK = 6.0  # standard errors that the share of dropped values may be off
-MORE_THAN_LUCK_OF_MEANS = 7.0  # more, since few numbers estimate the error
+ALLOWED_ERRORS = 6.0  # standard errors that the share of dropped values may be off
+ALLOWED_ERRORS_OF_MEANS = 7.0  # more, since few numbers estimate the error
 MEAN_ROUNDING = 1e-3  # error that 16 bits may add to a mean
 ROUNDINGS = 3.0  # roundings of a kept value, which is scaled and scaled back
-NO_DEVIATION = Measured(0.0, MORE_THAN_LUCK)
+NO_DEVIATION = Measured(0.0, ALLOWED_ERRORS)
 LEAST_DROPPED = 3.0  # dropped values per mask; with fewer, masks of all rows may be equal by luck
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # modules that are never called themselves
 
@@ -224,7 +224,7 @@ class DropoutPass:
         count = sum(int((given != 0).sum()) for given, _ in pairs)
         zeros = sum(int(mask.sum()) for mask in masks)
         error = math.sqrt(rate * (1 - rate) * count)
-        luck = Measured(in_errors(abs(zeros - rate * count), error), MORE_THAN_LUCK)
+        luck = Measured(in_errors(abs(zeros - rate * count), error), ALLOWED_ERRORS)
         self.closest = closest_to_limit([self.closest, luck])
         if not luck:
             self.faults[dropout.name] = f"drops {zeros / count:.2%} of the values, not {rate:.2%}"
@@ -340,7 +340,7 @@ def moments(
         return
     shares = [float((draw.double() * values).sum()) / size for draw in draws]
     mean, error = mean_and_error(shares)
-    luck = Measured(in_errors(abs(mean - 1) - MEAN_ROUNDING, error), MORE_THAN_LUCK_OF_MEANS)
+    luck = Measured(in_errors(abs(mean - 1) - MEAN_ROUNDING, error), ALLOWED_ERRORS_OF_MEANS)
     yield (
         luck,
         f"gives {mean:.2%} of the output without dropout, in the mean of {len(shares)} calls",
@@ -349,7 +349,7 @@ def moments(
     high, high_error = mean_and_error(squares(high_draws, values))
     factor = high / low * rate / (1 - rate) * (1 - HIGH_RATE) / HIGH_RATE
     error = math.hypot(low_error / low, high_error / high)
-    luck = Measured(in_errors(abs(math.log(factor)) - SKEWED, error), MORE_THAN_LUCK_OF_MEANS)
+    luck = Measured(in_errors(abs(math.log(factor)) - SKEWED, error), ALLOWED_ERRORS_OF_MEANS)
     growth = f"{factor:.2f} times as fast with the rate as it should"
     yield luck, f"does not drop {rate:.2%}: its variance grows {growth}"
 

@@ -28,10 +28,10 @@ from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import Probe, probe
 from tunegrid.run.serving import Serving
 from tunegrid.run.train import Trainer
+from tunegrid.words import CONTEXT, first_difference
 
 T = TypeVar("T")
 SAMPLE = 8  # rows that audits sample
-CONTEXT = 20  # characters shown on each side of the first difference between two texts
 
 
 class AbsentError(Exception):
@@ -166,11 +166,3 @@ def differing_parts(text: str, other: str) -> tuple[str, str]:
     start = max(0, first_difference(text, other) - CONTEXT)
     end = start + 2 * CONTEXT
     return text[start:end], other[start:end]
-
-
-def first_difference(items: Sequence[Any], others: Sequence[Any]) -> int:
-    """The first index at which two sequences differ, or the length of the shorter sequence."""
-    for i in range(min(len(items), len(others))):
-        if items[i] != others[i]:
-            return i
-    return min(len(items), len(others))

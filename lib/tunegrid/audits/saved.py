@@ -23,8 +23,8 @@ from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer, Lora, Measured, closest_to_limit
 from tunegrid.machine import temporary_folder
 from tunegrid.run.build import base_type, checksums, unpack_weight
-from tunegrid.run.device import free_memory
-from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
+from tunegrid.run.device import GIB, free_memory
+from tunegrid.run.meter import tensor_bytes, weight_tensors
 from tunegrid.run.prepare import make_codec
 from tunegrid.run.probe import (
     COARSE,
@@ -109,7 +109,8 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     if size > LARGEST_GIB * GIB:
         return (
             True,
-            "saved as trained, by tensors and settings; too large to be loaded beside the trained model",
+            "saved as trained, by tensors and settings; "
+            "too large to be loaded beside the trained model",
         )
     try:
         served = evidence.serving.load(cell, folder, evidence.device)[0]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE, TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
-from tunegrid.audits.evidence import Evidence, differing_parts, first_difference
+from tunegrid.audits.evidence import Evidence, differing_parts
 from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.errors import InputError
@@ -29,6 +29,7 @@ from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import INTEGERS, base_type, dtype_name, make_base
 from tunegrid.run.probe import type_of_digits
 from tunegrid.run.serving import BASE, saved_search, unwrap_base
+from tunegrid.words import first_difference
 
 Fields = dict[str, Any]
 Settings = Mapping[str, Fields]  # by file name
@@ -58,7 +59,10 @@ NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
     peft.utils.CONFIG_NAME: {"runtime_config": "of the process that trains; never saved"},
     CONFIG_NAME: {
         "_name_or_path": "the place that the halves of a pair were loaded from",
-        "output_attentions": "the halves of a pair are saved with it, and without it are the same (transformers to 5.14)",
+        "output_attentions": (
+            "the halves of a pair are saved with it, "
+            "and without it are the same (transformers to 5.14)"
+        ),
     },
     GENERATION_CONFIG_NAME: {},
     TOKENIZER_CONFIG_FILE: {

@@ -104,10 +104,10 @@ def idle_parts(evidence: Evidence) -> list[str]:
     def idle(modules: Sequence[str], names: set[str]) -> list[str]:
         return [m for m in modules if not any(is_part(name, [m]) for name in names)]
 
-    parts = idle(head.new_modules, trained) + idle(head.adapted_modules, adapter_names)
+    idle_names = idle(head.new_modules, trained) + idle(head.adapted_modules, adapter_names)
     if head.new_token and adapts and not any(TOKEN_ROWS in name for name in trained):
-        parts.append(head.new_token)
-    return parts
+        idle_names.append(head.new_token)
+    return idle_names
 
 
 def gradients_reach(evidence: Evidence) -> Answer:
@@ -332,7 +332,8 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
         if optimizer is not None and not torch.allclose(weight, expected, rtol=1e-6, atol=0):
             return (
                 False,
-                f"a weight of {size} values without a gradient does not decay by {decay:g} of itself",
+                f"a weight of {size} values without a gradient does not decay by {decay:g} of "
+                "itself",
             )
     # A short run has no late update, and a run resumed from a checkpoint has no first ones.
     gaps: dict[str, Measured] = {}
@@ -411,7 +412,8 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
     if not log.updates == len(log.learning_rates) == len(log.group_rates) == count:
         return (
             False,
-            f"{log.updates} updates with {len(log.learning_rates)} rates, but the recipe plans {count}",
+            f"{log.updates} updates with {len(log.learning_rates)} rates, "
+            f"but the recipe plans {count}",
         )
     peaks = group_peaks(evidence)
     step = 0  # the schedule's step; an update that fp16 lost does not advance it

@@ -28,7 +28,7 @@ ROW_BLOCK = 1000  # rows encoded together
 TOKENIZER_LIBRARIES = ("transformers", "tokenizers")
 SHARED = 18  # lists in memory: training and test rows of three tasks with three tokenizers
 LARGEST = 10_000  # the most features of a list in memory, since users may have many rows
-CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(sources.__file__)]
+CODEC_FILES = [*sorted(Path(__file__).parent.glob("*.py")), Path(sources.__file__)]
 
 _by_codec: dict[tuple[type[Codec], str], Sequence[Feature]] = {}
 
@@ -99,7 +99,7 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
     ]
     digest = hashlib.sha256(json.dumps(decisive, default=repr).encode())
     digest.update(codec.tokenizer.backend_tokenizer.to_str().encode())
-    for path in CODE:
+    for path in CODEC_FILES:
         digest.update(path.read_bytes())
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True).encode())

@@ -40,7 +40,9 @@ from tunegrid.terminal import say
 from tunegrid.words import some
 
 ENVIRONMENTS = CACHE.absolute() / "environments"
-LOCK = "used-by-another-command.lock"  # the error shows this name if another command holds the lock
+LOCK_FILE = (
+    "used-by-another-command.lock"  # the error shows this name if another command holds the lock
+)
 USAGE_ERROR = 4  # pytest's exit code
 
 
@@ -93,7 +95,10 @@ class Environment:
             if name not in unset and not name.startswith("PYTEST_")
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / LOCK, timeout=0), log.open("w", encoding="utf-8") as output:
+        with (
+            FileLock(self.folder / LOCK_FILE, timeout=0),
+            log.open("w", encoding="utf-8") as output,
+        ):
             path.unlink(missing_ok=True)
             code = launcher.run(
                 suite(self.python, path, arguments), environment=variables, output=output
@@ -136,18 +141,20 @@ def get_environment(
     name = canonicalize_name(re.sub(r"[^\w.-].*", "", requirements[0].rpartition("/")[2]))
     digest = hashlib.sha256("\n".join([lock, sys.prefix, sys.version]).encode()).hexdigest()
     folder = ENVIRONMENTS / f"{name}-{digest[:12]}"
-    place = folder / "environment"
+    environment_folder = folder / "environment"
     requirements_txt = folder / "requirements.txt"
     failure = f"cannot create {folder}"
-    paths = sysconfig.get_paths("venv", {"base": str(place), "platbase": str(place)})
+    paths = sysconfig.get_paths(
+        "venv", {"base": str(environment_folder), "platbase": str(environment_folder)}
+    )
     python = Path(paths["scripts"], "python")
     link = Path(paths["purelib"], "tunegrid-shared.pth")
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / LOCK, timeout=0):
+    with FileLock(folder / LOCK_FILE, timeout=0):
         # The link is written last, so a missing link means an unfinished environment.
         if not link.is_file():
-            shutil.rmtree(place, ignore_errors=True)
-            run_uv(["venv", "--quiet", "--no-project", str(place)], failure)
+            shutil.rmtree(environment_folder, ignore_errors=True)
+            run_uv(["venv", "--quiet", "--no-project", str(environment_folder)], failure)
             requirements_txt.write_text(lock, encoding="utf-8")
             # Files are copied because editing a linked file would change uv's cache.
             flags = ["--quiet", "--no-deps", "--link-mode=copy", *options]
@@ -165,5 +172,5 @@ def get_environment(
     is_copy = all(is_same(package, here.get(name)) for name, package in packages.items())
     own = {name: installed_version(package) for name, package in packages.items()}
     environment = Environment(python=python, folder=folder, own=own, is_copy=is_copy)
-    say(f"{place} holds {environment.name}")
+    say(f"{environment_folder} holds {environment.name}")
     return environment

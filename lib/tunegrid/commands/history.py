@@ -134,7 +134,9 @@ class History:
         return [Section(heading=heading, sentences=[self.answer]), Section(frame=frame)]
 
 
-def describe(number: str, before: str, compared: Comparison, kinds: Sequence[str]) -> Release:
+def describe_release(
+    number: str, before: str, compared: Comparison, kinds: Sequence[str]
+) -> Release:
     """Describe a release from its comparison with the last earlier release that ran."""
     old, new, judgements = compared
     verdict = run_verdict(new.records, judgements, kinds, before=old.records)
@@ -240,7 +242,7 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
                 compared = runner.compare(
                     last, side, first_updates=first_updates, finishes=options.whole
                 )
-                release = describe(number, before, compared, options.kinds)
+                release = describe_release(number, before, compared, options.kinds)
                 release = replace(release, installed=version_changes(last, side))
         except InputError as error:
             releases.append(Release(version=number, fault=str(error)))
@@ -279,12 +281,11 @@ def supported_from(library: str) -> Version:
     """
     for text in requires(SUITE) or ():
         requirement = Requirement(text)
-        if canonicalize_name(requirement.name) == library:
-            bounds = [
-                Version(bound.version) for bound in requirement.specifier if bound.operator == ">="
-            ]
-            if bounds:
-                return bounds[0]
+        if canonicalize_name(requirement.name) != library:
+            continue
+        for bound in requirement.specifier:
+            if bound.operator == ">=":
+                return Version(bound.version)
     raise InputError(
         f"tunegrid asks for no version of {library}: say from which release, with --from"
     )

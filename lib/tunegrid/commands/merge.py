@@ -34,7 +34,7 @@ from tunegrid.runs.files import (
     row_name,
 )
 from tunegrid.runs.seal import SEAL
-from tunegrid.runs.status import compare_cells, contradicts
+from tunegrid.runs.status import compare_cells, contradicts, first_trainings
 from tunegrid.terminal import say
 from tunegrid.words import count, phrase, some
 
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     records = dict(zip(raw_records, compare_cells(list(raw_records.values())), strict=True))
     baseline = ""
     if options.baseline:
-        first_records = [record for record in records.values() if record.seeds.confirms is None]
+        first_records = first_trainings(records.values())
         cells = expected_cells(first_records, options.cells is not None)
         baseline = check_baseline(runs, first_records, cells)
     finished = {record_case(records[key]) for key in records if not has_no_time(rows[key])}

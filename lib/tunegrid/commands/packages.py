@@ -48,16 +48,16 @@ def parse_requirement(spec: str) -> str:
     Raises:
         InputError: for anything else, such as an option or a path.
     """
-    name, sign, place = (part.strip() for part in spec.partition("@"))
+    name, sign, address = map(str.strip, spec.partition("@"))
     try:
         Requirement(name if sign else spec)
     except InvalidRequirement:
         raise InputError(
             f"{spec!r} is no package: expected what pip takes, as in peft==0.22, or peft@../peft"
         ) from None
-    return (
-        f"{name} @ {git_address(Path(place).expanduser())}" if sign and "://" not in place else spec
-    )
+    if sign and "://" not in address:
+        return f"{name} @ {git_address(Path(address).expanduser())}"
+    return spec
 
 
 def git_address(checkout: Path, commit: str = "") -> str:

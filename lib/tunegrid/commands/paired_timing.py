@@ -54,8 +54,8 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
     import torch
     import transformers as hf
 
-    from tunegrid.run.device import keep_freed_memory, resolve_device
-    from tunegrid.run.meter import GIB, peaks, reset_peaks
+    from tunegrid.run.device import GIB, keep_freed_memory, resolve_device
+    from tunegrid.run.meter import peaks, reset_peaks
     from tunegrid.run.prepare import prepare
 
     torch.set_num_threads(threads)

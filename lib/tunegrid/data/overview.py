@@ -26,9 +26,8 @@ def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
         lines += wrap(f"  {name:{NAME_WIDTH}}{text}", width, subsequent_indent=indent)
     texts, target = example(task, splits.train[0])
     learned = f" -> {shorten(target, width // 3)}"
-    lines.append(
-        f"  {'example':{NAME_WIDTH}}{shorten(texts, width - NAME_WIDTH - 2 - len(learned))}{learned}"
-    )
+    shown = shorten(texts, width - NAME_WIDTH - 2 - len(learned))
+    lines.append(f"  {'example':{NAME_WIDTH}}{shown}{learned}")
     return lines
 
 
@@ -62,7 +61,10 @@ def doubts(task: Task, splits: Splits) -> Iterator[str]:
         for name in SPLITS[1:]:
             labels = [label for label, number in numbers_by_split[name].items() if number]
             if len(labels) == 1:
-                yield f"all rows of {name} are {labels[0]!r}: its scores cannot tell a model from a constant answer"
+                yield (
+                    f"all rows of {name} are {labels[0]!r}: "
+                    "its scores cannot tell a model from a constant answer"
+                )
     for name in SPLITS:
         columns = (*task.text, *task.text_pair)
         rows: Sequence[Row] = getattr(splits, name)

@@ -80,7 +80,7 @@ def checkpoint_commit(checkpoint: str) -> str | None:
 
 Row = dict[str, Any]
 JSON_TYPES = (str, int, float, list, dict, type(None))
-BLOCK = 1000  # rows to read from disk at a time
+ROWS_AT_ONCE = 1000  # rows to read from disk at a time
 DENSE = 4  # read a slice if it has fewer than this many rows per row needed
 FIRST = 1000  # rows of a large file to check before anything is loaded
 LONGEST_CAUSE = 200  # characters; some libraries quote a whole schema
@@ -90,7 +90,7 @@ HELD_BYTES = 2**25
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
 ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
 COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
-SHARD = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-00004.parquet
+SHARD_NUMBER = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-00004.parquet
 
 
 @contextmanager
@@ -215,16 +215,18 @@ class StoredRows(Sequence[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         """Reads the rows in order, without keeping them."""
-        for start in range(0, len(self), BLOCK):
-            yield from self._table.read(self._indices[start : start + BLOCK])
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            yield from self._table.read(self._indices[start : start + ROWS_AT_ONCE])
 
     def __getitem__(self, index: Any) -> Any:
         """Reads a row, or a list of rows for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        number, i = divmod(range(len(self))[index], BLOCK)
+        number, i = divmod(range(len(self))[index], ROWS_AT_ONCE)
         if number != self._number:
-            self._block = self._table.read(self._indices[number * BLOCK : (number + 1) * BLOCK])
+            self._block = self._table.read(
+                self._indices[number * ROWS_AT_ONCE : (number + 1) * ROWS_AT_ONCE]
+            )
             self._number = number
         return self._block[i]
 
@@ -321,9 +323,9 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
     if task.files:
         for split, path in task.files.items():
             if not root and not Path(path).is_absolute():
-                place = "is not beside the --grid file"
+                fault = "is not beside the --grid file"
                 hint = "correct its name, or give the folder that it is in with --data-root=DIR"
-                raise InputError(f"task {task.id!r}: {path}, which its files name, {place}; {hint}")
+                raise InputError(f"task {task.id!r}: {path}, which its files name, {fault}; {hint}")
             if not (folder / path).is_file():
                 raise InputError(
                     f"task {task.id!r}: {folder / path}, which its files name, is not there"
@@ -338,7 +340,7 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
         hint = f"rows of {task.dataset} go there"
         raise InputError(f"no folder {task.folder!r} below --data-root {root} ({reason}); {hint}")
     for path in sorted(folder.iterdir()):
-        split = SHARD.sub("", Path(path.name.removesuffix(GZIP)).stem)
+        split = SHARD_NUMBER.sub("", Path(path.name.removesuffix(GZIP)).stem)
         if file_kind(path) == ".json" and split not in (*task.splits, task.own_test):
             continue  # libraries keep facts about a data set there
         if file_kind(path) or (path / "state.json").is_file():

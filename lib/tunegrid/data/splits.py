@@ -92,29 +92,32 @@ def load_splits(task: Task, profile: Profile, by_name: Mapping[str, Table] | Non
     dropped: dict[str, int] = {}
     scored_texts: set[int] = set()
     for name in ("test", "validation", "train"):  # a text stays in the first split that has it
-        part = slices[name]
+        table_slice = slices[name]
         texts = array("Q")  # hashes; the texts themselves are not kept
         inputs = array("Q")  # hashes over only the columns that a model reads
         labels = array("q")
-        for index, row in zip(part.indices, part.table.take(part.indices), strict=True):
-            check_row(task, row, index + part.table.first, part.table.origin)
+        for index, row in zip(
+            table_slice.indices, table_slice.table.take(table_slice.indices), strict=True
+        ):
+            check_row(task, row, index + table_slice.table.first, table_slice.table.origin)
             texts.append(identity(row, columns))
             if task.labels:
                 inputs.append(
                     identity(row, task.text + task.text_pair) if task.identity else texts[-1]
                 )
                 labels.append(row[task.target])
-        check_labels_agree(inputs, labels, part.origin)
+        check_labels_agree(inputs, labels, table_slice.origin)
         is_new = [text not in scored_texts for text in texts]
-        indices = array("q", compress(part.indices, is_new))
+        indices = array("q", compress(table_slice.indices, is_new))
         if not indices:
             raise InputError(
-                f"{part.origin}: no rows to use: each is in a scored split, too; give other files"
+                f"{table_slice.origin}: no rows to use: each is in a scored split, too; "
+                "give other files"
             )
         if name == "train":
-            check_classes(task, set(compress(labels, is_new)), part.origin)
-        rows[name] = part.table.take(indices)
-        dropped[name] = len(part.indices) - len(indices)
+            check_classes(task, set(compress(labels, is_new)), table_slice.origin)
+        rows[name] = table_slice.table.take(indices)
+        dropped[name] = len(table_slice.indices) - len(indices)
         scored_texts.update(texts)
     return Splits(
         **rows,
@@ -137,7 +140,8 @@ def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[
             check_split(by_name, split, task)
             if not len(by_name[split]):
                 raise InputError(
-                    f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty"
+                    f"{by_name[split].origin}: no rows to use; "
+                    f"split {split!r} of {task.folder} is empty"
                 )
     train = by_name[task.train]
     slices: dict[str, TableSlice] = {}
@@ -152,16 +156,16 @@ def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[
             table = by_name[rule]
             slices[name] = TableSlice(table, range(len(table)), table.origin)
     slices["train"] = TableSlice(train, pool, train.origin)
-    for name, part in slices.items():
+    for name, table_slice in slices.items():
         cap = profile.cap(task.id, name)
         if name == "train" and cap is None and profile.train_rows is None:
             cap = task.train_rows
-        if not part.indices:
+        if not table_slice.indices:
             needs = f"each split of {task.folder} needs some, this one is too small"
-            raise InputError(f"{part.origin}: no rows to use; {needs}")
-        if cap is not None and cap < len(part.indices):
-            chosen = sorted(Random(SPLIT_SEED).sample(part.indices, cap))
-            slices[name] = part._replace(indices=array("q", chosen))
+            raise InputError(f"{table_slice.origin}: no rows to use; {needs}")
+        if cap is not None and cap < len(table_slice.indices):
+            chosen = sorted(Random(SPLIT_SEED).sample(table_slice.indices, cap))
+            slices[name] = table_slice._replace(indices=array("q", chosen))
     return slices
 
 
@@ -225,7 +229,8 @@ def check_task(task: Task) -> None:
         )
     if task.problem is Problem.GENERATE and task.text_pair:
         raise InputError(
-            f"task {task.id!r}: generation reads one text; name all its columns in `text`, none in text_pair"
+            f"task {task.id!r}: generation reads one text; "
+            "name all its columns in `text`, none in text_pair"
         )
     kinds = dict.fromkeys((*task.text, *task.text_pair), str) | {
         task.target: TARGET_TYPES[task.problem]
@@ -249,7 +254,8 @@ def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
     """Raises InputError if all training rows have one label: there is nothing to learn."""
     if len(labels) == 1:
         raise InputError(
-            f"{origin}: all training rows are {task.labels[min(labels)]!r}; give rows of another class, too"
+            f"{origin}: all training rows are {task.labels[min(labels)]!r}; "
+            "give rows of another class, too"
         )
 
 
@@ -270,7 +276,8 @@ def check_labels_agree(texts: Sequence[int], labels: Sequence[int], origin: str)
     total = len(np.unique(hashes))
     if count > MOST_CONTRADICTIONS * total:
         raise InputError(
-            f"{origin}: {count} of {total} texts are there with several labels; keep one row of each"
+            f"{origin}: {count} of {total} texts are there with several labels; "
+            "keep one row of each"
         )
 
 

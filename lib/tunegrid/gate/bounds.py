@@ -137,8 +137,10 @@ def cell_scores(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[
 def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> str:
     """The text of the bounds file, which names the command that made it."""
     lines = [
-        f"# Written by `{command}`. Scores are points, 0-100. A healthy run of the whole grid misses any",
-        "# with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds; of up to 30",
+        f"# Written by `{command}`. Scores are points, 0-100. "
+        "A healthy run of the whole grid misses any",
+        "# with a chance of 2 %: the mean minus a t quantile of a new observation, "
+        "by the noise between seeds; of up to 30",
         "# seeds, the larger of the cell's own and that of its kind.",
     ]
     if calibration.controls:

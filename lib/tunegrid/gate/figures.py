@@ -36,7 +36,10 @@ FIGURE_COLUMNS = ("instrument", "part", "figure")
 ROW_COLUMNS = ("seed", "row")
 NUMBER_COLUMNS = ("value", "weight", "low", "high")
 OTHER_TRAINING = "the two runs are different trainings, so rows cannot be paired"
-MISSING_FIGURES = "the new run lacks figures of some rows: ask for them with --ask, or see the reason below its table"
+MISSING_FIGURES = (
+    "the new run lacks figures of some rows: "
+    "ask for them with --ask, or see the reason below its table"
+)
 
 
 def judge_figures(

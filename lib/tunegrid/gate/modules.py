@@ -16,7 +16,7 @@ weights get other gradients also counts.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,9 +36,11 @@ COLUMN_PREFIXES = {
     "weight_gradients": "weights",
 }
 FIGURE_PARTS = ("norm", "projection_0", "projection_1", "projection_2")
-NUMBER_COLUMNS = tuple(f"{p}_{part}" for p in COLUMN_PREFIXES.values() for part in FIGURE_PARTS)
+CALL_NUMBERS = tuple(
+    f"{prefix}_{number}" for prefix, number in product(COLUMN_PREFIXES.values(), FIGURE_PARTS)
+)
 PLACE_COLUMNS = ("call", "depth", "source", "maker")
-COLUMNS = ("phase", "module", "kind", "library", *PLACE_COLUMNS, *NUMBER_COLUMNS)
+COLUMNS = ("phase", "module", "kind", "library", *PLACE_COLUMNS, *CALL_NUMBERS)
 CALL = ["module", "call"]  # the columns that identify a call within its phase
 INFINITE = "to or from a value that is not finite"
 
@@ -82,7 +84,7 @@ def parse_modules(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Module
 
 def _numbers(calls: Modules) -> Any:
     """The numbers by call, figure and part; NaN where a number is not finite."""
-    numbers = calls[[*NUMBER_COLUMNS]].to_numpy(float)
+    numbers = calls[[*CALL_NUMBERS]].to_numpy(float)
     return numbers.reshape(-1, len(COLUMN_PREFIXES), len(FIGURE_PARTS))
 
 

@@ -28,7 +28,7 @@ from tunegrid.gate.thresholds import (
 from tunegrid.record import Record
 from tunegrid.runs.files import OwnNoise
 
-NOISE = THRESHOLDS / "noise.toml"
+NOISE_FILE = THRESHOLDS / "noise.toml"
 SEEDS = "seeds"
 PERTURBED = "perturbed"
 ENOUGH = 30  # degrees of freedom that fix a standard deviation to within an eighth
@@ -247,7 +247,7 @@ class _Entry(Deviation):
     scores: list[list[Annotated[Number, Field(ge=0, le=100)]]]
 
 
-def load_noise(path: Path = NOISE, own: Sequence[OwnNoise] = ()) -> Noise:
+def load_noise(path: Path = NOISE_FILE, own: Sequence[OwnNoise] = ()) -> Noise:
     """Loads the calibrated noise and adds users' own; raises InputError for a bad file."""
     if not path.is_file():
         return Noise(own=own)

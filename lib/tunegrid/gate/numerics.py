@@ -58,10 +58,10 @@ OPTIONAL = (
     "test_tokens",
 )
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
-FINE = "fp32"  # the arithmetic in which the `EXACT` figures do not depend on rounding
+FINE_TYPE = "fp32"  # the arithmetic in which the `EXACT` figures do not depend on rounding
 EXACT = ("generated", "predicted")
 BACKWARD = "backward without dropout"
-UNKNOWN = (None, None)
+NO_FIGURES = (None, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Pair:
     modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None
 
     def figures(self, name: str) -> tuple[Any, Any]:
-        """A figure of both training runs; `UNKNOWN` unless both have it.
+        """A figure of both training runs; `NO_FIGURES` unless both have it.
 
         A probe's figure is known only if both used the same probe.
         """
@@ -94,18 +94,18 @@ class Pair:
         old = self.old.first_step
         new = self.new.first_step
         if not old or not new:
-            return UNKNOWN
+            return NO_FIGURES
         if name in PROBES and old.probe != new.probe:
-            return UNKNOWN
+            return NO_FIGURES
         if name == "moved" and len(self.gaps) < MOVED_AFTER:
-            return UNKNOWN
+            return NO_FIGURES
         before = getattr(old, name)
         after = getattr(new, name)
         if name == "metrics":  # a score that only one record has is no change
             shared = before.keys() & after.keys()
             return {key: before[key] for key in shared}, {key: after[key] for key in shared}
         if name in OPTIONAL and None in (before, after):
-            return UNKNOWN
+            return NO_FIGURES
         return before, after
 
     @property
@@ -295,7 +295,8 @@ FLOW = (  # in the order of a run; the first row that finds a difference is repo
     FlowRow(
         "curve",
         "curve",
-        "losses diverge from update {group}: curves differ by {gap:.2g} of the mean loss, not by rounding",
+        "losses diverge from update {group}: "
+        "curves differ by {gap:.2g} of the mean loss, not by rounding",
     ),
     FlowRow(
         "generation",
@@ -306,7 +307,8 @@ FLOW = (  # in the order of a run; the first row that finds a difference is repo
     FlowRow(
         "generation",
         "decoded",
-        "with a cache, a search's scores are off by {after} of the largest logit, before by {before}",
+        "with a cache, a search's scores are off by {after} of the largest logit, "
+        "before by {before}",
         "search",
     ),
     FlowRow("generation", "generated", "the untrained model generates another text", "search"),
@@ -352,7 +354,7 @@ def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
 
     If an output moved before any gradient did, the stage becomes the forward pass.
     """
-    if not phase or pair.figures("probe_gradients") == UNKNOWN:
+    if not phase or pair.figures("probe_gradients") == NO_FIGURES:
         return change
     is_backward = change.stage == BACKWARD
     try:
@@ -411,7 +413,7 @@ def compare_pair(
         old=before,
         new=after,
         tolerance=cell_tolerance(old.cell, kind, tolerances),
-        fine=kind == FINE,
+        fine=kind == FINE_TYPE,
         modules=partial(read_both, old, new, runs),
     )
     first = first_change(pair)

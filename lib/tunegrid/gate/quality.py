@@ -41,7 +41,10 @@ OTHER_ALPHA = 0.1 * ALPHA
 RowPoints = Mapping[str, Sequence[float]]  # each row's points by metric, and its texts
 OTHER_RECIPE = "other recipes or limits"
 NO_NUMBER = "score is not a number"
-MORE_SEEDS = "noise was not calibrated, and one seed on each side does not show it: give both runs --seeds 0-4"
+MORE_SEEDS = (
+    "noise was not calibrated, and one seed on each side does not show it: "
+    "give both runs --seeds 0-4"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +151,8 @@ def check_rows(before: Record, after: Record) -> None:
     if before.examples and after.examples and before.examples.rows_hash != after.examples.rows_hash:
         hashes = f"{before.examples.rows_hash} and {after.examples.rows_hash}"
         raise InputError(
-            f"{before.cell}: the two runs scored different test rows ({hashes}) and cannot be paired"
+            f"{before.cell}: the two runs scored different test rows ({hashes}) "
+            "and cannot be paired"
         )
 
 

@@ -327,8 +327,8 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
     folder = checkpoint_folder(backbone, profile.checkpoint_root, micro=profile.micro)
     pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt")])
     if not folder.is_dir():
-        place = f"below {folder.parent}; name it as the hub's model"
-        raise InputError(f"no checkpoint folder {folder.name!r} {place}")
+        advice = f"below {folder.parent}; name it as the hub's model"
+        raise InputError(f"no checkpoint folder {folder.name!r} {advice}")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; save it there with save_pretrained")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):

@@ -249,9 +249,9 @@ class Grid:
             names = ", ".join(entries)
             raise InputError(f"{entry.id!r} cannot be like {reason}: the grid has {names}")
         for source in sources:
-            parts = source.split("_")
-            parts[position] = entry.id
-            self._copy(source, "_".join(parts), changes, quick)
+            entry_ids = source.split("_")
+            entry_ids[position] = entry.id
+            self._copy(source, "_".join(entry_ids), changes, quick)
 
     def _copy(self, source: str, cell_id: str, changes: Fields, quick: Fields) -> None:
         """Copies a cell's recipe, quick form and head to another cell.
@@ -297,7 +297,10 @@ class Grid:
         if task is not self._parts(source)[1]:
             if not task.has_own_rows:
                 return None
-            form |= {"min_steps": 0} if "max_steps" in changes else plan_updates(task, form)
+            if "max_steps" in changes:
+                form["min_steps"] = 0
+            else:
+                form |= plan_updates(task, form)
         return form | dict(changes)
 
     def _set(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> None:
@@ -387,8 +390,8 @@ class Grid:
             matches = get_close_matches(cell_id, self.recipes, n=1)
             hint = f" did you mean {matches[0]}?" if matches else ""
             lists = "`tunegrid run -m full --list-cells` lists them"
-            others = "-m 'full and larger' and 'full and tasks' list others"
-            raise InputError(f"unknown cell {cell_id!r};{hint} {lists}; {others}") from None
+            more_lists = "-m 'full and larger' and 'full and tasks' list more_lists"
+            raise InputError(f"unknown cell {cell_id!r};{hint} {lists}; {more_lists}") from None
 
     def checked_ids(self, cell_ids: Iterable[str]) -> tuple[str, ...]:
         """Returns the ids; raises InputError if a cell has no recipe or cannot be built."""
@@ -473,9 +476,9 @@ def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
     backbone, task, method = [*cell_id.split("_", 2), "", ""][:3]  # a file may call a cell anything
     order = ((task, reversed(STUDY.tasks)), (backbone, STUDY.backbones), (method, STUDY.methods))
     ranks = []
-    for part, known_parts in order:
-        names = list(known_parts)
-        ranks.append((names.index(part) if part in names else len(names), part))
+    for name, known_names in order:
+        names = list(known_names)
+        ranks.append((names.index(name) if name in names else len(names), name))
     return tuple(ranks)
 
 

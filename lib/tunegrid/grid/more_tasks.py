@@ -37,9 +37,12 @@ def resize(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Ba
 LARGER = (
     resize(BERT, "google-bert/bert-large-uncased", "BERT-large",
            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
-    resize(GPT2, "openai-community/gpt2-medium", "GPT-2-medium", n_embd=1024, n_layer=24, n_head=16),
-    resize(T5, "google-t5/t5-base", "T5-base", d_model=768, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12),
-    resize(T5, "google-t5/t5-large", "T5-large", d_model=1024, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16),
+    resize(GPT2, "openai-community/gpt2-medium", "GPT-2-medium",
+           n_embd=1024, n_layer=24, n_head=16),
+    resize(T5, "google-t5/t5-base", "T5-base",
+           d_model=768, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12),
+    resize(T5, "google-t5/t5-large", "T5-large",
+           d_model=1024, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16),
 )  # fmt: skip
 
 # The adapter of LoRA's scripts for GLUE, for models of BERT's shapes.

@@ -133,7 +133,9 @@ class Task:
             if isinstance(value, str):
                 yield f'{name} is a text, not several; write {name}=("{value}",)'
         if not isinstance(self.columns, Mapping):
-            yield "columns must say the type of each; write columns={NAME: str}, or int, dict or list"
+            yield (
+                "columns must say the type of each; write columns={NAME: str}, or int, dict or list"
+            )
         for column in (*self.text, *self.text_pair, *self.identity, self.target):
             if column not in self.columns:
                 names = ", ".join(self.columns)

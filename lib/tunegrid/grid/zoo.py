@@ -312,7 +312,7 @@ METHODS: tuple[Method, ...] = (
 TARGETS = {"bert": ("query", "value"), "gpt2": ("c_attn",), "t5": ("q", "v")}
 BERT_SUM = ("query", "key", "value", "output.dense")  # BERT2BERT's new cross-attention needs more
 RANK = 8  # PEFT's default
-ALPHA = 16  # gives a scale of 2, as LoRA has in the study's GPT-2 and T5 recipes
+LORA_ALPHA = 16  # gives a scale of 2, as LoRA has in the study's GPT-2 and T5 recipes
 
 # Each method's rate as a multiple of LoRA's. Papers tune other models for thousands of updates.
 # Where they name rates, the same proportion is used. "Here" marks what a few updates of micro
@@ -410,7 +410,9 @@ def zoo() -> Grid:
         adapter = None
         if method.adapts:
             targets = BERT_SUM if pair == ("bert", "sum") else TARGETS[backbone]
-            adapter = Adapter(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets)
+            adapter = Adapter(
+                r=RANK, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules=targets
+            )
         grid.recipes[cell_id] = replace(
             RECIPES[f"{backbone}_{task}_sft"],
             trainable_params=None,

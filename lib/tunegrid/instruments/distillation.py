@@ -29,7 +29,10 @@ class Distillation(Instrument):
     """Points on test rows for the cell alone, the cell taught by SFT, and SFT itself."""
 
     id = "distillation"
-    question = "does SFT help as a teacher? Points of the cell alone, of the cell taught by SFT, and of SFT"
+    question = (
+        "does SFT help as a teacher? Points of the cell alone, of the cell taught by SFT, "
+        "and of SFT"
+    )
     figures = {  # noqa: RUF012
         "points": Figure(shown=".1f"),
         "gain": Figure(better="higher", margin=1.0, shown="+.1f"),

@@ -51,7 +51,10 @@ class Merges(Instrument):
     """Points, flips and logits of each merge, with each layer compared with the adapter's."""
 
     id = "merges"
-    question = "which merge matches the adapter over its packed base? Flips in percent of rows, differences of logits"
+    question = (
+        "which merge matches the adapter over its packed base? Flips in percent of rows, "
+        "differences of logits"
+    )
     figures = {  # noqa: RUF012
         "points": Figure(better="higher", margin=1.0, shown=".1f"),
         "change": Figure(better="higher", margin=1.0, shown="+.1f"),

@@ -37,7 +37,10 @@ class Robustness(Instrument):
     """Points on changed rows, whose right answers stay the same or turn."""
 
     id = "robustness"
-    question = "how robust is it? Points on changed rows; percent of correct rows whose twin with a new answer is correct, too"
+    question = (
+        "how robust is it? Points on changed rows; "
+        "percent of correct rows whose twin with a new answer is correct, too"
+    )
     figures = {  # noqa: RUF012
         "points": Figure(shown=".1f"),
         "change": Figure(better="higher", margin=2.0, shown="+.1f"),
@@ -396,9 +399,9 @@ def negated(task: Task, row: RowMapping, rng: Random) -> Row:
     verdicts = list(VERDICT.finditer(row[column]))
     if len(verdicts) != 1 or len(task.labels) != 2:
         return dict(row)
-    start, negation, rest = verdicts[0].groups()
+    start, negation, ending = verdicts[0].groups()
     new_negation = "" if negation else _match_case(start, " not")
-    edit = (*verdicts[0].span(), f"{start}{new_negation}{rest}")
+    edit = (*verdicts[0].span(), f"{start}{new_negation}{ending}")
     text = apply_edits(row[column], [edit])
     return dict(row) | {column: text, task.target: 1 - row[task.target]}
 
@@ -448,26 +451,34 @@ def renamed(task: Task, row: RowMapping, rng: Random) -> Row:
     return new if new[task.target] != row[task.target] else dict(row)
 
 
-QA = (Problem.EXTRACT,)
-SUM = (Problem.GENERATE,)
-SA = (Problem.CLASSIFY,)
 SHIFTS = (
     Shift(id="typos5", meaning="typos at 5 % of all letters", change=typos),
     Shift(id="contracted", meaning="wouldn't for would not", change=contracted),
-    Shift(id="distracted2", meaning="a distracting sentence last", change=distracted, problems=QA),
-    Shift(id="negated", meaning="the verdict negated", change=negated, problems=SA, turns=True),
+    Shift(
+        id="distracted2",
+        meaning="a distracting sentence last",
+        change=distracted,
+        problems=(Problem.EXTRACT,),
+    ),
+    Shift(
+        id="negated",
+        meaning="the verdict negated",
+        change=negated,
+        problems=(Problem.CLASSIFY,),
+        turns=True,
+    ),
     Shift(
         id="renumbered",
         meaning="another number as the answer",
         change=renumbered,
-        problems=QA,
+        problems=(Problem.EXTRACT,),
         turns=True,
     ),
     Shift(
         id="named",
         meaning="another name in the summary",
         change=renamed,
-        problems=SUM,
+        problems=(Problem.GENERATE,),
         turns=True,
     ),
 )

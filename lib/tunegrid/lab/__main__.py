@@ -6,7 +6,10 @@ from functools import partial
 from tunegrid.commands.cli import program
 
 COMMANDS = {
-    "calibrate": "train a grid with several seeds and write its bounds, its training noise and its tolerances",
+    "calibrate": (
+        "train a grid with several seeds and write its bounds, "
+        "its training noise and its tolerances"
+    ),
     "false_alarms": "count false alarms on healthy runs: judges saved grids",
     "seal": "seal runs of earlier versions as they are, so that they can be baselines",
     "mutants": "change random lines of libraries, and count what the suite sees",

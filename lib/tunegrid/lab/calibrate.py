@@ -138,8 +138,10 @@ def noise_toml(measured: Calibration) -> str:
     noise = measured.noise
     run_counts = [len(grids) for grids in measured.perturbed.values()]
     lines = [
-        f"# Written by `{LAB_CALIBRATE}`. Standard deviations of scores, in points, with degrees of freedom:",
-        "# `seeds` between runs of different seeds, `perturbed` between runs of one seed whose starts differ in last digits.",
+        f"# Written by `{LAB_CALIBRATE}`. "
+        "Standard deviations of scores, in points, with degrees of freedom:",
+        "# `seeds` between runs of different seeds, "
+        "`perturbed` between runs of one seed whose starts differ in last digits.",
         "# `scores`: one list for each group of runs that differ by chance alone.",
     ]
     lines += evidence(measured)

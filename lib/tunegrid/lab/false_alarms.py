@@ -26,6 +26,7 @@ from tunegrid.lab.calibrate import LAB_RUNS, parse_seeds
 from tunegrid.record import Record
 from tunegrid.record.checks import below_bounds, failed_audits
 from tunegrid.runs.files import read_list
+from tunegrid.runs.status import first_trainings
 
 BOUNDS = ROOT / "benchmarks" / "thresholds" / "quick.toml"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     saved_runs = ((path, "") for path in options.runs)
     for path, code in chain(saved_runs, sessions(options)):
         for seed, grid in grids_by_seed(path).items():
-            first_records = [record for record in grid if record.seeds.confirms is None]
+            first_records = first_trainings(grid)
             first_alarms = alarms(first_records, path, baseline, bounds)
             confirmed = first_alarms
             if len(grid) > len(first_records):

@@ -416,7 +416,7 @@ def draw(lines: Mapping[str, Sequence[tuple[str, int]]], count: int, seed: int) 
     """
     rng = random.Random(seed)
     cells = [*lines]
-    statements = {cell: executed_statements(places) for cell, places in lines.items()}
+    statements = {cell: executed_statements(executed) for cell, executed in lines.items()}
     mutants = dict[tuple[str, str, int], Mutant]()
     for _ in range(ATTEMPTS * count):
         cell = cells[len(mutants) % len(cells)]
@@ -553,7 +553,8 @@ def trial_sections(trial: Trial) -> list[Section]:
     running = [mutant for mutant in harmful if mutant.outcome != CRASH]
     unreached_count = sum(not mutant.was_reached for mutant in mutants)
     sentences = [
-        f"Of mutants that change weights, files or answers, these end with another exit code than 0: {share(harmful)}.",
+        "Of mutants that change weights, files or answers, "
+        f"these end with another exit code than 0: {share(harmful)}.",
         f"Without crashes and hangs: {share(running)}.",
         f"Never reached: {unreached_count}.",
     ]
@@ -592,7 +593,8 @@ def page(paths: Sequence[Path], trials: Sequence[Trial]) -> str:
     return f"""# Mutants: random faults of libraries
 
 Written by `python -m tunegrid.lab mutants {names} --report PAGE.md`, with {packages}.
-A mutant is one small change of a random statement of a library that a quick cell executes. It runs in its own
+A mutant is one small change of a random statement of a library that a quick cell executes. \
+It runs in its own
 process, judged by the committed baseline, and is compared with the healthy run bit for bit.
 
 {markdown(tables)}

@@ -27,7 +27,7 @@ from tunegrid.errors import InputError
 from tunegrid.gate.bounds import get_bounds
 from tunegrid.gate.judgements import Verdict
 from tunegrid.gate.noise import (
-    NOISE,
+    NOISE_FILE,
     PERTURBED,
     SEEDS,
     Deviation,
@@ -226,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     add(
         "--noise",
         type=Path,
-        default=NOISE,
+        default=NOISE_FILE,
         metavar="FILE",
         help="calibrated noise (default: the suite's)",
     )

@@ -236,7 +236,8 @@ def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]]) -> str:
         f"seeds = {list(perturbed)}",
         f"draws = {list(range(1, max(run_counts)))}",
         "",
-        "# The largest deviations seen in pairs; `moved_alone`: by another implementation of AdamW, with version 0.16.0.",
+        "# The largest deviations seen in pairs; "
+        "`moved_alone`: by another implementation of AdamW, with version 0.16.0.",
         "[evidence.largest]",
     ]
     for name, table in maxima.items():

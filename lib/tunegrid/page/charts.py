@@ -65,7 +65,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
-Pair = tuple[str, str]  # the backbone and method of a cell
+CellPair = tuple[str, str]  # the backbone and method of a cell
 Losses = Mapping[str, Sequence[float | None]]  # by method; one loss per update
 
 
@@ -122,12 +122,12 @@ def blank(xlabel: str, ylabel: str, entries: Sequence[Line2D]) -> tuple[Figure, 
     return figure, axes
 
 
-def cell_pair(record: Record) -> Pair:
+def cell_pair(record: Record) -> CellPair:
     """The backbone and method of a record's cell."""
     return record.backbone, record.method
 
 
-def looks(cells: Sequence[Pair]) -> tuple[dict[Pair, dict[str, Any]], list[Line2D]]:
+def looks(cells: Sequence[CellPair]) -> tuple[dict[CellPair, dict[str, Any]], list[Line2D]]:
     """Chooses a look for each backbone and method, and makes the legend.
 
     Markers and dashes show the method, and colours the backbone. If there are more backbones than
@@ -279,7 +279,7 @@ def thin(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
 def history(
     task: str,
     score: str,
-    cells: Mapping[Pair, Sequence[float | None]],
+    cells: Mapping[CellPair, Sequence[float | None]],
     times: Sequence[datetime] | None,
 ) -> Chart:
     """Plots main scores of a task's cells over runs, against time if the times are known."""

@@ -33,7 +33,13 @@ from tunegrid.report.tables import Section
 from tunegrid.report.verdict import RunVerdict, run_verdict
 from tunegrid.runs.files import OwnNoise, SavedRun, read_saved
 from tunegrid.runs.frame import figure_frame
-from tunegrid.runs.status import cell_status, locate, too_short, unconfirmed_misses
+from tunegrid.runs.status import (
+    cell_status,
+    first_trainings,
+    locate,
+    too_short,
+    unconfirmed_misses,
+)
 from tunegrid.terminal import defuse, strip_places
 from tunegrid.words import count, some
 
@@ -85,7 +91,7 @@ class PageRun:
     def by_cell(self) -> Mapping[str, list[Record]]:
         """The records of each cell by seed, without confirmations; cells are in study order."""
         cells: dict[str, list[Record]] = defaultdict(list)
-        records = [record for record in self.records if record.seeds.confirms is None]
+        records = first_trainings(self.records)
         records.sort(key=lambda record: (study_place(record.cell), record.seeds.seed or 0))
         for record in records:
             cells[record.cell].append(record)
@@ -136,7 +142,10 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
         advice = "holds only published results, which `tunegrid compare` shows with a run"
         raise InputError(f"{saved.path.name} {advice}")
     profile_name = profile or next(iter(names), "")
-    counts = [f"{profiles.count(name)} of {name}" for name in names if name != profile_name]
+    counts = []
+    for name in names:
+        if name != profile_name:
+            counts.append(f"{profiles.count(name)} of {name}")
     remarks = []
     if counts:
         source = f"{saved.path.name} also holds records of another profile"
@@ -408,7 +417,8 @@ class Page:
     def changes(self) -> list[Section]:
         """The cells that failed or changed.
 
-        Failed cells come first. Within each group, cells without scores precede the largest changes.
+        Failed cells come first. Within each group, cells without scores come before the largest
+        changes.
         """
         cells = [cell for cell in self.cells if cell.failed or cell.changed]
         cells.sort(key=lambda cell: -abs(cell.change or 0))

@@ -661,7 +661,7 @@ CALLS = 20  # stack frames kept of each exception, the innermost ones
 TRACEBACK_LINES = 80
 PRINTED_LINES = 30
 LONGEST_LINE = 400
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+TERMINAL_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRecord | None:
@@ -677,7 +677,7 @@ def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRe
 def _last_lines(text: str, number: int) -> list[str]:
     """The last nonblank lines of a text; a line with carriage returns counts in its last state."""
     lines = []
-    for line in ESCAPES.sub("", text).split("\n"):
+    for line in TERMINAL_ESCAPES.sub("", text).split("\n"):
         line = line.rstrip("\r").rpartition("\r")[2].expandtabs(4)
         if line.strip():
             lines.append(defuse(line)[:LONGEST_LINE])

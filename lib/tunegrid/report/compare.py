@@ -381,15 +381,21 @@ COLUMN_FORMATS = {
     "seeds that tell": ".0f",
 }
 LEGEND = (
-    "points: the run's mean main score; sd: the standard deviation of its seeds; from, to: the 95 % interval over seeds.",
-    "interval by: calibrated noise, of seeds that were calibrated by the same recipe; or the noise of these seeds.",
-    "best: the best, or not told apart from it (Holm, 5 % a backbone); seeds that tell: seeds per method for a power of 80 %.",
-    "trained: what training changes and a checkpoint keeps; tensor: weights, gradients and optimizer state.",
-    "peak, seconds: only of processes that ran no other cell before (`--engine=process`), on a machine without other work.",
+    "points: the run's mean main score; sd: the standard deviation of its seeds; "
+    "from, to: the 95 % interval over seeds.",
+    "interval by: calibrated noise, of seeds that were calibrated by the same recipe; "
+    "or the noise of these seeds.",
+    "best: the best, or not told apart from it (Holm, 5 % a backbone); "
+    "seeds that tell: seeds per method for a power of 80 %.",
+    "trained: what training changes and a checkpoint keeps; "
+    "tensor: weights, gradients and optimizer state.",
+    "peak, seconds: only of processes that ran no other cell before (`--engine=process`), "
+    "on a machine without other work.",
     "front: yes if no other method of the backbone is as good at no greater cost.",
 )
 OF_QUICK = (
-    "The quick profile trains micro backbones, which say nothing of full-size models; its learning rates were found with test "
+    "The quick profile trains micro backbones, which say nothing of full-size models; "
+    "its learning rates were found with test "
     "scores in view (reports/tuning-quick-cpu.md)."
 )
 
@@ -473,7 +479,9 @@ def _differences(comparisons: Sequence[Comparison]) -> Section:
         for method, entry in comparison.entries.items():
             methods[entry.facts[fact]].append(method)
         if len(methods) > 1:
-            values = [f"{value} ({', '.join(names)})" for value, names in methods.items()]
+            values = []
+            for value, names in methods.items():
+                values.append(f"{value} ({', '.join(names)})")
             rows.append(
                 {
                     "task": comparison.task,

@@ -17,6 +17,7 @@ from tunegrid.gate.judgements import KINDS
 from tunegrid.grid.more_tasks import marker_words
 from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
+from tunegrid.runs.status import first_trainings
 
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
 FIRST_UPDATES_OPTION = "--first-updates"
@@ -35,7 +36,8 @@ CELL_OPTIONS = (
 SEED_RANGES = {"0-4": 5, "0-9": 10}
 # Options that, like their values, change neither what trains nor how it is judged.
 SHOWING = re.compile(
-    r"(-n|--gate|--gate-on|--on|--report-to|--format|--html|--benchmark-json|--benchmark-save|--junitxml)$"
+    r"(-n|--gate|--gate-on|--on|--report-to|--format|--html"
+    r"|--benchmark-json|--benchmark-save|--junitxml)$"
 )
 # Settings that can make a run shorter than its recipe.
 LENGTHS = ("max_steps", "num_train_epochs", "train_rows", "eval_rows")
@@ -110,7 +112,7 @@ class NextSteps:
 
         Running the cell alone would then change nothing.
         """
-        own = [record for record in self.records if record.seeds.confirms is None]
+        own = first_trainings(self.records)
         return len({(record.cell, record.seeds.seed) for record in own}) == 1
 
     def rerun(self, record: Record) -> str:
@@ -158,10 +160,8 @@ class NextSteps:
 
     def confirmation(self, cell: str) -> str:
         """Trains a worse cell a second time, as a session with the gate does automatically."""
-        seeds = [
-            r.seeds.seed or 0 for r in self.records if r.cell == cell and r.seeds.confirms is None
-        ]
-        command = self.run([cell], f"--seeds={seeds[0]}", f"--gate={self.files[0]}")
+        first = next(r for r in first_trainings(self.records) if r.cell == cell)
+        command = self.run([cell], f"--seeds={first.seeds.seed or 0}", f"--gate={self.files[0]}")
         return f"{command} confirms or refutes it" if command else ""
 
     def evidence(self) -> str:
@@ -198,14 +198,14 @@ class NextSteps:
         options = self._session_options(new)
         if options:
             words += ["--", *options]
-        others = packages[1:]
-        note = f" ({', '.join(others)} changed, too)" if others else ""
+        others = ", ".join(packages[1:])
+        note = f" ({others} changed, too)" if others else ""
         return f"{self.quoted(words)} finds the release{note}"
 
     def _session_options(self, records: Sequence[Record]) -> list[str]:
         """The profile, options and seeds of the session that trained these records of one cell."""
         marker = marker_words(records[0].cell, records[0].profile)
-        seeds = sorted({r.seeds.seed or 0 for r in records if r.seeds.confirms is None})
+        seeds = sorted({record.seeds.seed or 0 for record in first_trainings(records)})
         options = [] if marker == "quick" else ["-m", marker]
         options += self.cell_options(whole=True)
         if seeds != [0]:

@@ -24,12 +24,13 @@ from tunegrid.gate.judgements import (
 from tunegrid.grid.cells import STUDY_IDS, study_place
 from tunegrid.record import Record
 from tunegrid.report.tables import Section, markdown, text_table
-from tunegrid.report.verdict import RunVerdict, size
+from tunegrid.report.verdict import RunVerdict, distinct_cells, size
 from tunegrid.runs.frame import figure_frame
 from tunegrid.runs.status import (
     cause_sentences,
     cell_status,
     find_failed_cells,
+    first_trainings,
     too_short,
     unconfirmed_misses,
 )
@@ -126,7 +127,7 @@ def cell_lines(
         return record.profile, order.get(cell, len(order)), cell, record.seeds.seed or 0
 
     records = sorted(records, key=position)
-    own_seeds = [record for record in records if record.seeds.confirms is None]
+    own_seeds = first_trainings(records)
     scored: list[list[Record]] = []
     footprints: list[list[Record]] = []
     for _, group in groupby(own_seeds, lambda record: (record.profile, record.cell)):
@@ -286,7 +287,7 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
             groups.setdefault((j in failing, j.verdict, j.quantity, j.stage), []).append(j)
     lines: list[str] = []
     for group in groups.values():
-        cells = len({j.cell for j in group})
+        cells = len(distinct_cells(group))
         if cells <= NAMED:
             lines += map(verdict_text, group)
             continue
@@ -301,7 +302,8 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
             f"higher, which fails no run: {most.quantity} of {number}, most of all {describe(most)}"
         )
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
-    lines += [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
+    for detail, quantity in reasons.items():
+        lines.append(f"{quantity} not compared: {detail}")
     return lines
 
 

@@ -138,7 +138,9 @@ def latex(sections: Iterable[Section]) -> str:
         if not section.cells:
             blocks.append("\n".join([rf"\paragraph{{{heading}}}", *notes]))
             continue
-        rows = [" & ".join(map(_latex, row)) + r" \\" for row in (section.columns, *section.cells)]
+        rows = []
+        for row in (section.columns, *section.cells):
+            rows.append(" & ".join(map(_latex, row)) + r" \\")
         sides = ["r" if name in section.formats else "l" for name in section.columns]
         lines = [
             r"\begin{table}",

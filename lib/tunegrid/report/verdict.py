@@ -150,6 +150,11 @@ class JudgedRun:
         """The judgements on numerics only."""
         return [judgement for judgement in self.judged if judgement.kind == "numerics"]
 
+    @property
+    def early_numerics(self) -> list[Judgement]:
+        """The judgements on the numerics of cells that made only their first updates."""
+        return [judgement for judgement in self.numerics if judgement.first_updates]
+
 
 def run_verdict(
     records: Iterable[Record],
@@ -261,11 +266,11 @@ def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Sta
             cause=change.cause,
             next_step="; ".join(filter(None, steps)),
         )
-    others = [failure.title for failure in failures[1:]]
-    others += other_failures
-    if others:
+    titles = [failure.title for failure in failures[1:]]
+    titles += other_failures
+    if titles:
         also = "also " if failures else ""
-        yield Statement(rank=Rank.FAILED, clause=f"{also}{'; '.join(others)}")
+        yield Statement(rank=Rank.FAILED, clause=f"{also}{'; '.join(titles)}")
 
 
 def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
@@ -277,14 +282,16 @@ def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Stat
         return
     whole: list[Record] = []
     short: list[Record] = []
+    begun: list[Record] = []
     for record in run.records:
-        if record.is_short and not record.first_updates:
+        if record.first_updates:
+            begun.append(record)
+        elif record.is_short:
             short.append(record)
-        elif not record.first_updates:
+        else:
             whole.append(record)
     if short:
         yield _short_cells(run, short)
-    begun = [record for record in run.records if record.first_updates]
     if begun:
         yield Statement(rank=Rank.BEGUN, clause=_soundness(begun, run.cell_count))
     if whole:
@@ -307,9 +314,9 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
             updates[record.cell] = f"{record.cell} {training.updates} of {training.planned}"
     clauses = []
     if excused:
-        failed = [
-            f"{phrase(list(audits))} ({reason})" for reason, audits in audits_by_reason.items()
-        ]
+        failed = []
+        for reason, audits in audits_by_reason.items():
+            failed.append(f"{phrase(list(audits))} ({reason})")
         clauses.append(f"{count_text(len(excused), run.cell_count, 'cell')} failed {some(failed)}")
     if updates:
         number = count_text(len(updates), run.cell_count, "cell")
@@ -364,7 +371,7 @@ def _worse_figures(run: JudgedRun) -> Iterator[Statement]:
     for verdict in dict.fromkeys(judgement.verdict for judgement in figures):
         group = [judgement for judgement in figures if judgement.verdict is verdict]
         clauses.append(_worse_clause(verdict, group))
-    worse_cells = {judgement.cell for judgement in figures}
+    worse_cells = distinct_cells(figures)
     change = changed_place(j for j in run.judged if j.cell in worse_cells)
     yield Statement(
         rank=Rank.FAILED,
@@ -374,6 +381,11 @@ def _worse_figures(run: JudgedRun) -> Iterator[Statement]:
     )
 
 
+def distinct_cells(judged: Iterable[Judgement]) -> list[str]:
+    """The cells of the judgements, each once."""
+    return list(dict.fromkeys(judgement.cell for judgement in judged))
+
+
 def size(judgement: Judgement) -> float:
     """The absolute size of a figure's change; 0 if unknown."""
     return abs(judgement.effect or 0.0)
@@ -381,7 +393,7 @@ def size(judgement: Judgement) -> float:
 
 def _worse_clause(verdict: Verdict, figures: Sequence[Judgement]) -> str:
     """A clause such as "2 cells worse: most of all bert_sa_lora accuracy -3.91 points"."""
-    cells = list(dict.fromkeys(judgement.cell for judgement in figures))
+    cells = distinct_cells(figures)
     if verdict is Verdict.MISSING:
         return f"{count(len(cells), 'cell')} {verdict}: {some(cells)}"
     most = describe(figures[0]).partition(" (")[0]
@@ -476,7 +488,7 @@ def _changed_figures(run: JudgedRun) -> Iterator[Statement]:
         yield _changed_numerics(run, changed)
     fewer = [j for j in run.judged if j.kind == "memory" and j.verdict is Verdict.CHANGED]
     if fewer:
-        cells = list(dict.fromkeys(judgement.cell for judgement in fewer))
+        cells = distinct_cells(fewer)
         most = describe(max(fewer, key=size)).partition(" (")[0]
         total = len({judgement.cell for judgement in run.judged})
         yield Statement(
@@ -490,7 +502,7 @@ def _changed_numerics(run: JudgedRun, changed: Sequence[Judgement]) -> Statement
     change = changed_place(changed)
     here = f", in {len(change.cells)} of them" if len(change.cells) < len(changed) else ""
     cells = count_text(len(changed), len(run.numerics), "cell")
-    place = f"numerics of {cells} changed, first at the stage {change.stage}{here}"
+    change_place = f"numerics of {cells} changed, first at the stage {change.stage}{here}"
     if "numerics" in run.kinds:
         rank, note = Rank.FAILED, ""
     elif CHANGED in run.kinds:
@@ -502,7 +514,7 @@ def _changed_numerics(run: JudgedRun, changed: Sequence[Judgement]) -> Statement
     libraries = [*filter(None, libraries)]
     return Statement(
         rank=rank,
-        clause=f"{change.what} ({place}, as in {sample.cell}){note}",
+        clause=f"{change.what} ({change_place}, as in {sample.cell}){note}",
         cause=f"the runs differ in {some(libraries)}"
         if libraries
         else "no library is known to differ",
@@ -544,7 +556,7 @@ def _changed_step(
 
 def _early_numerics(run: JudgedRun) -> Iterator[Statement]:
     """The statement on cells that made only their first updates, unless numerics changed."""
-    numerics = [judgement for judgement in run.numerics if judgement.first_updates]
+    numerics = run.early_numerics
     updates = max((judgement.first_updates or 0 for judgement in numerics), default=0)
     if updates and not any(judgement.verdict is Verdict.CHANGED for judgement in numerics):
         pronoun = "its" if len(numerics) == 1 else "their"
@@ -591,14 +603,17 @@ def _unlike_clause(run: JudgedRun, unlike: Sequence[Judgement]) -> str:
 def _unknown_answer(run: JudgedRun, undecided: Sequence[Judgement]) -> Statement | None:
     """The statement that the gate cannot tell whether the run is worse; None if it can tell."""
     unknown = uncompared_kinds(run.judged, run.kinds)
-    early = [judgement for judgement in run.numerics if judgement.first_updates]
+    early = run.early_numerics
     early_cells = [judgement.cell for judgement in early]
     unlike_early = [j for j in early if j.verdict is Verdict.NOT_COMPARABLE]
     cells = [score.cell for score in undecided]
     if unlike_early:
         number = count_text(len(unlike_early), len(early), "cell")
         names = some([judgement.cell for judgement in unlike_early])
-        cause = f"numerics of {number} could not be compared, and first updates have no scores ({names})"
+        cause = (
+            f"numerics of {number} could not be compared, "
+            f"and first updates have no scores ({names})"
+        )
         step = run.steps.whole_run(early_cells)
     elif undecided and ("quality" in unknown or CANNOT_TELL in run.kinds):
         first = some([describe(score) for score in undecided], 1)
@@ -677,7 +692,10 @@ def _open_clauses(run: JudgedRun, undecided: Sequence[Judgement]) -> list[str]:
 def _drop_range(undecided: Sequence[Judgement]) -> str:
     """A clause on the drops that the test can detect: "they would show drops of 2 to 6 points"."""
     drops = [score.min_drop or 0.0 for score in undecided]
-    ends = [f"{drop:.1f}" if drop < 2 else f"{drop:.0f}" for drop in (min(drops), max(drops))]
+    ends = []
+    for drop in (min(drops), max(drops)):
+        digits = 1 if drop < 2 else 0
+        ends.append(f"{drop:.{digits}f}")
     pronoun = "it" if len(undecided) == 1 else "they"
     return f"{pronoun} would show drops of {' to '.join(dict.fromkeys(ends))} points"
 
@@ -685,11 +703,11 @@ def _drop_range(undecided: Sequence[Judgement]) -> str:
 def _uncompared_figures(run: JudgedRun, kind: str) -> Iterator[str]:
     """Yields a clause, with reasons, on cells in which no figure of a kind could be compared."""
     figures = [judgement for judgement in run.judged if judgement.kind == kind]
-    compared = {judgement.cell for judgement in figures if was_compared(judgement)}
+    compared = distinct_cells(filter(was_compared, figures))
     unlike = [judgement for judgement in figures if judgement.cell not in compared]
     if unlike:
-        cells = len({judgement.cell for judgement in unlike})
-        total = count_text(cells, len({judgement.cell for judgement in figures}), "cell")
+        cells = len(distinct_cells(unlike))
+        total = count_text(cells, len(distinct_cells(figures)), "cell")
         reasons = some(list(dict.fromkeys(judgement.detail for judgement in unlike)))
         yield f"{kind} of {total} not compared ({reasons})"
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tunegrid.run.first_updates import MOVED, SAMPLED, sample
+from tunegrid.run.first_updates import MOVED, SAMPLED, sampled_values
 from tunegrid.run.meter import state_tensors
 
 # Tolerances, relative to a tensor's movement in three updates. On quick cells, fp32 is off by at
@@ -60,7 +60,7 @@ class AdamW:
             gradient = self.parameters[name].grad
             if gradient is not None:
                 gradients[name] = gradient
-        for name, gradient in sample(gradients, exact=True).items():
+        for name, gradient in sampled_values(gradients, exact=True).items():
             state = self._state[name]
             self._state[name] = adamw_step(state, gradient, update + 1, self._groups[name])
 
@@ -82,7 +82,7 @@ class AdamW:
             has_state = not update or p in self.optimizer.state
             if p.grad is not None and p in group_of and has_state:
                 stepped[name] = p
-        for name, start in sample(stepped, exact=True).items():
+        for name, start in sampled_values(stepped, exact=True).items():
             p = stepped[name]
             self._start[name] = start
             self._groups[name] = group_of[p]
@@ -97,7 +97,7 @@ class AdamW:
             return
         gap = 0.0
         followed = {name: self.parameters[name] for name in self._start}
-        for name, end in sample(followed, exact=True).items():
+        for name, end in sampled_values(followed, exact=True).items():
             start = self._start[name]
             expected = self._state[name].weights
             movement = float((expected - start).norm() + LOST * start.norm())
@@ -117,7 +117,7 @@ class AdamW:
 def held_moments(state: Mapping[str, Any]) -> Sequence[Tensor]:
     """Both moments of a tensor's sampled values, from torch's or bitsandbytes' AdamW."""
     names = ("exp_avg", "exp_avg_sq") if "exp_avg" in state else ("state1", "state2")
-    moments = [*sample({name: state[name] for name in names}, exact=True).values()]
+    moments = [*sampled_values({name: state[name] for name in names}, exact=True).values()]
     if state[names[0]].dtype is not torch.uint8:
         return moments
     size = state["state1"].numel()

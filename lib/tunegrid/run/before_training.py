@@ -29,7 +29,7 @@ from tunegrid.run.first_updates import (
     gradient_figures,
     names_by_group,
     norms,
-    sample,
+    sampled_values,
 )
 from tunegrid.run.metrics import TELLING, Metrics, score_rows
 from tunegrid.run.module_figures import Columns, ModuleFigures
@@ -154,7 +154,7 @@ def _digits(trainer: Trainer) -> dict[str, str]:
     Values that no such type holds have the weights' own type.
     """
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
-    types = {name: type_of_digits(values) for name, values in sample(trained).items()}
+    types = {name: type_of_digits(values) for name, values in sampled_values(trained).items()}
     return join_types(names_by_group(trainer.cell, trainer.model, trained), types)
 
 

@@ -114,7 +114,7 @@ def digest(value: Any) -> str:
     return hasher.hexdigest()[:16]
 
 
-def sample(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
+def sampled_values(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
     """Copies evenly spread values of each tensor, in fp64 on the host if `exact`."""
     samples = {}
     for name, tensor in tensors.items():
@@ -138,7 +138,7 @@ class FirstUpdates:
     def gradients(self, device: torch.device) -> dict[str, Any]:
         """Figures by group of gradients about to be used, and a digest of the RNG's state."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        self._start = sample({name: self.parameters[name] for name in gradients})
+        self._start = sampled_values({name: self.parameters[name] for name in gradients})
         groups = names_by_group(self.cell, self.model, gradients)
         full_gradients = {name: full_tensor(gradient) for name, gradient in gradients.items()}
         sizes, counts, self._rounding = gradient_figures(groups, full_gradients)
@@ -151,7 +151,7 @@ class FirstUpdates:
         """Norms, by group, of sampled values' movement so far; empty without a first update."""
         if not self._start:
             return {}
-        ends = sample({name: self.parameters[name] for name in self._start})
+        ends = sampled_values({name: self.parameters[name] for name in self._start})
         sizes = {}
         for name, start in self._start.items():
             # AdamW moves a weight by its full rate even if the gradient is mere rounding.

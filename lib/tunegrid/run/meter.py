@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from tunegrid.record.record import Ledger, Memory, Parameters, Phase, RanksRecord, Throughput
-from tunegrid.run.device import give_back_memory
+from tunegrid.run.device import GIB, give_back_memory
 from tunegrid.run.ranks import Ranks, local_shard
 
-GIB = 2**30
 WARMUP_UPDATES = 3  # excluded from throughput, since first calls allocate memory and pick kernels
 SETTLED = 10  # updates until optimizer states and workspaces exist, after which held tensors stay
 # These add up over a phase's parts; of peaks, the highest counts.
@@ -344,7 +343,8 @@ def parameter_counts(model: nn.Module) -> Parameters:
             trainable += p.numel()
         if not any(twin in name for twin in PEFT_TWINS):
             state = getattr(p, "quant_state", None)
-            total += p.numel() if state is None else torch.Size(state.shape).numel()
+            shape = p.shape if state is None else torch.Size(state.shape)
+            total += shape.numel()
     return Parameters(
         trainable_params=trainable,
         total_params=total,

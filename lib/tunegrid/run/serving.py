@@ -203,7 +203,7 @@ def _base_module(module: nn.Module) -> Any:
 # Files written by `--save-models`
 
 
-def save(
+def save_trained(
     cell: Cell,
     model: Any,
     tokenizer: Any,

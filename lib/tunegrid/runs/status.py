@@ -161,6 +161,11 @@ def weigh_misses(records: Sequence[Record]) -> list[Record]:
     return weighed
 
 
+def first_trainings(records: Iterable[Record]) -> list[Record]:
+    """The records without those of training runs that confirm another."""
+    return [record for record in records if record.seeds.confirms is None]
+
+
 def unconfirmed_misses(records: Sequence[Record], older: Sequence[Record] = ()) -> Iterator[str]:
     """Yields a sentence on each cell with an unconfirmed miss, counting older runs' seeds too."""
     unconfirmed = [record for record in records if record.status == "unconfirmed"]

@@ -16,12 +16,13 @@ import transformers as hf
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
-from tunegrid.audits.evidence import differing_parts, first_difference
+from tunegrid.audits.evidence import differing_parts
 from tunegrid.audits.saved import other_pair, saved_is_served
 from tunegrid.grid.methods import Adapting, Lora
 from tunegrid.run.prepare import make_codec
 from tunegrid.run.serving import Serving, saved_search
 from tunegrid.tests.small import cell_trainer, get_evidence, quick_cell, train_rows
+from tunegrid.words import first_difference
 
 EQUAL = "4 rows: loaded again, logits differ by 0.0e+00 of the largest"
 

@@ -418,7 +418,7 @@ def test_rows_that_stay_on_disk_are_the_same_rows_in_the_same_splits(tmp_path, m
     profile = put(tmp_path, SA, train="\n\r\n" + "\n".join(lines))
     held = load_splits(SA, profile)
     monkeypatch.setattr(sources, "HELD_BYTES", 0)
-    monkeypatch.setattr(sources, "BLOCK", 4)
+    monkeypatch.setattr(sources, "ROWS_AT_ONCE", 4)
     stored = load_splits(SA, profile)
     assert isinstance(stored.train, StoredRows)
     assert [list(rows) for rows in parts(stored)] == list(parts(held))

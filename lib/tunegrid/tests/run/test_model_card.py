@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from peft import PeftConfig
 from transformers import AutoConfig
 
-from tunegrid.run.serving import Serving, save
+from tunegrid.run.serving import Serving, save_trained
 from tunegrid.tests.records import complete
 from tunegrid.tests.small import get_tokenizer, quick_cell, quick_model
 
@@ -30,7 +30,7 @@ def no_network(monkeypatch):
 def kept(cell_id, root, **changes):
     """The folder of an untrained model, saved with a made-up record, and its card."""
     record = complete(cell_id, **{"scores": SCORES, **changes})
-    folder = save(
+    folder = save_trained(
         quick_cell(cell_id), quick_model(cell_id), get_tokenizer(cell_id), record, root, Serving()
     )
     return folder, ModelCard.load(folder / "README.md")
