@@ -22,7 +22,8 @@ from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.records import altered, begun, complete, make_seeds
 
 NUMERICS = ("numerics", "quality", "memory")
-CELL, OTHER = "bert_sa_lora", "t5_sa_lora"
+CELL = "bert_sa_lora"
+OTHER = "t5_sa_lora"
 
 
 def cell_run(cell=CELL, status="passed", audits=(), missed=(), score=95.0, seed=0, **changes):
