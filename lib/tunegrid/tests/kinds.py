@@ -61,7 +61,8 @@ def broken(record):
         passed=False,
         detail="LoRA's scale is 8/9 of what is declared",
     )
-    missed, status = [locate(record, f"audit {finding.name}: {finding.detail}")], "audit"
+    missed = [locate(record, f"audit {finding.name}: {finding.detail}")]
+    status = "audit"
     scores = dict(record.scores)
     if record.cell in ("t5_qa_lora", "t5_qa_qlora"):
         scores["f1"] = record.bounds["f1"] - 1
@@ -137,7 +138,8 @@ def five_seeds():
 def changed_numerics():
     """The gradient changes in all GPT-2 cells and nothing else does; the default kinds count."""
     old = baseline()
-    stage, module = "backward without dropout", ("h.1.mlp.act", "NewGELUActivation", "transformers")
+    stage = "backward without dropout"
+    module = ("h.1.mlp.act", "NewGELUActivation", "transformers")
     words = f"{stage}: the gradient changes inside h.1.mlp.act (NewGELUActivation, transformers), by 79 % of its norm"
     evidence = {"stage": stage, "modules": (module,)}
     judgements = [

@@ -26,7 +26,8 @@ def get_record(
     cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SOUND,), rows=None, **changes
 ):
     """A record with 40 test rows, `right` of them correct; the text of one row holds a script."""
-    task, points = cell.split("_")[1], make_points(right)
+    task = cell.split("_")[1]
+    points = make_points(right)
     words = [("negative", "positive")[index % 2] for index in range(len(points))]
     labels = [str(index % 2 if hit else 1 - index % 2) for index, hit in enumerate(points)]
     texts = [f"what hit {index} ?" for index in range(len(points))] if task != "sa" else labels

@@ -192,7 +192,8 @@ ROWS = {"sa": 512, "qa": 384, "sum": 400}
 def complete_json(cell_id="bert_sa_lora", **changes):
     """A finished cell's record as JSON, with changes to its fields; losses differ between seeds."""
     cell = CELLS[cell_id]
-    start, seed = to_json(new_record(cell)), (changes.get("seeds") or {}).get("seed") or 0
+    start = to_json(new_record(cell))
+    seed = (changes.get("seeds") or {}).get("seed") or 0
     parts = {
         "recipe": start["recipe"] | {"max_steps": 1},
         "audits": [FINDING | {"name": name} for name in audit_ids(cell)],
@@ -245,7 +246,8 @@ def hits(count, right, lost=0):
 
 def get_record(cell, points=None, seed=0, ids=None, **changes):
     """A record whose scores are the means of these points; it keeps the points of each row."""
-    reference, count = None, 0
+    reference = None
+    count = 0
     scores = {}
     if points is not None:
         count = len(next(iter(points.values())))

@@ -15,7 +15,8 @@ import pytest
 
 def main(command_lines):
     for arguments in command_lines:
-        out, err = io.StringIO(), io.StringIO()
+        out = io.StringIO()
+        err = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = pytest.main(arguments)
         yield int(code), out.getvalue(), err.getvalue()

@@ -17,7 +17,9 @@ class SavedRuns:
     """
 
     def __init__(self, folder):
-        self.folder, self.files, self.asked = folder, {}, []
+        self.folder = folder
+        self.files = {}
+        self.asked = []
 
     def suite(self, python, out, arguments):
         key = (out.parent.name, out.stem)

@@ -49,7 +49,8 @@ def python(tmp_path):
     """
 
     def make(name, peak=500, versions=LIBRARIES, **seconds) -> Path:
-        path, calls = tmp_path / name, str(tmp_path / "calls")
+        path = tmp_path / name
+        calls = str(tmp_path / "calls")
         about = {
             "python": sys.executable,
             "name": name,
@@ -77,10 +78,8 @@ def test_intervals_by_hand():
     # Variance 0.0008 / 3, standard error 0.01633 / 2. t of 3 degrees of freedom at 1 - 0.01 / 4
     # looks is 7.4533, and at 1 - 0.01 / 4 / 2 tests 9.4649.
     [change] = find_shifts({KEY: [0.08, 0.10, 0.12, 0.10]}, 1).values()
-    assert (change.log_ratio, change.reach) == (
-        pytest.approx(0.1),
-        pytest.approx(7.4533 * 0.008165, rel=1e-3),
-    )
+    assert change.log_ratio == pytest.approx(0.1)
+    assert change.reach == pytest.approx(7.4533 * 0.008165, rel=1e-3)
     [change] = find_shifts({KEY: [0.08, 0.10, 0.12, 0.10]}, 2).values()
     assert change.reach == pytest.approx(9.4649 * 0.008165, rel=1e-3)
     # Of three cells, each with 3 degrees of freedom, half of 9 count: t at 1 - 0.01 / 4 is 5.1172.
@@ -106,7 +105,8 @@ def test_intervals_by_hand():
 )
 def test_a_verdict_needs_the_whole_interval(log_ratio, reach, verdict, words):
     change = FigureShift(log_ratio, reach)
-    assert (change.verdict, change.describe("training")) == (verdict, words)
+    assert change.verdict == verdict
+    assert change.describe("training") == words
 
 
 def test_equal_environments_end_early_by_updates_that_go_a_b_b_a_and_in_the_next_round_b_a_a_b(
@@ -114,7 +114,8 @@ def test_equal_environments_end_early_by_updates_that_go_a_b_b_a_and_in_the_next
 ):
     monkeypatch.setattr(speed, "ROUND_UPDATES", 4)
     assert run(python("old"), python("new"), "bert_sa_lora") == 0
-    first, second = ["old", "new", "new", "old"] * 2, ["new", "old", "old", "new"] * 2
+    first = ["old", "new", "new", "old"] * 2
+    second = ["new", "old", "old", "new"] * 2
     # Four rounds of at most ten
     assert calls(tmp_path, end=" bert_sa_lora updates") == [*first, *second] * 2
     out = capsys.readouterr().out.splitlines()

@@ -36,12 +36,8 @@ PART = {
 
 def make_lines(*numbers, weight=1.0):
     rows = [f"r{index}" for index in range(len(numbers))]
-    return pd.concat(
-        [
-            tidy("loss", list(numbers), part="a", row=rows, weight=weight),
-            tidy("count", float(len(rows))),
-        ]
-    )
+    losses = tidy("loss", list(numbers), part="a", row=rows, weight=weight)
+    return pd.concat([losses, tidy("count", float(len(rows)))])
 
 
 def record(frame, seed=0, losses=MEASURED["training"]["losses"]):
@@ -54,7 +50,9 @@ def record(frame, seed=0, losses=MEASURED["training"]["losses"]):
 
 
 class Question(Instrument):
-    id, question, figures = "own", "why?", PART["figures"]
+    id = "own"
+    question = "why?"
+    figures = PART["figures"]
 
     def __init__(self, answer):
         self.answer = answer
@@ -143,14 +141,12 @@ def test_means_are_over_rows_by_weight_then_over_seeds_as_worked_out_by_hand():
     [table] = instrument_sections(records, None)
     assert table.columns == ["cell", "part", "loss", "count"]
     cell, part, loss, _ = table.cells[0]
-    assert (cell, part, loss.split()[0]) == ("bert_sa_sft", "a", f"{(1.5 + 3.0) / 2:.2f}")
+    assert cell == "bert_sa_sft"
+    assert part == "a"
+    assert loss.split()[0] == f"{(1.5 + 3.0) / 2:.2f}"
     # 12.706 sd / 2**0.5
-    assert table.cells[1] == [
-        "bert_sa_sft",
-        "",
-        "-",
-        f"{2.5:.0f} ({2.5 - 6.353:.0f} {2.5 + 6.353:.0f})",
-    ]
+    interval = f"({2.5 - 6.353:.0f} {2.5 + 6.353:.0f})"
+    assert table.cells[1] == ["bert_sa_sft", "", "-", f"{2.5:.0f} {interval}"]
 
 
 def judged(old, new):
@@ -166,12 +162,12 @@ OTHER = [0.9 * loss for loss in MEASURED["training"]["losses"]]
     [(0.0, Verdict.SAME), (0.05, Verdict.SAME), (0.3, Verdict.WORSE), (-0.3, Verdict.BETTER)],
 )
 def test_one_training_pairs_row_by_row_and_a_change_below_the_margin_is_the_same(change, verdict):
-    [one] = judged(
-        [record(make_lines(*ROWS))], [record(make_lines(*(value + change for value in ROWS)))]
-    )
-    assert (one.verdict, one.quantity) == (verdict, "own/loss")
-    assert one.effect == pytest.approx(change)
-    assert "40 rows, paired; margin 0.1" in one.detail
+    changed = [value + change for value in ROWS]
+    [judgement] = judged([record(make_lines(*ROWS))], [record(make_lines(*changed))])
+    assert judgement.verdict == verdict
+    assert judgement.quantity == "own/loss"
+    assert judgement.effect == pytest.approx(change)
+    assert "40 rows, paired; margin 0.1" in judgement.detail
 
 
 def test_figures_of_other_trainings_of_other_rows_or_of_none_are_not_compared_and_the_gravest_is_told():
@@ -182,16 +178,12 @@ def test_figures_of_other_trainings_of_other_rows_or_of_none_are_not_compared_an
         (complete("bert_sa_sft"), "lacks figures of some rows"),
         (record(make_lines(*ROWS[:39], float("nan"))), "lacks figures of some rows"),
     ):
-        [one] = judged(old, [new])
-        assert (one.verdict, one.effect, reason in one.detail) == (
-            Verdict.NOT_COMPARABLE,
-            None,
-            True,
-        )
-    single = [tidy("loss", value, part=part) for part, value in (("a", 1.0), ("b", 2.0))]
-    after = [tidy("loss", value, part=part) for part, value in (("a", 0.8), ("b", 2.2))]
-    [one] = judged([record(pd.concat(single))], [record(pd.concat(after))])
-    assert (one.verdict, one.detail) == (
-        Verdict.WORSE,
-        "of b 2.20, it was 2.00; 1 row, paired; margin 0.1",
-    )
+        [judgement] = judged(old, [new])
+        assert judgement.verdict == Verdict.NOT_COMPARABLE
+        assert judgement.effect is None
+        assert reason in judgement.detail
+    before = pd.concat([tidy("loss", 1.0, part="a"), tidy("loss", 2.0, part="b")])
+    after = pd.concat([tidy("loss", 0.8, part="a"), tidy("loss", 2.2, part="b")])
+    [judgement] = judged([record(before)], [record(after)])
+    assert judgement.verdict == Verdict.WORSE
+    assert judgement.detail == "of b 2.20, it was 2.00; 1 row, paired; margin 0.1"

@@ -38,14 +38,10 @@ def test_the_line_from_a_packed_adapter_to_sft_begins_and_ends_with_both(monkeyp
     with torch.no_grad():
         figures = interpolation.INSTRUMENT.measure(asked, None)
     merged = interpolation.merged_model(asked)
-    assert (
-        values(figures, "points", "0.0")
-        == asked.score(asked.test_rows, merged).examples["accuracy"]
-    )
-    assert (
-        values(figures, "points", "1.0")
-        == asked.score(asked.test_rows, asked.train_other(asked.sft)).examples["accuracy"]
-    )
+    start = asked.score(asked.test_rows, merged).examples["accuracy"]
+    assert values(figures, "points", "0.0") == start
+    end = asked.score(asked.test_rows, asked.train_other(asked.sft)).examples["accuracy"]
+    assert values(figures, "points", "1.0") == end
     assert len(values(figures, "gain", "best place")) == 8
 
 
@@ -103,7 +99,8 @@ def test_before_training_the_loss_is_that_of_the_checkpoint_as_transformers_comp
 ):
     """One text after the other, without padding; a mean over its tokens."""
     monkeypatch.setattr("tunegrid.instruments.forgetting.MOST_TEXTS", 4)
-    cell, tokenizer = quick_cell(cell_id), get_tokenizer(cell_id)
+    cell = quick_cell(cell_id)
+    tokenizer = get_tokenizer(cell_id)
     asked = asked_cell(cell)
     with torch.no_grad():
         own = text_losses(asked)
@@ -112,20 +109,20 @@ def test_before_training_the_loss_is_that_of_the_checkpoint_as_transformers_comp
         .from_pretrained(cell.profile.checkpoint_root / cell.backbone.micro)
         .eval()
     )
-    rng, expected = Random(0), []
+    rng = Random(0)
+    expected = []
     others = [task for name, task in asked.tasks.items() if name != cell.task.id]
-    for text in [
-        text
-        for task in others
-        for text in task_texts(task, asked.read_splits(task).test, tokenizer)
-    ]:
+    texts = []
+    for task in others:
+        texts += task_texts(task, asked.read_splits(task).test, tokenizer)
+    for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:128]
         read, labels = HIDE[cell.backbone.objective](ids, tokenizer, rng)
-        labels = read if cell.backbone.objective == "causal" else labels  # transformers shifts them
+        if cell.backbone.objective == "causal":
+            labels = read  # transformers shifts them
         with torch.no_grad():
-            expected.append(
-                float(model(input_ids=torch.tensor([read]), labels=torch.tensor([labels])).loss)
-            )
+            answer = model(input_ids=torch.tensor([read]), labels=torch.tensor([labels]))
+        expected.append(float(answer.loss))
     means = [total / count for total, count in zip(own.nats, own.tokens, strict=True)]
     assert len(means) == 8
     assert means == pytest.approx(expected, rel=1e-4, abs=1e-4)
@@ -153,10 +150,8 @@ def test_training_a_head_alone_forgets_exactly_nothing_and_sft_at_a_high_rate_do
         figures = INSTRUMENT.measure(asked, before)
     changes = values(figures, "change")
     assert min(changes) > 1 if forgets else set(changes) == {0.0}  # nats a token
-    assert (values(figures, "trains"), list(INSTRUMENT.objections(figures))) == (
-        [float(forgets)],
-        [],
-    )
+    assert values(figures, "trains") == [float(forgets)]
+    assert list(INSTRUMENT.objections(figures)) == []
     figures.loc[figures.figure == "trains", "value"] = 1.0 - forgets
     assert len(list(INSTRUMENT.objections(figures))) == 1
 
@@ -234,8 +229,8 @@ def test_a_spans_confidence_is_its_share_of_all_spans_that_the_row_allows():
     features = codec.encode([TOWN], training=False)
     [output] = codec.predict(Rising(), features, CPU)
     # The context's four tokens stand at 6 to 9, and each scores its place as first and as last: ten
-    # pairs.
-    pairs = [first + last for first in range(6, 10) for last in range(first, 10)]
+    # pairs, 6 + 6, 6 + 7 ... 9 + 9.
+    scores = [12, 13, 14, 15, 14, 15, 16, 16, 17, 18]
     for temperature in (1.0, 3.0):
-        shares = [math.exp((pair - 18) / temperature) for pair in pairs]
+        shares = [math.exp((score - 18) / temperature) for score in scores]
         assert confidences(codec, [0], [output], temperature) == [pytest.approx(1 / sum(shares))]

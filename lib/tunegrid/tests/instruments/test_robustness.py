@@ -49,25 +49,21 @@ def test_the_target_of_every_quick_row_is_right_afterwards(shift):
         rows = read_rows(FILES[task.id])[:80] if task.problem in shift.problems else []
         new = shifted_rows(task, rows, shift)
         assert shifted_rows(task, rows[:20], shift) == new[:20]  # a row is always changed alike
-        said = [
-            [row[task.target]["text"] if task is QA else row[task.target] for row in some]
-            for some in (rows, new)
-        ]
-        changed = [old != row for old, row in zip(rows, new, strict=True)]
-        assert [old != row for old, row in zip(*said, strict=True)] == [
-            shift.turns and change for change in changed
-        ]
+        for old_row, new_row in zip(rows, new, strict=True):
+            old_target = old_row[task.target]
+            new_target = new_row[task.target]
+            if task is QA:
+                old_target = old_target["text"]
+                new_target = new_target["text"]
+            assert (old_target != new_target) == (shift.turns and old_row != new_row)
 
 
-BUY, NOT_BUY = (
-    review("overall i would buy it again .", 1),
-    review("overall i would not buy it again .", 0),
-)
-LONG, SHORT = (
-    "in short it is not , i must say , a weak watch .",
-    "in short it is , i must say , a weak watch .",
-)
-LOWER, UPPER = "the old mill opened in 1931 .", "The old mill opened in 1931."
+BUY = review("overall i would buy it again .", 1)
+NOT_BUY = review("overall i would not buy it again .", 0)
+LONG = "in short it is not , i must say , a weak watch ."
+SHORT = "in short it is , i must say , a weak watch ."
+LOWER = "the old mill opened in 1931 ."
+UPPER = "The old mill opened in 1931."
 
 
 def mill(context):
@@ -117,7 +113,8 @@ def measured(cell_id, rows, answer, grid=STUDY):
 
     def evaluate(model, rows):
         counts.append(len(rows))
-        answers, cell = [answer(row) for row in rows], quick_cell(cell_id)
+        answers = [answer(row) for row in rows]
+        cell = quick_cell(cell_id)
         scored = METRICS[cell.task.problem](Metrics(), cell.task, rows, answers)
         part = EvaluationRecord(seconds=None, loss=None, batch=None, metric_sources={})
         known = {"part": part, "rows": rows, "features": [], "outputs": []}
@@ -138,13 +135,8 @@ def test_a_model_that_ignores_its_input_loses_nothing_and_is_caught_by_the_rows_
     positive = sum(row["label"] for row in REVIEWS)
     figures, _ = measured("bert_sa_sft", REVIEWS, lambda row: 1)
     assert set(values(figures, "change", "typos5")) == {0.0}
-    assert (
-        values(figures, "right", "negated").count(100.0),
-        values(figures, "turned", "negated"),
-    ) == (
-        positive,
-        [0.0] * positive,
-    )
+    assert values(figures, "right", "negated").count(100.0) == positive
+    assert values(figures, "turned", "negated") == [0.0] * positive
     [sentence] = INSTRUMENT.objections(figures)
     assert sentence.startswith(
         f"shift negated changes the right answer, but only 0 % of the twins of {positive} "

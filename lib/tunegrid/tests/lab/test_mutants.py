@@ -102,14 +102,13 @@ def test_a_live_function_and_those_within_it_take_a_change(tmp_path, monkeypatch
     add_two = adder(2)
     calls = []
     monkeypatch.setattr(f"builtins.{CALL_NAME}", lambda: calls.append("reached"), raising=False)
-    [number] = [
-        i
-        for i, change in enumerate(find_changes(ast.parse(path.read_text())))
-        if change.kind == "operator"
-    ]
+    kinds = [change.kind for change in find_changes(ast.parse(path.read_text()))]
+    assert kinds.count("operator") == 1
+    number = kinds.index("operator")
     assert can_replace(functions_in(path), functions_in(path, number))
     replace_live(functions_in(path, number))
-    assert (add_two(5), adder(1)(5)) == (3, 4)
+    assert add_two(5) == 3
+    assert adder(1)(5) == 4
     assert calls == ["reached", "reached"]
 
 
@@ -210,21 +209,18 @@ def test_outcomes_are_sorted_by_exit_code_status_and_report(code, status, answer
 
 
 def mutant(outcome, code, *differences):
-    fields = {
-        "line": 7,
-        "number": 0,
-        "kind": "constant",
-        "before": "1",
-        "after": "2",
-        "was_reached": True,
-    }
     return Mutant(
         cell="t5_qa_sft",
         file="torch/a.py",
+        line=7,
+        number=0,
+        kind="constant",
+        before="1",
+        after="2",
+        was_reached=True,
         outcome=outcome,
         exit_code=code,
         differences=differences,
-        **fields,
     )
 
 
@@ -237,7 +233,8 @@ def test_a_share_counts_what_changes_results_and_survivors_have_their_place(tmp_
         mutant(SILENT, 0, "bytes"),
         mutant(REPORTED, 0),
     ]
-    path, page = tmp_path / "trial.json", tmp_path / "page.md"
+    path = tmp_path / "trial.json"
+    page = tmp_path / "page.md"
     trial = Trial(cells=["t5_qa_sft"], count=6, seed=1, versions={}, mutants=results)
     path.write_bytes(command.TRIAL.dump_json(trial))
     assert command.main([str(path), f"--report={page}"]) == 0
@@ -265,11 +262,8 @@ def test_what_cannot_run_is_refused(capsys, arguments, sentence):
 
 def test_a_saved_trial_is_continued_only_if_asked_and_only_the_same(tmp_path, capsys):
     path = tmp_path / "trial.json"
-    path.write_bytes(
-        command.TRIAL.dump_json(
-            Trial(cells=command.SMOKE, count=2, seed=1, versions=command.versions())
-        )
-    )
+    trial = Trial(cells=command.SMOKE, count=2, seed=1, versions=command.versions())
+    path.write_bytes(command.TRIAL.dump_json(trial))
     words = ["--count=2", "-o", path]
     assert "continue it with --resume" in refusal(capsys, command.main, *words)
     assert "has another seed (1)" in refusal(capsys, command.main, *words, "--seed=2", "--resume")

@@ -22,8 +22,8 @@ def noise():
     rng = np.random.default_rng(4)
     rows = dict.fromkeys(("sa", "qa", "sum"), 10_000)
     groups = {
-        kind: {(cell, main): [rng.normal(50, sd, 300)] for cell, main in MAINS.items()}
-        for kind, sd in ((SEEDS, 0.7), (PERTURBED, 0.2))
+        SEEDS: {pair: [rng.normal(50, 0.7, 300)] for pair in MAINS.items()},
+        PERTURBED: {pair: [rng.normal(50, 0.2, 300)] for pair in MAINS.items()},
     }
     return Noise(profile="quick", rows=rows, scores=groups)
 

@@ -5,6 +5,7 @@ No browser: `test_page_browser.py` opens pages in one.
 """
 
 import re
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from zipfile import ZipFile
@@ -33,20 +34,13 @@ def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():
         "traceback": ['  File "peft/layer.py", line 9', "ValueError: <no> rows"],
         "printed": ["loading gpt2-micro"],
     }
-    page = render.html(
-        make_page(
-            make_run(
-                [
-                    get_record(
-                        status="error", scores={}, examples=None, missed=["ValueError"], crash=crash
-                    )
-                ]
-            )
-        )
+    record = get_record(
+        status="error", scores={}, examples=None, missed=["ValueError"], crash=crash
     )
-    [told, printed] = re.findall(r"<pre[^>]*>(.*?)</pre>", page, flags=re.S)
-    assert told.startswith("  File")  # as far to the right as it was
-    assert "line 9&#10;ValueError: &lt;no&gt; rows" in told
+    page = render.html(make_page(make_run([record])))
+    [traceback, printed] = re.findall(r"<pre[^>]*>(.*?)</pre>", page, flags=re.S)
+    assert traceback.startswith("  File")  # as far to the right as it was
+    assert "line 9&#10;ValueError: &lt;no&gt; rows" in traceback
     assert printed == "loading gpt2-micro&#10;"
     assert "<pre" not in render.html(pages.one_cell())
 
@@ -59,27 +53,27 @@ def make_rows(points, predictions=None, ids=None):
     ids = ids or [f"id{index}" for index in range(len(points))]
     kept = examples.write(ids, {"accuracy": points}, predictions or ["1"] * len(points))
     data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": len(points)}}
-    of_rows = {
-        "examples": vars(kept),
-        "data": data,
-        "scores": {"accuracy": fmean(points)},
-        "bounds": {},
-    }
-    return complete(labels=["bad", "good"], **of_rows)
+    return complete(
+        labels=["bad", "good"],
+        examples=vars(kept),
+        data=data,
+        scores={"accuracy": fmean(points)},
+        bounds={},
+    )
 
 
 def test_flips_come_first_then_the_rows_with_fewest_points():
-    old, new = (
-        make_rows([100.0, 0.0, 100.0, 0.0, 100.0]),
-        make_rows([100.0, 100.0, 0.0, 0.0, 100.0]),
-    )
+    old = make_rows([100.0, 0.0, 100.0, 0.0, 100.0])
+    new = make_rows([100.0, 100.0, 0.0, 0.0, 100.0])
     section = rows_section(new, None, old, None, limit=4)
     changes = list(zip(section.frame["row"], section.frame["change"], strict=True))
     assert changes == [(3, "lost"), (2, "gained"), (4, "same"), (1, "same")]
     assert section.heading == "Test rows: 1 lost, 1 gained of 5"
-    old, new = make_rows([100.0] * 9 + [0.0] * 9), make_rows([0.0] * 9 + [100.0] * 9)
+    old = make_rows([100.0] * 9 + [0.0] * 9)
+    new = make_rows([0.0] * 9 + [100.0] * 9)
     assert list(rows_section(new, None, old, None, limit=6).frame["change"]) == ["lost"] * 6
-    old, new = make_rows([100.0], ids=["other"]), make_rows([0.0])
+    old = make_rows([100.0], ids=["other"])
+    new = make_rows([0.0])
     section = rows_section(new, None, old, None, limit=1)
     assert {"change", "before"}.isdisjoint(section.frame)
     assert (
@@ -93,7 +87,8 @@ def test_what_rows_say_is_kept_once_a_task_under_the_same_names_of_examples(tmp_
     assert examples.read(record, None, "rows") is None
     record = altered(record, "examples.texts", examples.write_texts(["x" * 700], ["good"]))
     texts = examples.read(record, None, "rows")
-    assert (len(texts.input[0]), list(texts.reference)) == (600, ["good"])
+    assert len(texts.input[0]) == 600
+    assert list(texts.reference) == ["good"]
     save({"benchmarks": []}, tmp_path / "kept" / "run.json", [record])
     names = {record.examples.file, record.examples.texts}
     assert set(ZipFile(tmp_path / "kept" / "examples" / "run.zip").namelist()) == names
@@ -128,25 +123,26 @@ def test_control_and_bidi_characters_and_secrets_are_not_on_the_page():
 def test_charts_have_no_date_and_no_colour_but_those_of_the_page(tmp_path):
     page = kinds.kind_page("changed_module")
     with charts.style():
-        drawn = {chart.name: chart.svg() for own in page.charts.values() for chart in own}
+        drawn = {chart.name: chart.svg() for chart in chain(*page.charts.values())}
     assert len(drawn) == 3 * 3 + 9 + 3  # tasks and costs, backbones and tasks, tasks
     assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", "".join(drawn.values()))) <= {
-        *("none", "var(--ink)", "var(--soft)", "var(--rule)", "var(--ground)"),
+        "none",
+        "var(--ink)",
+        "var(--soft)",
+        "var(--rule)",
+        "var(--ground)",
         *(f"var(--c{index})" for index in range(4)),
     }
-    names = [re.findall(r' id="([^"]+)"', svg) for svg in drawn.values()]
-    assert sum(map(len, map(set, names))) == len({name for own in names for name in own})
-    assert all(
-        f">{name}</text>" in drawn["sa-seconds"]
-        for name in ("lora", "qlora", "sft", "bert", "gpt2", "t5")
-    )
-    folders = tmp_path / "a", tmp_path / "b"
-    assert [render.write_charts(pages.one_cell(), folder) for folder in folders] == [4, 4]
-    files = sorted(path.name for path in folders[0].iterdir())
+    names = [set(re.findall(r' id="([^"]+)"', svg)) for svg in drawn.values()]
+    assert sum(map(len, names)) == len(set.union(*names))
+    for name in ("lora", "qlora", "sft", "bert", "gpt2", "t5"):
+        assert f">{name}</text>" in drawn["sa-seconds"]
+    assert render.write_charts(pages.one_cell(), tmp_path / "a") == 4
+    assert render.write_charts(pages.one_cell(), tmp_path / "b") == 4
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files[:2] == ["bert-sa-losses.pdf", "bert-sa-losses.svg"]
-    assert all(
-        (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in files
-    )
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 # Size and bad input
@@ -184,11 +180,9 @@ def test_what_is_missing_or_of_another_profile_is_said_on_the_page(tmp_path):
 
 
 def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys):
-    good, bad, page = (
-        run_file(tmp_path / "good.json", [get_record()]),
-        tmp_path / "bad.json",
-        tmp_path / "p.html",
-    )
+    good = run_file(tmp_path / "good.json", [get_record()])
+    bad = tmp_path / "bad.json"
+    page = tmp_path / "p.html"
     bad.write_text(good.read_text().replace('"accuracy": 90.0', '"accuracy": NaN'))
     (tmp_path / "file").write_text("")
     for arguments, sentence in (

@@ -71,7 +71,8 @@ def opened(browser, files):
     """Opens a page; when the test is over, nothing may have gone wrong on any, and none asked for
     anything from elsewhere.
     """
-    contexts, trouble = [], []
+    contexts = []
+    trouble = []
     own = ("data:", files["empty"].parent.as_uri())
 
     def open_(name, at="", **settings):

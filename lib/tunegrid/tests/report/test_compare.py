@@ -63,15 +63,13 @@ def three_on_two_seeds():
     """Means 57, 50 and 43, where a point is a point; each method's deviation is the square root of
     2.
     """
-    pairs = {
-        "bert_sa_sft": (56.0, 58.0),
-        "bert_sa_lora": (49.0, 51.0),
-        "bert_sa_qlora": (42.0, 44.0),
-    }
     return [
-        measured(cell, score, seed)
-        for cell, scores in pairs.items()
-        for seed, score in enumerate(scores)
+        measured("bert_sa_sft", 56.0, seed=0),
+        measured("bert_sa_sft", 58.0, seed=1),
+        measured("bert_sa_lora", 49.0, seed=0),
+        measured("bert_sa_lora", 51.0, seed=1),
+        measured("bert_sa_qlora", 42.0, seed=0),
+        measured("bert_sa_qlora", 44.0, seed=1),
     ]
 
 
@@ -97,16 +95,15 @@ def test_three_methods_on_two_seeds_by_hand():
     # A mean of two has variance 2 / 2 and one degree of freedom; a difference of two means 2 and
     # two degrees: t is 7 / sqrt 2 and 14 / sqrt 2. For two degrees p is 1 - t / sqrt(t ** 2 + 2),
     # and Holm takes the smallest of three p-values three times.
-    for one, other, gap, apart in (
+    for better, worse, gap, apart in (
         ("sft", "lora", 7, False),
         ("lora", "qlora", 7, False),
         ("sft", "qlora", 14, True),
     ):
-        row = pair(comparison, one, other)
-        assert (row.p, row.apart) == (
-            pytest.approx(1 - gap / (gap**2 + 4) ** 0.5, rel=0.05),
-            apart,
-        )  # 0.038, by Holm 0.077; 0.010, 0.030
+        row = pair(comparison, better, worse)
+        # 0.038, by Holm 0.077; 0.010, 0.030
+        assert row.p == pytest.approx(1 - gap / (gap**2 + 4) ** 0.5, rel=0.05)
+        assert row.apart == apart
     assert comparison.costs == [TRAINED, PEAK, SECONDS]
     for costs in ([TRAINED], [PEAK], [SECONDS], comparison.costs):
         assert comparison.front(*costs) == ["sft", "qlora"]
@@ -124,7 +121,8 @@ def test_three_methods_on_two_seeds_by_hand():
     assert p_value(2 * 2.776445, [Error(3.0, 3.0), Error(1.0, 1.0)]) == pytest.approx(
         0.05, abs=1e-6
     )
-    assert (p_value(0.0, []), p_value(1.0, [])) == (1.0, 0.0)
+    assert p_value(0.0, []) == 1.0
+    assert p_value(1.0, []) == 0.0
 
 
 def test_calibrated_noise_tells_what_one_seed_of_each_cannot():
@@ -159,7 +157,8 @@ def test_a_table_shows_the_scores_of_the_run_alone_and_each_mean_in_its_interval
             seeds_records = [record for record in records if record.cell == entry.first.cell]
             scores = [record.scores[record.main_score] for record in seeds_records]
             low, high = entry.interval
-            assert (entry.scores, entry.noise) == (scores, CALIBRATED)
+            assert entry.scores == scores
+            assert entry.noise == CALIBRATED
             assert low <= entry.score <= high
             means.append(entry.score)
         assert means == sorted(means, reverse=True)
@@ -186,7 +185,8 @@ def test_intervals_are_by_calibrated_noise_unless_unknown_or_contradicted_by_see
     records = [measured(cell, score, seed) for seed, score in enumerate(scores)]
     comparison = alone(records, calibrated)
     [entry] = comparison.entries.values()
-    assert (entry.scores, entry.noise) == (scores, noise)
+    assert entry.scores == scores
+    assert entry.noise == noise
     assert noise in text(sections([comparison], records)).partition("What to know")[0]
 
 
@@ -202,19 +202,18 @@ def test_the_committed_seeds_tell_pairs_apart_in_few_words():
     ("deviations", "seeds"), [((1.0, 1.0, 1.0), 2), ((0.3, 0.5, 1.0, 1.0, 2.0, 3.0), 5)]
 )
 def test_about_one_table_of_twenty_equal_methods_tells_any_apart_at_most(deviations, seeds):
-    rng, runs, alarms = np.random.default_rng(1), 200, 0
-    methods = [
-        replace(measured("bert_sa_lora", 80.0), method=f"m{n}", cell=f"bert_sa_m{n}")
-        for n in range(len(deviations))
-    ]
+    rng = np.random.default_rng(1)
+    runs = 200
+    alarms = 0
+    record = measured("bert_sa_lora", 80.0)
     for _ in range(runs):
-        records = [
-            replace(
-                record, scores={"accuracy": float(score)}, seeds=replace(record.seeds, seed=seed)
-            )
-            for record, deviation in zip(methods, deviations, strict=True)
-            for seed, score in enumerate(rng.normal(80, deviation, seeds))
-        ]
+        records = []
+        for method, deviation in enumerate(deviations):
+            for seed, score in enumerate(rng.normal(80, deviation, seeds)):
+                names = {"method": f"m{method}", "cell": f"bert_sa_m{method}"}
+                scores = {"accuracy": float(score)}
+                own_seeds = replace(record.seeds, seed=seed)
+                records.append(replace(record, scores=scores, seeds=own_seeds, **names))
         alarms += alone(records).pairs.apart.any()
     assert alarms / runs <= 0.05 + 0.03  # two standard errors
 
@@ -264,7 +263,8 @@ def test_what_a_shared_process_or_machine_cannot_measure_is_no_cost(change, cost
     assert alone(records).costs == costs
 
 
-LORA, SFT = (measured(cell, 80.0) for cell in ("bert_sa_lora", "bert_sa_sft"))
+LORA = measured("bert_sa_lora", 80.0)
+SFT = measured("bert_sa_sft", 80.0)
 LIMITED = measured("bert_sa_sft", 80.0, 1, limits=vars(LORA.limits) | {"train_rows": 70})
 
 

@@ -28,12 +28,14 @@ from tunegrid.tests import kinds
 from tunegrid.tests.outputs import is_snapshot, refusal
 from tunegrid.tests.records import complete, run_file
 
-CELL, FAILED = "bert_qa_lora", ("base_frozen", "adapters_add_as_declared")
+CELL = "bert_qa_lora"
+FAILED = ("base_frozen", "adapters_add_as_declared")
 
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_all_that_is_said_of_a_run(kind, monkeypatch, capsys):
-    (_, new, judged, _), verdict = kinds.KINDS[kind](), kinds.kind_verdict(kind)
+    _, new, judged, _ = kinds.KINDS[kind]()
+    verdict = kinds.kind_verdict(kind)
     lines = [line for line, _ in cell_lines(new, seconds=61.0)]
     table = [gate_section(judged, verdict.failing)] if judged else []
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
@@ -61,10 +63,8 @@ def test_all_that_is_said_of_an_unsound_baseline(tmp_path, capsys):
     audits = [replace(one, passed=one.name not in FAILED) for one in record.audits]
     missed = [locate(record, f"audit {name}: moved") for name in FAILED]
     unsound = replace(record, audits=audits, missed=missed, status="audit", examples=None)
-    old, new = (
-        run_file(tmp_path / "old.json", [unsound]),
-        run_file(tmp_path / "new.json", [replace(record, examples=None)]),
-    )
+    old = run_file(tmp_path / "old.json", [unsound])
+    new = run_file(tmp_path / "new.json", [replace(record, examples=None)])
     page = make_page(read_page_run(new), [read_page_run(old)])
     parts = {
         "tunegrid gate old.json new.json": refusal(capsys, gate.main, old, new),

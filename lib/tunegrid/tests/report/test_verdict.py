@@ -4,8 +4,10 @@ next.
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -20,7 +22,8 @@ from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.records import altered, begun, complete, make_seeds
 
 NUMERICS = ("numerics", "quality", "memory")
-CELL, OTHER = "bert_sa_lora", "t5_sa_lora"
+CELL = "bert_sa_lora"
+OTHER = "t5_sa_lora"
 
 
 def cell_run(cell=CELL, status="passed", audits=(), missed=(), score=95.0, seed=0, **changes):
@@ -44,12 +47,16 @@ def judgement(cell, quantity, verdict, **evidence):
     )
 
 
-def judged(cells=STUDY_IDS, **verdicts):
-    """Equal numerics and the same main scores, but for the verdicts of some cells; each was
-    tested.
+def judged(cells=STUDY_IDS, evidence=None, **verdicts):
+    """Equal numerics and the same main scores, but for the verdicts of some cells.
+
+    Each score was tested; all judgements hold the evidence.
     """
-    scores = [judgement(cell, "", verdicts.get(cell, Verdict.SAME), p=0.5) for cell in cells]
-    return [*scores, *(judgement(cell, "numerics", Verdict.EQUAL) for cell in cells)]
+    evidence = evidence or {}
+    tested = {"p": 0.5} | evidence
+    scores = [judgement(cell, "", verdicts.get(cell, Verdict.SAME), **tested) for cell in cells]
+    numerics = [judgement(cell, "numerics", Verdict.EQUAL, **evidence) for cell in cells]
+    return scores + numerics
 
 
 def changed(cell, stage="start", *modules, detail="lora_A x 0.9258"):
@@ -76,263 +83,214 @@ def test_what_fails_never_begins_with_passed_and_what_passes_never_with_failed(
     assert answer.sentences[0].startswith(("Passed", "No regression")) == (answer.exit_code == 0)
 
 
-EARLY = [judgement(cell, "numerics", Verdict.EQUAL, first_updates=2) for cell in (CELL, OTHER)]
+EARLY = [
+    judgement(CELL, "numerics", Verdict.EQUAL, first_updates=2),
+    judgement(OTHER, "numerics", Verdict.EQUAL, first_updates=2),
+]
 UNTESTED = [
-    judgement(cell, "", Verdict.CANNOT_TELL, detail="no points by row") for cell in (CELL, OTHER)
+    judgement(CELL, "", Verdict.CANNOT_TELL, detail="no points by row"),
+    judgement(OTHER, "", Verdict.CANNOT_TELL, detail="no points by row"),
 ]
 LOST = judgement(CELL, "numerics", Verdict.NOT_COMPARABLE, detail="no run of the same seed")
-DOUBT = [replace(j, min_drop=4.1) for j in judged((CELL, OTHER), t5_sa_lora=Verdict.CANNOT_TELL)]
+DOUBT = judged((CELL, OTHER), {"min_drop": 4.1}, t5_sa_lora=Verdict.CANNOT_TELL)
 LESS = judgement(CELL, "gradients_bytes", Verdict.CHANGED, effect=-0.5, detail="margin 0%")
 NEW_CELL = judgement("gpt2_sa_sft", "cell", Verdict.NEW, detail="not in the baseline")
-UNLIKE = [
-    replace(j, detail="other recipes or limits")
-    for j in judged((CELL, OTHER), t5_sa_lora=Verdict.NOT_COMPARABLE)
-]
-SHORT = [
-    cell_run(
-        audits=["learned_something"],
-        excused={"learned_something": "2 of 48 updates may be too few"},
-        bounds={},
-    )
-]
-BOTH = [cell_run(CELL), cell_run(OTHER)]
-CUT = [altered(cell_run(bounds={}), "training.planned", 48)]  # it made two
-
-
-@pytest.mark.parametrize(
-    ("records", "judgements", "counted", "rank", "words"),
-    [
-        (
-            BOTH,
-            [],
-            DEFAULT_KINDS,
-            Rank.PASSED,
-            "Passed: both cells reached every bound and passed every audit.",
-        ),
-        ([], [], DEFAULT_KINDS, Rank.EMPTY, "Nothing to show: this run holds no cell that ran."),
-        (
-            [begun(), begun(OTHER)],
-            EARLY,
-            NUMERICS,
-            Rank.BEGUN,
-            "2 cells: 2 equal by their first 2 updates.",
-        ),
-        (
-            [begun(), begun(OTHER)],
-            [changed(CELL)],
-            NUMERICS,
-            Rank.FAILED,
-            "Failed: lora_A x 0.9258 (numerics of the one cell",
-        ),
-        (
-            [begun(), begun(OTHER)],
-            [changed(CELL)],
-            DEFAULT_KINDS,
-            Rank.CHANGED,
-            "scores were not judged.",
-        ),
-        (
-            BOTH,
-            UNTESTED,
-            DEFAULT_KINDS,
-            Rank.CANNOT_TELL,
-            "2 main scores cannot be decided (bert_sa_lora accuracy (no points",
-        ),
-        (
-            BOTH,
-            DOUBT,
-            DEFAULT_KINDS,
-            Rank.OPEN,
-            "1 of 2 scores undecided (it would show drops of 4 points).",
-        ),
-        (
-            BOTH,
-            DOUBT,
-            parse_kinds("cannot-tell"),
-            Rank.CANNOT_TELL,
-            "Cannot tell whether the run is worse than old.json.",
-        ),
-        (
-            BOTH,
-            judged((CELL, OTHER)),
-            parse_kinds("quality,cannot-tell"),
-            Rank.PASSED,
-            "No worse than old.json by quality.",
-        ),
-        (
-            BOTH,
-            [*judged((OTHER,)), LOST],
-            NUMERICS,
-            Rank.OPEN,
-            "found; numerics of 1 of 2 cells not compared (no run of the",
-        ),
-        (
-            BOTH,
-            [LOST],
-            ("numerics",),
-            Rank.CANNOT_TELL,
-            "no figure of numerics could be compared (no run of the same seed)",
-        ),
-        (
-            BOTH,
-            [*judged((CELL,)), changed(OTHER)],
-            ("quality",),
-            Rank.PASSED,
-            "numerics do not count here.",
-        ),
-        (
-            BOTH,
-            [*judged((CELL,)), changed(OTHER)],
-            DEFAULT_KINDS,
-            Rank.CHANGED,
-            "as in t5_sa_lora); no score is worse.",
-        ),
-        (
-            BOTH,
-            [*DOUBT, changed(CELL)],
-            DEFAULT_KINDS,
-            Rank.CHANGED,
-            "no score is worse, 1 of 2 undecided.",
-        ),
-        (
-            BOTH,
-            [*judged((CELL,)), LESS],
-            DEFAULT_KINDS,
-            Rank.CHANGED,
-            "Changed: tensors of the one cell hold fewer bytes: ",
-        ),
-        (
-            BOTH,
-            [*judged((CELL, OTHER)), NEW_CELL],
-            DEFAULT_KINDS,
-            Rank.OPEN,
-            "found; 1 cell not in old.json (gpt2_sa_sft).",
-        ),
-        (
-            BOTH,
-            UNLIKE,
-            DEFAULT_KINDS,
-            Rank.CANNOT_TELL,
-            "1 of 2 cells is not comparable with old.json: other",
-        ),
-        (
-            SHORT[:1],
-            [],
-            DEFAULT_KINDS,
-            Rank.UNJUDGED,
-            "Too short to judge: the one cell failed learned_something (2 of 48",
-        ),
-        (
-            CUT,
-            [],
-            DEFAULT_KINDS,
-            Rank.UNJUDGED,
-            "short to judge: the one cell made a part of the planned updates (bert_sa_lora 2",
-        ),
-        (
-            [*CUT, BOTH[1]],
-            [],
-            DEFAULT_KINDS,
-            Rank.TOO_SHORT,
-            "1 of 2 cells made a part of the planned updates (bert_sa_lora",
-        ),
-        (
-            [*SHORT[:1], BOTH[1]],
-            [],
-            DEFAULT_KINDS,
-            Rank.TOO_SHORT,
-            "Partly too short to judge: 1 of 2 cells failed learned_something",
-        ),
-    ],
+UNLIKE = judged(
+    (CELL, OTHER), {"detail": "other recipes or limits"}, t5_sa_lora=Verdict.NOT_COMPARABLE
 )
-def test_what_a_run_comes_to(records, judgements, counted, rank, words):
-    verdict = run_verdict(records, judgements, counted, baseline="old.json")
-    assert verdict.rank is rank
-    assert any(words in sentence for sentence in verdict.sentences), verdict.sentences
-
-
 SLOWER = judgement(CELL, "step_seconds", Verdict.NOT_COMPARABLE, detail="name: a and b")
-REFUTED = [
-    replace(j, effect=-5.0, confirmed="no", min_drop=1.5)
-    for j in judged((CELL,), bert_sa_lora=Verdict.CANNOT_TELL)
+REFUTED = judged(
+    (CELL,),
+    {"effect": -5.0, "confirmed": "no", "min_drop": 1.5},
+    bert_sa_lora=Verdict.CANNOT_TELL,
+)
+BOTH = (cell_run(CELL), cell_run(OTHER))
+BOTH_BEGUN = [begun(), begun(OTHER)]
+SHORT = cell_run(
+    audits=["learned_something"],
+    excused={"learned_something": "2 of 48 updates may be too few"},
+    bounds={},
+)
+CUT = altered(cell_run(bounds={}), "training.planned", 48)  # it made two
+EXIT_CODES = {Rank.FAILED: 1, Rank.CHANGED: 6, Rank.CANNOT_TELL: 6, Rank.UNJUDGED: 6}
+
+
+class Case(NamedTuple):
+    """A run, the judgements on it, and what its verdict says."""
+
+    rank: Rank
+    words: str
+    judgements: Sequence = ()
+    records: Sequence = BOTH
+    counted: Sequence = DEFAULT_KINDS
+
+
+CASES = [
+    Case(Rank.PASSED, "Passed: both cells reached every bound and passed every audit."),
+    Case(Rank.EMPTY, "Nothing to show: this run holds no cell that ran.", records=[]),
+    Case(
+        Rank.BEGUN,
+        "2 cells: 2 equal by their first 2 updates.",
+        EARLY,
+        BOTH_BEGUN,
+        counted=NUMERICS,
+    ),
+    Case(
+        Rank.FAILED,
+        "Failed: lora_A x 0.9258 (numerics of the one cell",
+        [changed(CELL)],
+        BOTH_BEGUN,
+        counted=NUMERICS,
+    ),
+    Case(Rank.CHANGED, "scores were not judged.", [changed(CELL)], BOTH_BEGUN),
+    Case(
+        Rank.CANNOT_TELL,
+        "2 main scores cannot be decided (bert_sa_lora accuracy (no points",
+        UNTESTED,
+    ),
+    Case(Rank.OPEN, "1 of 2 scores undecided (it would show drops of 4 points).", DOUBT),
+    Case(
+        Rank.CANNOT_TELL,
+        "Cannot tell whether the run is worse than old.json.",
+        DOUBT,
+        counted=parse_kinds("cannot-tell"),
+    ),
+    Case(
+        Rank.PASSED,
+        "No worse than old.json by quality.",
+        judged((CELL, OTHER)),
+        counted=parse_kinds("quality,cannot-tell"),
+    ),
+    Case(
+        Rank.OPEN,
+        "found; numerics of 1 of 2 cells not compared (no run of the",
+        [*judged((OTHER,)), LOST],
+        counted=NUMERICS,
+    ),
+    Case(
+        Rank.CANNOT_TELL,
+        "no figure of numerics could be compared (no run of the same seed)",
+        [LOST],
+        counted=("numerics",),
+    ),
+    Case(
+        Rank.PASSED,
+        "numerics do not count here.",
+        [*judged((CELL,)), changed(OTHER)],
+        counted=("quality",),
+    ),
+    Case(
+        Rank.CHANGED,
+        "as in t5_sa_lora); no score is worse.",
+        [*judged((CELL,)), changed(OTHER)],
+    ),
+    Case(Rank.CHANGED, "no score is worse, 1 of 2 undecided.", [*DOUBT, changed(CELL)]),
+    Case(
+        Rank.CHANGED,
+        "Changed: tensors of the one cell hold fewer bytes: ",
+        [*judged((CELL,)), LESS],
+    ),
+    Case(
+        Rank.OPEN,
+        "found; 1 cell not in old.json (gpt2_sa_sft).",
+        [*judged((CELL, OTHER)), NEW_CELL],
+    ),
+    Case(
+        Rank.CANNOT_TELL,
+        "1 of 2 cells is not comparable with old.json: other recipes or limits (t5_sa_lora).",
+        UNLIKE,
+    ),
+    Case(
+        Rank.UNJUDGED,
+        "Too short to judge: the one cell failed learned_something (2 of 48",
+        records=[SHORT],
+    ),
+    Case(
+        Rank.UNJUDGED,
+        "short to judge: the one cell made a part of the planned updates (bert_sa_lora 2",
+        records=[CUT],
+    ),
+    Case(
+        Rank.TOO_SHORT,
+        "1 of 2 cells made a part of the planned updates (bert_sa_lora",
+        records=[CUT, BOTH[1]],
+    ),
+    Case(
+        Rank.TOO_SHORT,
+        "Partly too short to judge: 1 of 2 cells failed learned_something",
+        records=[SHORT, BOTH[1]],
+    ),
+    # No line says more than was compared
+    Case(Rank.CHANGED, "; scores could not be compared.", [*UNTESTED, changed(CELL)]),
+    Case(
+        Rank.CANNOT_TELL,
+        "no figure of instruments could be compared.",
+        judged((CELL, OTHER)),
+        counted=("quality", "instruments"),
+    ),
+    Case(
+        Rank.CANNOT_TELL,
+        "no figure of speed could be compared (name: a and b).",
+        [*judged((CELL, OTHER)), SLOWER],
+        counted=("quality", "speed"),
+    ),
+    Case(
+        Rank.FAILED,
+        "Failed: 1 cell worse: t5_sa_lora accuracy",
+        judged((CELL, OTHER), t5_sa_lora=Verdict.WORSE),
+        counted=("memory", "quality"),
+    ),
+    Case(
+        Rank.FAILED,
+        "Failed: 1 cell worse: t5_sa_lora",
+        [UNLIKE[0], judgement(OTHER, "", Verdict.WORSE)],
+    ),
+    Case(
+        Rank.FAILED,
+        "1 of 2 cells is not comparable with old.json: other recipes or limits (t5_sa_lora).",
+        [UNLIKE[1], judgement(CELL, "", Verdict.WORSE, p=0.0)],
+    ),
+    Case(
+        Rank.CANNOT_TELL,
+        "no figure of memory could be compared",
+        UNLIKE,
+        counted=("memory",),
+    ),
+    Case(
+        Rank.CHANGED,
+        "1 main score worse, which does not count here: ",
+        [*judged((CELL,), bert_sa_lora=Verdict.WORSE), LESS],
+        counted=("memory",),
+    ),
+    Case(
+        Rank.OPEN,
+        "No regression found; 1 drop not confirmed by a second training (bert_sa_lora -5.0); "
+        "1 of 1 score",
+        REFUTED,
+    ),
+    Case(Rank.OPEN, "(it would show drops of 1.5 points)", REFUTED),
+    Case(
+        Rank.OPEN,
+        "1 of 2 scores not tested (no points by row)",
+        [UNTESTED[0], *DOUBT[1:]],
+    ),
 ]
 
 
-@pytest.mark.parametrize(
-    ("judgements", "counted", "code", "words"),
-    [
-        ([*UNTESTED, changed(CELL)], DEFAULT_KINDS, 6, "; scores could not be compared."),
-        (
-            judged((CELL, OTHER)),
-            ("quality", "instruments"),
-            6,
-            "no figure of instruments could be compared.",
-        ),
-        (
-            [*judged((CELL, OTHER)), SLOWER],
-            ("quality", "speed"),
-            6,
-            "no figure of speed could be compared (name: a and b).",
-        ),
-        (
-            judged((CELL, OTHER), t5_sa_lora=Verdict.WORSE),
-            ("memory", "quality"),
-            1,
-            "Failed: 1 cell worse: t5_sa_lora accuracy",
-        ),
-        (
-            [*UNLIKE[:1], judgement(OTHER, "", Verdict.WORSE)],
-            DEFAULT_KINDS,
-            1,
-            "Failed: 1 cell worse: t5_sa_lora",
-        ),
-        (UNLIKE, ("memory",), 6, "no figure of memory could be compared"),
-        (
-            [*judged((CELL,), bert_sa_lora=Verdict.WORSE), LESS],
-            ("memory",),
-            6,
-            "1 main score worse, which does not count here: ",
-        ),
-        (
-            REFUTED,
-            DEFAULT_KINDS,
-            0,
-            "No regression found; 1 drop not confirmed by a second training (bert_sa_lora -5.0); 1 of 1 score",
-        ),
-        (REFUTED, DEFAULT_KINDS, 0, "(it would show drops of 1.5 points)"),
-        (
-            [UNTESTED[0], *DOUBT[1:]],
-            DEFAULT_KINDS,
-            0,
-            "1 of 2 scores not tested (no points by row)",
-        ),
-    ],
-)
-def test_no_line_says_more_than_was_compared(judgements, counted, code, words):
-    verdict = run_verdict(BOTH, judgements, counted, baseline="old.json")
-    assert (verdict.exit_code, words in " ".join(verdict.sentences)) == (code, True), (
-        verdict.sentences
-    )
-
-
-def test_what_was_not_compared_is_said_beside_what_is_worse():
-    verdict = run_verdict(
-        BOTH, [UNLIKE[1], judgement(CELL, "", Verdict.WORSE, p=0.0)], baseline="old.json"
-    )
-    assert (
-        "1 of 2 cells is not comparable with old.json: other recipes or limits (t5_sa_lora)."
-        in verdict.sentences
-    )
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.words)
+def test_what_a_run_comes_to(case):
+    verdict = run_verdict(case.records, case.judgements, case.counted, baseline="old.json")
+    assert verdict.rank is case.rank
+    assert verdict.exit_code == EXIT_CODES.get(case.rank, 0)
+    assert case.words in " ".join(verdict.sentences)
 
 
 def test_first_updates_that_failed_are_not_among_the_sound_ones():
     failed = cell_run(audits=["base_frozen"]).audits
     wrong = replace(begun(), audits=failed, missed=["audit base_frozen: why"], status="failed")
     verdict = run_verdict([wrong, begun(OTHER)], EARLY)
-    assert (verdict.exit_code, verdict.answer) == (
-        1,
-        f"Failed: why (1 of 2 cells, {CELL}; failed audit base_frozen).",
-    )
+    assert verdict.exit_code == 1
+    assert verdict.answer == f"Failed: why (1 of 2 cells, {CELL}; failed audit base_frozen)."
 
 
 def test_a_second_training_that_misses_too_confirms_a_miss_and_a_cell_alone_has_no_next_step():
@@ -350,23 +308,17 @@ def test_a_second_training_that_misses_too_confirms_a_miss_and_a_cell_alone_has_
 
 
 def test_modules_with_a_class_in_common_are_one_place_and_the_first_stage_is_named():
-    places = [(f"h.{layer}.c_attn", "Conv1D", "transformers") for layer in range(2)]
-    cells = [
-        changed(
-            cell,
-            "forward",
-            place,
-            detail=f"the output of {place[0]} (Conv1D, transformers) moves; with peft 2",
-        )
-        for cell, place in zip(STUDY_IDS, places, strict=False)
-    ]
+    cells = []
+    for layer, cell in enumerate(STUDY_IDS[:2]):
+        name = f"h.{layer}.c_attn"
+        moved = f"the output of {name} (Conv1D, transformers) moves; with peft 2"
+        module = (name, "Conv1D", "transformers")
+        cells.append(changed(cell, "forward", module, detail=moved))
     later = changed(STUDY_IDS[3], "optimizer")
     change = changed_place([later, *cells])
-    assert change[:3] == (
-        list(STUDY_IDS[:2]),
-        "forward",
-        "the output of Conv1D of transformers moves",
-    )
+    assert change.cells == list(STUDY_IDS[:2])
+    assert change.stage == "forward"
+    assert change.what == "the output of Conv1D of transformers moves"
     assert "h.0.c_attn (Conv1D" in changed_place([cells[0], later]).what
     assert not changed_place(judged()).cells
     two = [("q", "Linear", "peft"), ("k", "Linear", "peft")]
@@ -383,7 +335,6 @@ RAN = "pytest -m quick -n 4 --grid 'my own.py' --set max_steps=4 --ranks 2:fsdp 
 CARRIED = "'--grid=my own.py' --set=max_steps=4 --ranks=2:fsdp --first-updates --data-root=d"
 MISSING = judgement(OTHER, "cell", Verdict.MISSING, detail="not in this run")
 BROKEN = cell_run(status="error")
-LOW = cell_run(status="missed", score=80.0, seed=3)
 WORSE = [*judged((CELL,), bert_sa_lora=Verdict.WORSE), changed(CELL)]
 
 
@@ -391,75 +342,80 @@ def of_versions(peft, **changes):
     return [cell_run(versions=complete().versions | {"peft": peft}, **changes)]
 
 
-NEXT = [  # records, judgements, older records, command, what it begins with
-    (
-        [cell_run(status="missed", score=80.0, seed=3), cell_run(OTHER)],
-        [],
-        [],
-        RAN,
+class Step(NamedTuple):
+    """A run, the command that made it, and the beginning of the command to run next."""
+
+    begins: str
+    records: Sequence
+    judgements: Sequence = ()
+    before: Sequence = ()
+    ran: str = ""
+
+
+STEPS = [
+    Step(
         f"pytest -m quick --cells {CELL} {CARRIED} -n 0 --seeds 3",
+        [cell_run(status="missed", score=80.0, seed=3), cell_run(OTHER)],
+        ran=RAN,
     ),
-    ([cell_run(status="killed")], [], [], RAN, f"{RAN} --resume"),
-    (
-        [replace(BROKEN, cell="t5base_sa_lora", profile="full"), cell_run()],
-        [],
-        [],
-        "",
+    Step(f"{RAN} --resume", [cell_run(status="killed")], ran=RAN),
+    Step(
         "pytest -m 'full and larger' --cells",
+        [replace(BROKEN, cell="t5base_sa_lora", profile="full"), cell_run()],
     ),
-    (
-        [replace(BROKEN, cell="$(rm -r x)"), cell_run()],
-        [],
-        [],
-        "an 'open quote",
+    Step(
         "pytest -m quick --cells '$(rm -r x)' -n 0",
+        [replace(BROKEN, cell="$(rm -r x)"), cell_run()],
+        ran="an 'open quote",
     ),
-    (
-        SHORT,
-        [],
-        [],
-        RAN,
+    Step(
         f"pytest -m quick --cells {CELL} '--grid=my own.py' --ranks=2:fsdp --data-root=d",
+        [SHORT],
+        ran=RAN,
     ),
-    (
+    Step(
+        f"pytest -m quick --cells {OTHER} {CARRIED}",
         [cell_run()],
         [*judged((CELL,)), MISSING],
-        [cell_run(OTHER)],
-        RAN,
-        f"pytest -m quick --cells {OTHER} {CARRIED}",
+        before=[cell_run(OTHER)],
+        ran=RAN,
     ),
-    (BOTH, DOUBT, [], "", f"pytest -m quick --cells {OTHER} --seeds 0-4"),
-    ([cell_run()], WORSE[:-1], [cell_run()], "", "tunegrid page NEW.json OLD.json -o page.html"),
-    (
-        of_versions("0.21.2", profile="full", seed=2),
-        WORSE,
-        of_versions("0.21.0", profile="full", seed=2),
-        RAN,
+    Step(f"pytest -m quick --cells {OTHER} --seeds 0-4", BOTH, DOUBT),
+    Step(
+        "tunegrid page NEW.json OLD.json -o page.html",
+        [cell_run()],
+        WORSE[:-1],
+        before=[cell_run()],
+    ),
+    Step(
         "tunegrid bisect --good peft==0.21.0 --bad peft==0.21.2 "
         f"--cells {CELL} --gate-on numerics -- -m full '--grid=my own.py'",
-    ),
-    # other code, an older release and another build are no later release, and no release brings a
-    # checkout's code
-    *(
-        (
-            of_versions(new),
-            [changed(CELL)],
-            of_versions("0.21.0"),
-            "",
-            "tunegrid gate OLD.json NEW.json --numerics",
-        )
-        for new in ("0.21.0", "0.20.0", "0.21.0+cu1", "0.22.0.dev0", "none", None)
+        of_versions("0.21.2", profile="full", seed=2),
+        WORSE,
+        before=of_versions("0.21.0", profile="full", seed=2),
+        ran=RAN,
     ),
 ]
+# other code, an older release and another build are no later release, and no release brings a
+# checkout's code
+for version in ("0.21.0", "0.20.0", "0.21.0+cu1", "0.22.0.dev0", "none", None):
+    STEPS.append(
+        Step(
+            "tunegrid gate OLD.json NEW.json --numerics",
+            of_versions(version),
+            [changed(CELL)],
+            before=of_versions("0.21.0"),
+        )
+    )
 
 
-@pytest.mark.parametrize(("records", "judgements", "before", "ran", "begins"), NEXT)
-def test_what_to_run_next_is_a_command_that_its_own_parser_takes(
-    request, records, judgements, before, ran, begins
-):
-    verdict = run_verdict(records, judgements, NUMERICS, before=before, command=ran)
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.begins)
+def test_what_to_run_next_is_a_command_that_its_own_parser_takes(request, step):
+    verdict = run_verdict(
+        step.records, step.judgements, NUMERICS, before=step.before, command=step.ran
+    )
     [words] = re.findall("`([^`]*)`", verdict.next_step)
-    assert words.startswith(begins)
+    assert words.startswith(step.begins)
     parse(request.config, shlex.split(words))
 
 
@@ -479,9 +435,8 @@ def parse(config, words):
                 patched.setattr(command, name, lambda *_: SimpleNamespace(exit_code=0))
             assert command.main(words[2:]) == 0
     else:
-        unknown = config._parser.parse_known_and_unknown_args(
-            words[words.index("-m") :] if "-m" in words else words[1:]
-        )[1]
+        options = words[words.index("-m") :] if "-m" in words else words[1:]
+        _, unknown = config._parser.parse_known_and_unknown_args(options)
         assert [word for word in unknown if word.startswith("-")] == []
 
 
@@ -505,7 +460,7 @@ def test_outside_the_checkout_tunegrid_runs_cells(monkeypatch, tmp_path):
         ([cell_run(status="killed")], [], f"{RAN} --resume"),
         (BOTH, DOUBT, f"pytest --seeds=0-4 -m quick --cells={OTHER}"),
         (BOTH, [*judged((CELL,)), MISSING], f"tunegrid run -m quick --cells {OTHER}"),
-        (SHORT, [], f"pytest -m quick --cells {CELL} -n 4 --gate=old.json --html page.html"),
+        ([SHORT], [], f"pytest -m quick --cells {CELL} -n 4 --gate=old.json --html page.html"),
         # More seeds than would be named
         ([cell_run(OTHER, seed=seed) for seed in range(10)], DOUBT, ""),
         (

@@ -171,7 +171,8 @@ def test_weights_in_several_files_are_all_loaded_and_all_fingerprinted(copied):
     save_file({"another": torch.zeros(1)}, folder / "adapter_model.safetensors")
     names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     assert [path.name for path in weight_files(cell)] == names
-    built, plain = build(cell, load_tokenizer(cell), CPU), quick_model("gpt2_sa_sft")
+    built = build(cell, load_tokenizer(cell), CPU)
+    plain = quick_model("gpt2_sa_sft")
     assert all(torch.equal(p, built.get_parameter(name)) for name, p in plain.named_parameters())
     before = model_record(cell).fingerprint
     second = load_file(folder / names[1])

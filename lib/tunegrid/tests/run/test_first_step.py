@@ -69,12 +69,11 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_none(bias, count):
     """The bias of a span's head: whichever of its values is rounded to zero, the count is the
     same.
     """
-    groups, gradients = (
-        {"head": ["weight", "bias"]},
-        {"weight": torch.tensor([0.0, 1.0]), "bias": torch.tensor([bias])},
-    )
+    groups = {"head": ["weight", "bias"]}
+    gradients = {"weight": torch.tensor([0.0, 1.0]), "bias": torch.tensor([bias])}
     _, reached, rounding = gradient_figures(groups | {"other": ["c"]}, gradients)
-    assert (reached, rounding) == ({"head": count, "other": 0}, {"bias"} if count == 1 else set())
+    assert reached == {"head": count, "other": 0}
+    assert rounding == ({"bias"} if count == 1 else set())
     zeros = {"a": torch.zeros(2), "b": torch.zeros(2)}
     # All of a group
     assert gradient_figures({"lora_A": ["a", "b"]}, zeros) == (
@@ -139,26 +138,20 @@ def test_weights_that_start_rounded_to_16_bits_are_told_by_their_values():
             if "lora_A" in name:
                 parameter.copy_(parameter.bfloat16())
     rounded = before_training(trainer, Metrics(), REVIEWS)["digits"]
-    assert (drawn["lora_A"], rounded["lora_A"]) == ("float32", "bfloat16")
+    assert drawn["lora_A"] == "float32"
+    assert rounded["lora_A"] == "bfloat16"
     assert before.keys() == rounded.keys()
 
 
 def test_what_trains_in_bf16_over_a_base_in_fp32_is_probed_in_fp32():
     of_modules = []
-    plain, bf16 = (
-        before_training(
-            fine_tuner("gpt2_sa_lora", REVIEWS, precision=precision),
-            Metrics(),
-            REVIEWS,
-            of_modules.append,
-        )
-        for precision in ("fp32", "bf16")
-    )
+    trainer = fine_tuner("gpt2_sa_lora", REVIEWS, precision="fp32")
+    plain = before_training(trainer, Metrics(), REVIEWS, of_modules.append)
+    trainer = fine_tuner("gpt2_sa_lora", REVIEWS, precision="bf16")
+    bf16 = before_training(trainer, Metrics(), REVIEWS, of_modules.append)
     assert plain["probe"] != bf16["probe"]  # so that no probe under autocast is compared with it
-    assert (plain["probe_loss"], plain["probe_gradients"]) == (
-        bf16["probe_loss"],
-        bf16["probe_gradients"],
-    )
+    assert plain["probe_loss"] == bf16["probe_loss"]
+    assert plain["probe_gradients"] == bf16["probe_gradients"]
     assert of_modules[0] == of_modules[1]
 
 
@@ -173,10 +166,8 @@ def test_the_tokens_that_a_search_reads_are_counted(cached, monkeypatch):
     )
     trainer = fine_tuner("gpt2_sum_lora", NEWS)
     rows = spread_features(trainer.features, 4)
-    lengths, cap = (
-        [len(row.input_ids) for row in (rows[0], rows[-1])],
-        trainer.codec.generation.max_new_tokens,
-    )
+    lengths = [len(row.input_ids) for row in (rows[0], rows[-1])]
+    cap = trainer.codec.generation.max_new_tokens
     steps = [
         max(lengths),
         *([1] * (cap - 1) if cached else [max(lengths) + step for step in range(1, cap)]),
@@ -224,7 +215,8 @@ def followed(make, updates=3, size=(8, 4)):
     gradient.
     """
     torch.manual_seed(0)
-    weight, unused = torch.randn(size, requires_grad=True), torch.zeros(2, requires_grad=True)
+    weight = torch.randn(size, requires_grad=True)
+    unused = torch.zeros(2, requires_grad=True)
     optimizer = make([weight, unused])
     adamw = AdamW(optimizer, {"weight": weight, "unused": unused})
     for update in range(updates):
@@ -268,10 +260,8 @@ def test_a_late_step_shows_a_count_that_stopped_at_16(kind):
         optimizer.step = counted
         return optimizer
 
-    sound, broken = (
-        followed(lambda weights: kind(weights, lr=0.01), 24, (64, 128)),
-        followed(stopped, 24, (64, 128)),
-    )
+    sound = followed(lambda weights: kind(weights, lr=0.01), 24, (64, 128))
+    broken = followed(stopped, 24, (64, 128))
     assert sound.gap == broken.gap
     assert sound.late_gap < 1e-4 < 1e-3 < broken.late_gap
     assert sound.packed is (kind is bnb.optim.AdamW8bit)

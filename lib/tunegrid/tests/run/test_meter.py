@@ -49,11 +49,13 @@ def measured(durations, *, between=0.0, samples=1, tokens=10, padded_tokens=10):
     """A meter after updates of these durations, with as many seconds of something else between
     them.
     """
-    meter, clock = Meter(device=CPU), HandClock()
+    meter = Meter(device=CPU)
+    clock = HandClock()
     meter.mark = clock.mark
     for seconds in durations:
         with meter.update(samples=samples) as update:
-            update.tokens, update.padded_tokens = tokens, padded_tokens
+            update.tokens = tokens
+            update.padded_tokens = padded_tokens
             clock.now += seconds
         clock.now += between
     return meter
@@ -68,7 +70,9 @@ def measured(durations, *, between=0.0, samples=1, tokens=10, padded_tokens=10):
 def test_tensors_that_updates_leave_are_counted_from_the_tenth_on(kept, size, passed):
     gc.collect()  # of other tests
     meter = measured([1.0] * 9)
-    base, best, left = torch.zeros(10**6), [], []
+    base = torch.zeros(10**6)
+    best = []
+    left = []
     meter.note_tensors(best, is_last=False)
     assert meter.held == []
     for _ in range(11):
@@ -79,11 +83,9 @@ def test_tensors_that_updates_leave_are_counted_from_the_tenth_on(kept, size, pa
     best.append(torch.zeros(10**7))  # the weights of the best epoch
     meter.note_tensors(best, is_last=True)
     first, last = meter.held
-    assert (last.updates - first.updates, last.tensors - first.tensors, len(base)) == (
-        10,
-        kept,
-        10**6,
-    )
+    assert last.updates - first.updates == 10
+    assert last.tensors - first.tensors == kept
+    assert len(base) == 10**6
     passes, detail = memory_does_not_grow(SimpleNamespace(trainer=SimpleNamespace(meter=meter)))
     assert bool(passes) is passed, detail
 
@@ -94,23 +96,25 @@ def test_tensors_that_updates_leave_are_counted_from_the_tenth_on(kept, size, pa
 def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time():
     meter = measured([9.0, 9.0, 9.0, 1.0, 1.0], samples=4)
     throughput = meter.throughput()
-    assert (throughput.train_samples_per_second, throughput.train_steps_per_second) == (4.0, 1.0)
-    assert (throughput.warmup_steps, throughput.measured_steps) == (3, 2)
+    assert throughput.train_samples_per_second == 4.0
+    assert throughput.train_steps_per_second == 1.0
+    assert throughput.warmup_steps == 3
+    assert throughput.measured_steps == 2
     assert sum(meter.durations(meter.updates)) == 29.0
 
 
 def test_rates_by_hand():
     throughput = measured([0.5] * 5, tokens=30, padded_tokens=40).throughput()
-    assert (throughput.train_tokens_per_second, throughput.padding_share) == (60.0, 0.25)
+    assert throughput.train_tokens_per_second == 60.0
+    assert throughput.padding_share == 0.25
     steps = measured([0.0] * 3 + [1.0] * 9 + [5.0]).throughput()
     # 90 % of 11 steps up
-    assert (steps.step_seconds_median, steps.step_seconds_p90) == (1.0, pytest.approx(4.6))
+    assert steps.step_seconds_median == 1.0
+    assert steps.step_seconds_p90 == pytest.approx(4.6)
     short = measured([1.0] * WARMUP_UPDATES).throughput()  # too short to measure
-    assert (short.train_samples_per_second, short.step_seconds_median, short.measured_steps) == (
-        None,
-        None,
-        0,
-    )
+    assert short.train_samples_per_second is None
+    assert short.step_seconds_median is None
+    assert short.measured_steps == 0
 
 
 # Memory
@@ -148,18 +152,20 @@ def test_seconds_joules_and_peaks_belong_to_the_innermost_phase_and_add_up_over_
     # One that fails is measured all the same
     with pytest.raises(RuntimeError), meter.phase("train"):
         works(8.0, -1)
-    train, validate = meter.phases["train"], meter.phases["validate"]
-    assert (train.seconds, validate.seconds) == (15.0, 10.0)
-    assert (train.gpu_energy_joules, validate.gpu_energy_joules, train.cpu_energy_joules) == (
-        30.0,
-        20.0,
-        None,
-    )
+    train = meter.phases["train"]
+    validate = meter.phases["validate"]
+    assert train.seconds == 15.0
+    assert validate.seconds == 10.0
+    assert train.gpu_energy_joules == 30.0
+    assert validate.gpu_energy_joules == 20.0
+    assert train.cpu_energy_joules is None
     memory = meter.memory(contended=True)  # others used the GPU
     assert {phase.gpu_energy_joules for phase in memory.phases.values()} == {None}
     assert validate.rss_peak_gib - first == pytest.approx(0.25, abs=0.05)
     assert train.rss_peak_gib - first == pytest.approx(0.125, abs=0.05)
-    assert (train.allocated_peak_gib, train.reserved_peak_gib) == (None, None)  # a CPU has none
+    # a CPU has none
+    assert train.allocated_peak_gib is None
+    assert train.reserved_peak_gib is None
 
 
 def test_the_ledger_of_a_linear_layer_is_exact():
@@ -182,7 +188,9 @@ def test_the_ledger_of_a_four_bit_layer_counts_packed_weights_and_scales():
     packed = bitsandbytes.nn.Linear4bit(
         64, 32, bias=False, quant_type="nf4", compress_statistics=True
     ).to("cpu")
-    weights, scales = 64 * 32 // 2, 64 * 32 // 64  # half a byte a weight; a byte a block of 64
+    # half a byte a weight; a byte a block of 64
+    weights = 64 * 32 // 2
+    scales = 64 * 32 // 64
     scales_of_scales = 4 + 4  # one block of 256, and their offset
     tables = 16 * 4 + 256 * 4  # the values that 4 bits and 8 bits stand for
     assert ledger(packed, None, None).weights_bytes == weights + scales + scales_of_scales + tables
@@ -260,7 +268,8 @@ def get_codec(cell_id):
     "cell_id", ["bert_sa_lora", "bert_sum_sft", "gpt2_sum_qlora", "t5_qa_lora"]
 )
 def test_synthetic_rows_fill_the_recipes_lengths(cell_id):
-    codec, recipe = get_codec(cell_id), CELLS[cell_id].recipe
+    codec = get_codec(cell_id)
+    recipe = CELLS[cell_id].recipe
     features = synthetic_features(CELLS[cell_id], codec)
     assert len(features) == recipe.max_steps
     batch = codec.collate(features[:2])
@@ -318,7 +327,8 @@ def make_ledger(weights, gradients, moments):
 
 
 TOTAL = 124_441_344 + 294_912  # GPT-2 with its score, and LoRA's parameters
-PLAIN, FULL = 4 * TOTAL, 3 * 4 * TOTAL
+PLAIN = 4 * TOTAL
+FULL = 3 * 4 * TOTAL
 
 
 @pytest.mark.parametrize(

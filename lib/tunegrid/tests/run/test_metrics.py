@@ -53,10 +53,10 @@ def test_squad_is_the_mean_over_questions(references, texts, em, f1):
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-@pytest.mark.parametrize("seed", range(3))
-def test_classification_equals_scikit_learn(seed, count):
-    rng = Random(seed)
-    truth, guess = ([rng.randrange(count) for _ in range(57)] for _ in range(2))
+def test_classification_equals_scikit_learn(count):
+    rng = Random(count)
+    truth = rng.choices(range(count), k=57)
+    guess = rng.choices(range(count), k=57)
     wanted = {
         "accuracy": accuracy_score(truth, guess),
         "f1_macro": f1_score(truth, guess, average="macro"),

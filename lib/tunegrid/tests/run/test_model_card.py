@@ -50,17 +50,14 @@ def test_the_card_of_an_adapter_has_its_scores_the_main_one_first_and_its_base(t
         "- precision, positive (points, 0 to 100): 92.0",
     ]
     data = card.data
-    assert (data.pipeline_tag, data.library_name, data.base_model) == (
-        "text-classification",
-        "peft",
-        None,
-    )
-    assert (data.tags, data.datasets) == (["tunegrid"], None)
+    assert data.pipeline_tag == "text-classification"
+    assert data.library_name == "peft"
+    assert data.base_model is None
+    assert data.tags == ["tunegrid"]
+    assert data.datasets is None
     config = PeftConfig.from_pretrained(folder)
-    assert (config.base_model_name_or_path, config.target_modules) == (
-        "bert-micro",
-        {"query", "value"},
-    )
+    assert config.base_model_name_or_path == "bert-micro"
+    assert config.target_modules == {"query", "value"}
     assert without_places(folder)
 
 
@@ -69,8 +66,6 @@ def test_a_saved_classifier_names_its_classes_without_the_network(no_network, tm
     assert card.data.library_name == "transformers"
     assert json.loads((folder / "record.json").read_text())["cell"] == "bert_sa_sft"
     config = AutoConfig.from_pretrained(folder)
-    assert (config.id2label, config.label2id) == (
-        {0: "negative", 1: "positive"},
-        {"negative": 0, "positive": 1},
-    )
+    assert config.id2label == {0: "negative", 1: "positive"}
+    assert config.label2id == {"negative": 0, "positive": 1}
     assert without_places(folder)

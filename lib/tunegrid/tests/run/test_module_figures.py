@@ -29,7 +29,9 @@ class Toy(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embed, self.shrink, self.out = nn.Embedding(3, 2), Half(), nn.Linear(2, 1, bias=False)
+        self.embed = nn.Embedding(3, 2)
+        self.shrink = Half()
+        self.out = nn.Linear(2, 1, bias=False)
         with torch.no_grad():
             self.embed.weight.copy_(torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]]))
             self.out.weight.copy_(torch.tensor([[1.0, 2.0]]))
@@ -74,7 +76,8 @@ def test_gradients_are_those_at_the_output_and_of_a_modules_own_weights():
     columns = noted(Toy()).columns()
     # The loss is the sum of two rows: at the output 1 each; before it (1, 2) each, and a half and a
     # quarter of that.
-    two, ten = math.sqrt(2), math.sqrt(10)
+    two = math.sqrt(2)
+    ten = math.sqrt(10)
     assert columns["gradient_norm"] == pytest.approx([ten / 4, ten / 2, ten, two, two])
     # Of the embedding two rows get (1, 2) / 4; of the weights of `out` the gradient is the sum of
     # (3, 4) / 4 and (6, 8) / 4.

@@ -19,7 +19,8 @@ class FakeTracker:
     """Notes what it is called with; one that is told to fails when it is given numbers."""
 
     def __init__(self, calls, fails=False):
-        self.calls, self.fails = calls, fails
+        self.calls = calls
+        self.fails = fails
 
     def start(self):
         torch.rand(1)  # as one that draws itself a name

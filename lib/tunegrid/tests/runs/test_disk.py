@@ -22,13 +22,16 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.machine import replace_file, temporary_folder, write_whole
-from tunegrid.record import from_json
 from tunegrid.runs import examples
 from tunegrid.runs.files import load, save
-from tunegrid.tests.records import complete_json, sealed
+from tunegrid.tests.records import altered, complete, complete_json, sealed
 
 NOTHING = {"benchmarks": []}
-SMALL = ["a", "b"], {"accuracy": [100.0, 0.0]}, ["1", "0"]
+
+
+def write_examples():
+    """Writes two rows, the first of them right."""
+    return examples.write(["a", "b"], {"accuracy": [100.0, 0.0]}, ["1", "0"])
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
@@ -41,7 +44,8 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
 
 
 def test_a_write_that_breaks_off_leaves_what_was_there_and_nothing_else(tmp_path):
-    path, names = tmp_path / "file", []
+    path = tmp_path / "file"
+    names = []
     path.write_text("before")
     for _ in range(2):
         with suppress(ZeroDivisionError), replace_file(path) as part:
@@ -53,11 +57,13 @@ def test_a_write_that_breaks_off_leaves_what_was_there_and_nothing_else(tmp_path
 
 
 def test_of_a_link_the_target_is_replaced(tmp_path):
-    path, target = tmp_path / "link", tmp_path / "folder" / "target"
+    path = tmp_path / "link"
+    target = tmp_path / "folder" / "target"
     path.symlink_to(target)
     for text in ("made", "replaced"):
         write_whole(path, text)
-        assert (path.readlink(), target.read_text()) == (target, text)
+        assert path.readlink() == target
+        assert target.read_text() == text
     assert [file.name for file in target.parent.iterdir()] == ["target"]
 
 
@@ -66,7 +72,8 @@ def test_a_pipe_is_written_into_and_stays(tmp_path):
     os.mkfifo(path)
     with subprocess.Popen(["cat", path], stdout=subprocess.PIPE, text=True) as reader:
         write_whole(path, "whole")
-        assert (reader.communicate(timeout=10)[0], path.is_fifo()) == ("whole", True)
+        assert reader.communicate(timeout=10)[0] == "whole"
+        assert path.is_fifo()
 
 
 def test_a_device_is_written_into_and_stays(tmp_path):
@@ -79,13 +86,20 @@ def test_a_device_is_written_into_and_stays(tmp_path):
     link.symlink_to(path)
     save({"benchmarks": []}, path)
     write_whole(link, "text")
-    assert (path.is_char_device(), link.is_symlink()) == (True, True)
+    assert path.is_char_device()
+    assert link.is_symlink()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "nul"]
 
 
 def test_a_file_that_takes_this_processs_output_keeps_what_was_said_before_and_after(tmp_path):
-    program = "from pathlib import Path; from tunegrid.machine import write_whole; from tunegrid.terminal import say\n"
-    program += "say('before'); write_whole(Path('/proc/self/fd/1'), 'page\\n'); say('after')"
+    program = (
+        "from pathlib import Path\n"
+        "from tunegrid.machine import write_whole\n"
+        "from tunegrid.terminal import say\n"
+        "say('before')\n"
+        "write_whole(Path('/proc/self/fd/1'), 'page\\n')\n"
+        "say('after')\n"
+    )
     with (tmp_path / "log").open("w") as log:
         subprocess.run([sys.executable, "-c", program], stdout=log, check=True, cwd=ROOT / "lib")
     assert (tmp_path / "log").read_text() == "before\npage\nafter\n"
@@ -143,9 +157,8 @@ def test_writers_in_one_folder_never_remove_what_another_one_writes(tmp_path):
 
 
 def make_record(kept):
-    data = complete_json(examples=vars(kept), scores={"accuracy": 50.0}, bounds={})
-    data["data"] = data["data"] | {"rows": data["data"]["rows"] | {"test": 2}}
-    return from_json(data)
+    record = complete(examples=vars(kept), scores={"accuracy": 50.0}, bounds={})
+    return altered(record, "data.rows", record.data.rows | {"test": 2})
 
 
 def other_rows(content):
@@ -155,21 +168,22 @@ def other_rows(content):
 
 DAMAGES = {
     "cut off": lambda content: content[: len(content) // 2],
-    "a flipped bit": lambda content: bytes([*content[:40], content[40] ^ 1, *content[41:]]),
+    "a flipped bit": lambda content: content[:40] + bytes([content[40] ^ 1]) + content[41:],
     "another file's": other_rows,
 }
 
 
-@pytest.mark.parametrize("how", DAMAGES)
-def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store, how):
-    kept = examples.write(*SMALL)
-    record, run = make_record(kept), tmp_path / "run.json"
-    (store / kept.file).write_bytes(DAMAGES[how]((store / kept.file).read_bytes()))
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store, damage):
+    kept = write_examples()
+    record = make_record(kept)
+    run = tmp_path / "run.json"
+    (store / kept.file).write_bytes(damage((store / kept.file).read_bytes()))
     with pytest.raises(InputError, match="was changed since it was written"):
         examples.read(record, None)
     save(NOTHING, run, [record])
     assert not (tmp_path / "examples").exists()
-    assert examples.write(*SMALL) == kept
+    assert write_examples() == kept
     assert examples.read(record, None).to_dict("list") == {
         "id": ["a", "b"],
         "accuracy": [100, 0],
@@ -178,8 +192,10 @@ def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store, 
 
 
 def test_a_pack_is_read_as_files_are_and_one_that_is_damaged_is_told(tmp_path, store):
-    kept = examples.write(*SMALL)
-    record, run, other = make_record(kept), tmp_path / "run.json", tmp_path / "other" / "run.json"
+    kept = write_examples()
+    record = make_record(kept)
+    run = tmp_path / "run.json"
+    other = tmp_path / "other" / "run.json"
     save(NOTHING, run, [record])
     content = (tmp_path / "examples" / "run.zip").read_bytes()
     (store / kept.file).unlink()
@@ -210,10 +226,8 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_read(
     )
     content = file.getvalue()
     assert len(content) < 20_000  # of 6.4 GB
-    kept = replace(
-        make_record(examples.write(*SMALL)).examples,
-        file=f"{hashlib.sha256(content).hexdigest()[:20]}.parquet",
-    )
+    digest = hashlib.sha256(content).hexdigest()[:20]
+    kept = replace(write_examples(), file=f"{digest}.parquet")
     (store / kept.file).write_bytes(content)
     with pytest.raises(InputError, match="it is too large when unpacked"):
         examples.read(make_record(kept), None)
@@ -235,8 +249,6 @@ def test_a_run_holds_what_did_not_end_apart_and_is_read_as_one(tmp_path):
     }
     save({"benchmarks": [untimed, timed], "version": "x"}, tmp_path / "run.json")
     saved = json.loads((tmp_path / "run.json").read_text())
-    assert (
-        [row["name"] for row in saved["benchmarks"]],
-        [row["name"] for row in saved["unfinished"]],
-    ) == (["a"], ["b"])
+    assert [row["name"] for row in saved["benchmarks"]] == ["a"]
+    assert [row["name"] for row in saved["unfinished"]] == ["b"]
     assert load(tmp_path / "run.json") == sealed({"benchmarks": [timed, untimed], "version": "x"})

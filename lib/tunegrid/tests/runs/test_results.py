@@ -76,37 +76,38 @@ def test_bounds_that_bind_nothing_are_refused(tmp_path, content, cause):
 
 
 @pytest.mark.parametrize(
-    ("options", "rows", "updates", "extent"),
+    ("options", "rows", "extent"),
     [
         # 100,000 rows in batches of 16 are 6,250 updates, three times
         (
             {"train_rows": 2000, "changes": {"num_train_epochs": 2}},
             2000,
-            250,
-            (250, 18_750, 6_250, None),
+            Extent(updates=250, planned=18_750, one_pass=6_250, test_rows=None),
         ),
-        ({"changes": {"max_steps": 3}, "eval_rows": 8}, 100_000, 3, (3, 18_750, 6_250, 8)),
-        ({"changes": {"learning_rate": 1e-3}}, 100_000, 18_750, (18_750, 18_750, 6_250, None)),
+        (
+            {"changes": {"max_steps": 3}, "eval_rows": 8},
+            100_000,
+            Extent(updates=3, planned=18_750, one_pass=6_250, test_rows=8),
+        ),
+        (
+            {"changes": {"learning_rate": 1e-3}},
+            100_000,
+            Extent(updates=18_750, planned=18_750, one_pass=6_250, test_rows=None),
+        ),
         # in batches of 4 the same rows take four times as many
         (
             {"changes": {"per_device_train_batch_size": 4, "max_steps": 9000}},
             100_000,
-            9000,
-            (9000, 75_000, 25_000, None),
+            Extent(updates=9000, planned=75_000, one_pass=25_000, test_rows=None),
         ),
     ],
 )
-def test_a_run_is_measured_by_what_its_recipe_plans_without_the_command_line(
-    options, rows, updates, extent
-):
+def test_a_run_is_measured_by_what_its_recipe_plans_without_the_command_line(options, rows, extent):
     cell = STUDY.cell("bert_sa_sft", replace(FULL_PROFILE, **options))
     session = SimpleNamespace(limited=True, get_grid=lambda profile: STUDY)
     splits = SimpleNamespace(train=range(rows), test=range(8))
-    trainer = SimpleNamespace(features=range(rows), log=SimpleNamespace(updates=updates))
-    names = ("updates", "planned", "one_pass", "test_rows")
-    assert run_extent(session, cell, splits, trainer) == Extent(
-        **dict(zip(names, extent, strict=True))
-    )
+    trainer = SimpleNamespace(features=range(rows), log=SimpleNamespace(updates=extent.updates))
+    assert run_extent(session, cell, splits, trainer) == extent
 
 
 WITH_EXAMPLES = """

@@ -1,5 +1,8 @@
 """What decides a cell's status: by itself, and beside the other cells of its run."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import pytest
 
 from tunegrid.grid.cells import STUDY
@@ -27,11 +30,10 @@ UNLEARNED = {
     "passed": False,
     "detail": "accuracy 51.2, without a model 50.9",
 }
-FAILED, CHANCE = (f"audit {audit['name']}: {audit['detail']}" for audit in (BROKEN, UNLEARNED))
+FAILED = "audit base_frozen: 3 tensors changed"
+CHANCE = "audit learned_something: accuracy 51.2, without a model 50.9"
 BELOW = "f1 1.0 is below 2.0"
-LOW = {"scores": {"f1": 1.0}, "bounds": {"f1": 2.0}}
-UNEXPECTED = ["the ledger holds 5 bytes, the device 6"]
-SHORT = {"updates": 99}
+UNEXPECTED = "the ledger holds 5 bytes, the device 6"
 OTHER_DATA = {"data": MEASURED["data"] | {"fingerprint": "f" * 16}}
 
 
@@ -40,38 +42,68 @@ def extent(updates, test_rows=None):
     return Extent(updates=updates, planned=300, one_pass=100, test_rows=test_rows)
 
 
+class Ended(NamedTuple):
+    """A cell that ended, and what it comes to."""
+
+    status: str
+    sentences: Sequence[str] = ()
+    audits: Sequence[dict] = ()
+    updates: int = 300
+    score: float = 2.0  # its bound is 2
+    is_scored: bool = True
+    unexpected: Sequence[str] = ()
+    stopped: str | None = None
+
+
 @pytest.mark.parametrize(
-    ("audits", "changes", "status", "sentences"),
+    "cell",
     [
-        ([], {}, "passed", []),
-        ([GOOD], {}, "passed", []),
-        ([GOOD, BROKEN], {}, "audit", [FAILED]),
-        ([UNLEARNED], {}, "audit", [CHANCE]),
-        ([UNLEARNED], SHORT, "passed", []),
-        ([BROKEN, UNLEARNED], SHORT, "audit", [FAILED]),
-        ([], LOW, "missed", [BELOW]),
-        ([], LOW | {"evaluation": None}, "passed", []),  # a footprint scores nothing
-        ([BROKEN], LOW, "missed", [FAILED, BELOW]),
-        ([BROKEN], LOW | {"unexpected": UNEXPECTED}, "missed", [FAILED, *UNEXPECTED, BELOW]),
-        ([BROKEN, UNLEARNED], LOW | SHORT | {"stopped": "loss is nan"}, "stopped", ["loss is nan"]),
+        Ended("passed"),
+        Ended("passed", audits=[GOOD]),
+        Ended("audit", [FAILED], audits=[GOOD, BROKEN]),
+        Ended("audit", [CHANCE], audits=[UNLEARNED]),
+        Ended("passed", audits=[UNLEARNED], updates=99),
+        Ended("audit", [FAILED], audits=[BROKEN, UNLEARNED], updates=99),
+        Ended("missed", [BELOW], score=1.0),
+        Ended("passed", score=1.0, is_scored=False),  # a footprint scores nothing
+        Ended("missed", [FAILED, BELOW], audits=[BROKEN], score=1.0),
+        Ended(
+            "missed",
+            [FAILED, UNEXPECTED, BELOW],
+            audits=[BROKEN],
+            score=1.0,
+            unexpected=[UNEXPECTED],
+        ),
+        Ended(
+            "stopped",
+            ["loss is nan"],
+            audits=[BROKEN, UNLEARNED],
+            score=1.0,
+            updates=99,
+            stopped="loss is nan",
+        ),
     ],
     ids=str,
 )
-def test_a_cell_passes_if_nothing_is_wrong(audits, changes, status, sentences):
-    changes = dict(changes)
-    run, unexpected = extent(changes.pop("updates", 300)), changes.pop("unexpected", [])
-    training = MEASURED["training"] | {"stopped": changes.pop("stopped", None)}
-    ended = add_status(complete(training=training, audits=audits, **changes), run, unexpected)
-    assert (ended.status, ended.missed) == (
-        status,
-        [f"{sentence} (bert_sa_lora, quick, seed 0)" for sentence in sentences],
+def test_a_cell_passes_if_nothing_is_wrong(cell):
+    record = complete(
+        training=MEASURED["training"] | {"stopped": cell.stopped},
+        evaluation=MEASURED["evaluation"] if cell.is_scored else None,
+        audits=list(cell.audits),
+        scores={"f1": cell.score},
+        bounds={"f1": 2.0},
     )
-    reason = "a run of 99 of 300 planned updates may be too short to pass it"
-    excused = run.updates == 99 and status != "stopped"
-    assert ended.excused == ({"learned_something": reason} if excused else {})
-    assert too_short(ended) == (
-        [f"{CHANCE}; {reason} (bert_sa_lora, quick, seed 0)"] if excused else []
-    )
+    ended = add_status(record, extent(cell.updates), list(cell.unexpected))
+    assert ended.status == cell.status
+    where = "(bert_sa_lora, quick, seed 0)"
+    assert ended.missed == [f"{sentence} {where}" for sentence in cell.sentences]
+    if cell.updates == 99 and cell.status != "stopped":
+        reason = "a run of 99 of 300 planned updates may be too short to pass it"
+        assert ended.excused == {"learned_something": reason}
+        assert too_short(ended) == [f"{CHANCE}; {reason} {where}"]
+    else:
+        assert ended.excused == {}
+        assert too_short(ended) == []
 
 
 @pytest.mark.parametrize(
@@ -132,17 +164,12 @@ def test_an_audit_is_excused_if_the_run_is_shorter_than_it_needs(audit, run, rea
 
 
 def test_a_full_cell_that_is_wrong_from_the_start_must_not_train_and_one_that_takes_no_hours_does():
-    cells = [
-        STUDY.cell("bert_sa_lora", profile)
-        for profile in (FULL_PROFILE, QUICK_PROFILE, FOOTPRINT_PROFILE)
-    ]
-    good, broken = AuditFinding(**GOOD), AuditFinding(**BROKEN)
-    assert [reason_not_to_train(cell, [good, broken]) for cell in cells] == [
-        f"not trained, {FAILED}",
-        None,
-        None,
-    ]
-    assert reason_not_to_train(cells[0], [good]) is None
+    findings = [AuditFinding(**GOOD), AuditFinding(**BROKEN)]
+    full = STUDY.cell("bert_sa_lora", FULL_PROFILE)
+    assert reason_not_to_train(full, findings) == f"not trained, {FAILED}"
+    assert reason_not_to_train(full, findings[:1]) is None
+    for profile in (QUICK_PROFILE, FOOTPRINT_PROFILE):
+        assert reason_not_to_train(STUDY.cell("bert_sa_lora", profile), findings) is None
 
 
 # Cells together
@@ -155,9 +182,8 @@ def scored(cell, score, **changes):
 def test_copied_results_turn_both_cells_to_audit_and_in_other_company_cells_are_told_anew():
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0), scored("bert_sa_lora", 90.0)]
     together = compare_cells(records)
-    assert [(record.status, contradicts(record)) for record in together] == [
-        ("audit", True)
-    ] * 2 + [("passed", False)]
+    assert [record.status for record in together] == ["audit", "audit", "passed"]
+    assert [contradicts(record) for record in together] == [True, True, False]
     assert together[0].missed == [
         "audit distinct_results: the results equal those of t5_sa_sft (t5_sa_lora, quick, seed 0)"
     ]
@@ -188,42 +214,50 @@ def test_other_profiles_are_not_compared_and_a_fault_is_added_to_what_a_cell_mis
 
 
 def cell(name, score, losses=(0.5,), **changes):
-    evaluation, training = (
-        MEASURED["evaluation"] | {"loss": losses[-1]},
-        MEASURED["training"] | {"losses": list(losses)},
-    )
+    evaluation = MEASURED["evaluation"] | {"loss": losses[-1]}
+    training = MEASURED["training"] | {"losses": list(losses)}
     return complete(
         name, scores={"accuracy": score}, training=training, evaluation=evaluation, **changes
     )
 
 
 def failed(*records):
-    return {
-        name: [f.detail for f in findings if not f.passed]
-        for name, findings in cross_cell_audits(records).items()
-    }
+    """The details of the failed cross-cell audits of each cell."""
+    details = {}
+    for name, findings in cross_cell_audits(records).items():
+        details[name] = [finding.detail for finding in findings if not finding.passed]
+    return details
 
 
 def test_rows_are_compared_within_a_triple_and_results_over_all_cells():
-    scores = {"t5_sa_lora": 90.0, "t5_sa_qlora": 91.0, "t5_qa_lora": 90.0, "t5_sa_sft": 90.0}
-    assert failed(*(cell(*pair) for pair in scores.items())) == {
+    records = [
+        cell("t5_sa_lora", 90.0),
+        cell("t5_sa_qlora", 91.0),
+        cell("t5_qa_lora", 90.0),
+        cell("t5_sa_sft", 90.0),
+    ]
+    assert failed(*records) == {
         "t5_sa_lora": ["the results equal those of t5_sa_sft"],
         "t5_sa_qlora": [],
         "t5_qa_lora": ["the results equal those of t5_sa_sft"],
         "t5_sa_sft": ["the results equal those of t5_qa_lora"],
     }
-    others = cell("t5_sa_sft", 2.0, **OTHER_DATA), cell("bert_sa_lora", 3.0, **OTHER_DATA)
-    expected = {
+    records = [
+        cell("t5_sa_lora", 1.0),
+        cell("t5_sa_sft", 2.0, **OTHER_DATA),
+        cell("bert_sa_lora", 3.0, **OTHER_DATA),
+    ]
+    assert failed(*records) == {
         "t5_sa_lora": ["rows differ from t5_sa_sft"],
         "t5_sa_sft": ["rows differ from t5_sa_lora"],
         "bert_sa_lora": [],
     }
-    assert failed(cell("t5_sa_lora", 1.0), *others) == expected
 
 
 LEARNED = [{"name": "learned_something", "passed": True, "detail": ""}]
 TEST_ROWS = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 300}}
-FILE, OTHER_FILE = ({"file": name * 16 + ".parquet", "rows_hash": "b" * 16} for name in "ac")
+FILE = {"file": "a" * 16 + ".parquet", "rows_hash": "b" * 16}
+OTHER_FILE = {"file": "c" * 16 + ".parquet", "rows_hash": "b" * 16}
 
 
 @pytest.mark.parametrize(
@@ -243,19 +277,17 @@ FILE, OTHER_FILE = ({"file": name * 16 + ".parquet", "rows_hash": "b" * 16} for 
 def test_copied_predictions_are_told_from_those_that_are_alike(
     score, losses, other, audits, file, copied
 ):
-    one = cell("t5_sa_lora", score, losses, data=TEST_ROWS, examples=FILE, audits=audits)
-    two = cell("t5_sa_sft", score, other, data=TEST_ROWS, examples=file, audits=audits)
-    assert [bool(faults) for faults in failed(one, two).values()] == [copied] * 2
+    lora = cell("t5_sa_lora", score, losses, data=TEST_ROWS, examples=FILE, audits=audits)
+    sft = cell("t5_sa_sft", score, other, data=TEST_ROWS, examples=file, audits=audits)
+    assert [bool(details) for details in failed(lora, sft).values()] == [copied] * 2
 
 
 def twice(first, second, seed=43):
     """A cell whose bound is 50, and its second training run; below 0 an audit fails, too."""
-    parts = ((first, seed, {}), (second, seed + CONFIRMING, {"confirms": seed}))
     whole = Extent(updates=2, planned=2, one_pass=1)
-    return [
-        add_status(scored_on_many_rows("bert_sa_lora", score, own, **confirms), whole)
-        for score, own, confirms in parts
-    ]
+    trained = scored_on_many_rows("bert_sa_lora", first, seed)
+    again = scored_on_many_rows("bert_sa_lora", second, seed + CONFIRMING, confirms=seed)
+    return [add_status(trained, whole), add_status(again, whole)]
 
 
 @pytest.mark.parametrize(
@@ -286,10 +318,6 @@ def test_a_miss_counts_unless_the_other_training_passed(scores, statuses, said):
 
 
 def test_misses_that_no_second_training_confirmed_are_counted_over_older_runs():
-    older = [
-        record
-        for seed in (44, 45)
-        for record in weigh_misses(twice(49.0 if seed == 44 else 99.0, 99.0, seed))
-    ]
+    older = weigh_misses(twice(49.0, 99.0, seed=44)) + weigh_misses(twice(99.0, 99.0, seed=45))
     [sentence] = unconfirmed_misses(weigh_misses(twice(49.0, 99.0)), older)
     assert sentence.endswith("not confirmed; 2 of 3 seeds")
