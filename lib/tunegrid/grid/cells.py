@@ -390,7 +390,7 @@ class Grid:
             matches = get_close_matches(cell_id, self.recipes, n=1)
             hint = f" did you mean {matches[0]}?" if matches else ""
             lists = "`tunegrid run -m full --list-cells` lists them"
-            more_lists = "-m 'full and larger' and 'full and tasks' list more_lists"
+            more_lists = "-m 'full and larger' and 'full and tasks' list others"
             raise InputError(f"unknown cell {cell_id!r};{hint} {lists}; {more_lists}") from None
 
     def checked_ids(self, cell_ids: Iterable[str]) -> tuple[str, ...]:
