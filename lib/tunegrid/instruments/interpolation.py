@@ -1,11 +1,10 @@
 """What lies between a trained cell and SFT? Scores models of (1 - a) x the cell + a x SFT.
 
-Both models train from one checkpoint at one seed. An adapter is merged first; if its base is
-packed, the adapter is merged onto the unpacked numbers of that base. Validation rows select the
-best share between the ends, and only this share and the ends are scored on test rows. The gain is
-the best share's points minus those of the end that is better on validation rows. The barrier is
-the largest drop of validation points below the straight line between the ends (Frankle et al. 2020,
-"Linear Mode Connectivity and the Lottery Ticket Hypothesis").
+Both models train from one checkpoint at one seed. An adapter is merged first, onto its base's
+unpacked numbers if that base is packed. Validation rows select the best share between the ends, and
+only this share and the ends are scored on test rows. The gain is the best share's points minus the
+points of the end that is better on validation rows. The barrier is the largest drop of validation
+points below the straight line between the ends (Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis").
 """
 
 from collections.abc import Mapping, Sequence
@@ -141,7 +140,7 @@ def interpolate(
     second: Mapping[str, Tensor],
     share: float,
 ) -> dict[str, Tensor]:
-    """The tensors at a share of the way; shares 0 and 1 give the ends, bit for bit."""
+    """Tensors at `share` of the way from `first` to `second`; 0 and 1 give the ends bit for bit."""
     tensors = dict(first)
     for name, tensor in first.items():
         if tensor.is_floating_point():

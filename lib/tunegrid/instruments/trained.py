@@ -48,7 +48,7 @@ class TrainedCell(Evidence):
         return self.evaluate(model or self.model, rows=rows)
 
     def row_points(self, evaluation: Evaluation) -> list[float]:
-        """Each row's main-score points; raises NotAskedError if the score has none for rows."""
+        """Each row's points in the main score; raises NotAskedError if single rows have none."""
         name = self.cell.task.main_score
         if name not in evaluation.examples:
             raise NotAskedError(f"its main score {name} gives single rows no points")
