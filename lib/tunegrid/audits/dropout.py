@@ -122,7 +122,7 @@ def all_rates(model: nn.Module) -> dict[str, float]:
 
 
 def number_rates(module: nn.Module) -> dict[str, float]:
-    """A module's attributes that are numbers and have "dropout" in their names."""
+    """A module's float attributes with "dropout" in their names."""
     numbers = {key: value for key, value in vars(module).items() if isinstance(value, float)}
     return {key: rate for key, rate in numbers.items() if "dropout" in key}
 

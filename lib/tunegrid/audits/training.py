@@ -287,7 +287,7 @@ def variant_applied(evidence: Evidence) -> Answer:
 
 
 def gradients_clipped(evidence: Evidence) -> Answer:
-    """Clipping reduces each gradient norm above the recipe's bound to it, and changes no other."""
+    """Clipping reduces gradient norms above the recipe's bound to that bound and keeps others."""
     bound, log = evidence.cell.recipe.max_grad_norm, evidence.trainer.log
     if bound is None or not log.updates:
         return None

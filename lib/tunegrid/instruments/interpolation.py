@@ -4,7 +4,8 @@ Both models train from one checkpoint at one seed. An adapter is merged first, o
 unpacked numbers if that base is packed. Validation rows select the best share between the ends, and
 only this share and the ends are scored on test rows. The gain is the best share's points minus the
 points of the end that is better on validation rows. The barrier is the largest drop of validation
-points below the straight line between the ends (Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis").
+points below the straight line between the ends (Frankle et al. 2020, "Linear Mode Connectivity and
+the Lottery Ticket Hypothesis").
 """
 
 from collections.abc import Mapping, Sequence
