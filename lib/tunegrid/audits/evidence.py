@@ -49,7 +49,7 @@ def require(value: object, kind: type[T]) -> T:
 class Evidence:
     """The objects that a cell's run leaves behind.
 
-    `splits` and `evaluation` are None if there was no text, or if training stopped.
+    `splits` is None if there was no text; `evaluation` is None unless rows were scored.
     """
 
     cell: Cell
@@ -111,7 +111,7 @@ class Evidence:
         """Names of parameters that started unlike every checkpoint tensor of the same name.
 
         A parameter whose name the checkpoint lacks is compared with all of the checkpoint's
-        tensors. If weights are random, all names are included, since there is no checkpoint.
+        tensors. If weights are random, all names are included.
         """
         files = self.checkpoint_files
         pretrained: Mapping[str, Checksum] = checkpoint_checksums(files, base_type(self.cell))

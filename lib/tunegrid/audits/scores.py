@@ -41,8 +41,8 @@ from tunegrid.words import contrast
 ENDED_SHARE = 0.9  # share of generated texts that must end by themselves
 ALIKE = 0.9  # share of a window's letters that must match its context
 MORE_THAN_LUCK = 3.0  # standard errors that a difference must exceed
-# The fewest rows with another target than the most frequent one; a sound model may find none of
-# fewer rows.
+# Collapse is judged only if this many rows have a target that is not the most frequent; a sound
+# model may find none of fewer rows.
 RARE = 10
 LEAST_OTHERS = 0.2
 SHOWN = 60  # characters shown of a prediction

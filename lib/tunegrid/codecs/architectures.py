@@ -168,7 +168,7 @@ OWN: dict[str, type[Any]] = {
 
 
 def architecture(name: str | type[Any]) -> Any:
-    """Our or transformers' class of this name; raises InputError for an unknown name.
+    """The class called `name`, ours or transformers'; raises InputError if it is unknown.
 
     If `name` is itself a class, it is returned as it is.
     """

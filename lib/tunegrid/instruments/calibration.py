@@ -58,7 +58,7 @@ class ModelCalibration(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Reject cells that generate text, which is neither a hit nor a miss."""
+        """Rejects cells that generate text, which is neither a hit nor a miss."""
         if cell.cell.recipe.generation:
             raise NotAskedError("generated texts are neither hits nor misses")
 

@@ -39,14 +39,14 @@ class Distillation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Reject cells whose answer format differs from SFT's."""
+        """Rejects cells whose answer format differs from SFT's."""
         head = cell.cell.head
         sft_head = cell.sft.head
         if (head.layout, head.new_token) != (sft_head.layout, sft_head.new_token):
             raise NotAskedError("SFT's answers have another format")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Train SFT, train the cell again with SFT as teacher, and return the lines."""
+        """Trains SFT, trains the cell again with SFT as teacher, and returns the lines."""
         assert cell.evaluation, "it was scored"
         points = {"alone": cell.row_points(cell.evaluation)}
         codec = make_codec(cell.cell, load_tokenizer(cell.cell))
@@ -65,7 +65,7 @@ class Distillation(Instrument):
 
 
 def learn_from(teacher: nn.Module, codec: Codec) -> None:
-    """Give a codec the student's loss, which equals the task's loss bit for bit if ALPHA is 0."""
+    """Gives a codec the student's loss, which equals the task's loss bit for bit if ALPHA is 0."""
     task_loss = codec.loss
     teacher_logits = list[Tensor]()
 

@@ -43,14 +43,14 @@ class Interpolation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Reject cells whose head differs from SFT's, since no line connects them."""
+        """Rejects cells whose head differs from SFT's, since no line connects them."""
         head = cell.cell.head.architecture
         sft_head = cell.sft.head.architecture
         if cell.cell.head != cell.sft.head:
             raise NotAskedError(f"its head is {head}, and that of SFT is {sft_head}")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Train SFT and return points along the line."""
+        """Trains SFT and returns points along the line."""
         model = merged_model(cell)
         first = copy_state(model)
         second = copy_state(cell.train_other(cell.sft))
@@ -113,7 +113,7 @@ def copy_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load tensors from `copy_state` into a model."""
+    """Loads tensors from `copy_state` into a model."""
     model.load_state_dict(_transposed(model, state))
 
 

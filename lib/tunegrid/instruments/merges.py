@@ -67,7 +67,7 @@ class Merges(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Reject cells whose base is not packed, because their merges are all equal."""
+        """Rejects cells whose base is not packed, because their merges are all equal."""
         if cell.cell.quantization is None:
             raise NotAskedError("its base is not packed")
 
@@ -100,7 +100,7 @@ class _Merging:
     """The merges of one cell, whose saved adapter lies in a temporary folder."""
 
     def __init__(self, cell: TrainedCell, folder: Path) -> None:
-        """Save the adapter, and score it over its packed base."""
+        """Saves the adapter, and scores it over its packed base."""
         self.cell = cell
         self.folder = folder
         cell.serving.save(cell.cell, cell.model, cell.codec.tokenizer, folder)
