@@ -1,8 +1,8 @@
 """Audits whether the cell ran as labelled; each audit that applies gives a finding.
 
-Each audit is a pure function of `Evidence` whose name appears in the record. It takes the cell's
-description as the truth and checks the model, the rows, the training and the predictions. Audits
-over several cells are in `tunegrid.runs.status`.
+Each audit is a pure function of `Evidence`, and its name appears in the record. It takes the
+cell's description as the truth and checks the model, the rows, the training and the predictions.
+Audits over several cells are in `tunegrid.runs.status`.
 """
 
 import math
@@ -18,7 +18,7 @@ from tunegrid.record import AuditFinding
 
 __all__ = ["AUDITS", "BEFORE", "LATER", "Evidence", "run_audits"]
 
-# Returns an answer, sometimes with the scores that it was compared with.
+# An audit returns an answer, sometimes with the scores that are reached without a model.
 Audit = Callable[[Evidence], Answer | tuple[bool, str, Mapping[str, float]]]
 BEFORE = "before training"  # so that a cell that is wrong from the start fails within seconds
 AUDITS: Mapping[str, Sequence[Audit]] = {
@@ -81,7 +81,7 @@ LATER = tuple(stage for stage in AUDITS if stage != BEFORE)
 
 
 def run_audits(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[AuditFinding]:
-    """The findings of all applicable audits of these stages; an audit that raises fails."""
+    """The findings of all applicable audits in `stages`; an audit that raises an error fails."""
     findings = []
     for audit in chain.from_iterable(AUDITS[stage] for stage in stages):
         try:

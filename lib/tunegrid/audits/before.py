@@ -37,11 +37,11 @@ from tunegrid.run.probe import keep_state
 
 SEED_DRAWS = 8  # random numbers that identify a seed
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
-# Rows of a packed matrix that are compared, in whole blocks: all rows of most layers, but only part
-# of a huge layer.
+# The most rows of a packed matrix to compare, in whole blocks: all rows of most layers, and part of
+# a huge layer.
 ROWS = 16 * BLOCK
 LAYER = re.compile(r"(.*?)\.(\d+)\.")
-# The largest gap between packed weights and the checkpoint's weights rounded here. Double
+# The largest gap allowed between packed weights and the checkpoint's, rounded here. Double
 # quantization rounds the scales, which moves weights by at most 0.6 % on the micro backbones.
 # Blocks of 128 are off by at least 8 %, FP4 by 14 %, another layer's weights by 100 %.
 ROUNDED = 0.03
@@ -55,7 +55,7 @@ NF4_LEVELS = (
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
-    """The libraries draw from torch's generator at the cell's seed, and so do initial weights.
+    """Random numbers and initial weights come from torch's generator at the cell's seed.
 
     The trained tensors are compared by building the model a second time. This happens on micro
     backbones only, since two larger models may not fit in memory together.
@@ -115,7 +115,7 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Checks that PEFT's tuner wraps this layer; trained rows of an embedding do not count."""
+    """Checks that PEFT's tuner wraps a layer; an embedding with trained rows does not count."""
     return isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
 
 
@@ -125,7 +125,7 @@ def adapted_layers(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The base's modules by name, unwrapped from adapters, whose own modules are omitted."""
+    """The base's modules by name, unwrapped; the adapters' own modules are omitted."""
     adapter: str | None = None
     for name, module in model.named_modules():
         if adapter is not None and name.startswith(adapter):
@@ -169,7 +169,10 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
 
 
 def packing(layer: Any) -> tuple[str, bool, float, int] | None:
-    """A packed layer's number type, double quantization, bytes per weight and weights per block."""
+    """A packed layer's number type, double quantization, bytes per weight and weights per block.
+
+    Returns None if the layer has not been packed.
+    """
     state = layer.weight.quant_state
     if not state:
         return None
@@ -183,8 +186,8 @@ def packing(layer: Any) -> tuple[str, bool, float, int] | None:
 def checkpoint_loaded(evidence: Evidence) -> Answer:
     """Pretrained tensors, unless packed or rewritten, start bit-identical to the checkpoint's.
 
-    The model has all layers of the checkpoint: if a config declares fewer, loading drops the
-    others. An embedding that grew by a token begins with the checkpoint's rows.
+    No layer of the checkpoint is missing; loading would drop layers that the config omits. An
+    embedding that grew by a token begins with the checkpoint's rows.
     """
     cell, trainer = evidence.cell, evidence.trainer
     if cell.profile.random_weights or cell.profile.perturbation is not None:
@@ -289,10 +292,10 @@ def packed_from_checkpoint(evidence: Evidence) -> Answer:
 
 
 def rounding_gap(evidence: Evidence, name: str, weight: Any) -> float:
-    """The distance of a packed weight (out, in) from its checkpoint tensor, which is rounded here.
+    """The distance between a packed weight (out, in) and its checkpoint tensor, rounded here.
 
     The distance is in units of the tensor's norm. If several tensors match the name, the smallest
-    distance counts.
+    distance counts; if none matches, the distance is infinite.
     """
     unpacked = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
     gap = math.inf
@@ -352,9 +355,9 @@ def labels_are_targets(evidence: Evidence) -> Answer:
 
 
 def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
-    """A phrase on correct labels that the tokenizer decodes differently from its backend.
+    """A phrase if the tokenizer decodes correct labels differently from its backend.
 
-    Empty for wrong labels.
+    Otherwise the list is empty, for example for wrong labels.
     """
     tokenizer = codec.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -371,7 +374,7 @@ def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
-    """Labelled spans are the annotated answers, and every window with its answer is labelled."""
+    """Labelled spans are the annotated answers, and no window with an answer lacks its label."""
     codec, rows = require(evidence.codec, ExtractCodec), evidence.train_rows
     span_count = 0
     wrong_rows = []
@@ -393,7 +396,7 @@ def answers_at_annotated_start(evidence: Evidence) -> Answer:
 
 
 def offsets_show_their_tokens(evidence: Evidence) -> Answer:
-    """The characters at a token's offsets are those of the token itself."""
+    """The characters at a token's offsets are the token's own characters."""
     codec, rows = require(evidence.codec, ExtractCodec), evidence.train_rows
     matches = count = 0
     for feature in sample(evidence.trainer.features):

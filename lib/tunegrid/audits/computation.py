@@ -1,4 +1,4 @@
-"""Audits of the trained model's outputs, alone and in a batch, with and without its adapter."""
+"""Audits of the trained model's outputs, by row and by batch, with and without its adapter."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,10 +33,11 @@ from tunegrid.run.probe import (
 )
 
 ADDED = 1e-3  # share of an adapter's contribution; quick cells are right to 1e-6, even over NF4
-# Share of a row's largest logit by which logits with and without gradients may differ in 16 bits.
-# It is 0 on the quick cells, but a device may have other kernels.
+# How far logits with and without gradients may differ in 16 bits, as a share of a row's largest
+# logit. They are equal on the quick cells, but a device may have other kernels.
 SAME_ROW = 1e-2
-# Share of the largest output: DoRA divides a norm by itself, computed in another order.
+# Allowed share of the largest output, since DoRA divides two equal norms that are computed in
+# different orders.
 NORM_ROUNDING = 1e-5
 TWICE = 2.0  # an arbitrary factor by which an adapter is scaled and scaled back
 
@@ -59,7 +60,7 @@ def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
 
 
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
-    """A row has the same logits alone as in a batch with padding, and gradients add up."""
+    """A row has the same logits by itself as in a padded batch, and rows' gradients add up."""
     probe = evidence.full_probe
     gaps = []
     for i, row in enumerate(probe.alone):
@@ -76,7 +77,7 @@ def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
     """The training loss is the targets' cross-entropy in nats, computed here from logits.
 
-    No penalty is included. If the cell has labels, so are the losses of the scored rows.
+    No penalty is included. If the cell classifies, the losses of scored rows are checked, too.
     """
     trainer, probe = evidence.trainer, evidence.full_probe
     batch = trainer.codec.collate(probe.rows)
@@ -136,7 +137,8 @@ def scored_loss_gap(evidence: Evidence) -> float:
 def decoder_sees_no_future(evidence: Evidence) -> Answer:
     """Changing a token in the middle of a target leaves its own and all earlier logits unchanged.
 
-    Rows are compared in one batch, and the last row also alone, which may use another mask.
+    Rows are compared in one batch. The last row is also compared by itself, which may use another
+    mask.
     """
     trainer = evidence.trainer
     rows = evidence.probe.rows if evidence.codec.generates else []
@@ -157,7 +159,7 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
 
 
 def changed_in_the_middle(row: Feature) -> Feature:
-    """The row with the middle token of its target replaced by another token of that target."""
+    """The row with its target's middle token replaced by another of its tokens, or else by 0."""
     target = list(row.target)
     middle = len(target) // 2
     target[middle] = next((token for token in target[:-1] if token != target[middle]), 0)
@@ -167,7 +169,7 @@ def changed_in_the_middle(row: Feature) -> Feature:
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
     """A row's gradients are the same right after an evaluation under the same autocast.
 
-    Autocast caches its casts of weights.
+    Autocast caches its casts of weights, and an evaluation may leave casts without gradients.
     """
     gap = evidence.probe.after_evaluation
     if gap is None:

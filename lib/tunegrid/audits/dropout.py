@@ -26,8 +26,8 @@ MASKS = 5  # extra masks drawn from each module
 LOW_CALLS = 24  # calls of an attention whose dropout is a number
 HIGH_RATE = 0.8  # far above any declared rate
 HIGH_CALLS = 16  # calls at that rate
-# Of each class of attention, only the first few are called often, since the class shares its code.
-# A few calls show that the others drop values, too.
+# Only the first few modules of each class of attention are called often, since they share its code.
+# A few calls show that the other modules drop values, too.
 FULLY_ASKED = 3
 FEW_CALLS = 2
 SKEWED = 0.2  # allowed in the log ratio of two variances, each from few outputs
@@ -58,7 +58,7 @@ def dropout_drops(evidence: Evidence) -> Answer:
     under SDPA, must change its module's output when every other dropout is off, and the mean of
     many outputs of an attention must be its output without dropout. A dropout without effect is a
     fault in an adapter, and elsewhere if the backbone declares its dropouts.
-    `predicting_twice_is_the_same` checks that none drops values in evaluation.
+    `predicting_twice_is_the_same` checks that evaluation drops no values.
     """
     faults = undeclared_rates(evidence)
     if faults:
@@ -112,7 +112,7 @@ def undeclared_rates(evidence: Evidence) -> list[str]:
 
 
 def all_rates(model: nn.Module) -> dict[str, float]:
-    """The rates of all modules (0 if not a dropout) and of all numbers named dropout."""
+    """The rates of all modules (0 if not a dropout) and of all "dropout" attributes, by name."""
     rates = {}
     for name, module in model.named_modules():
         rates[name] = module.p if isinstance(module, nn.Dropout) else 0.0
@@ -122,13 +122,13 @@ def all_rates(model: nn.Module) -> dict[str, float]:
 
 
 def number_rates(module: nn.Module) -> dict[str, float]:
-    """A module's attributes that are numbers and have "dropout" in their names."""
+    """A module's float attributes with "dropout" in their names."""
     numbers = {key: value for key, value in vars(module).items() if isinstance(value, float)}
     return {key: rate for key, rate in numbers.items() if "dropout" in key}
 
 
 def declared_dropouts(model: nn.Module) -> list[Dropout]:
-    """All `nn.Dropout` modules and numbers named dropout with a rate between 0 and 1."""
+    """All `nn.Dropout` modules and "dropout" attributes with a rate strictly between 0 and 1."""
     modules = dict(model.named_modules())
     dropouts = []
     for name, module in modules.items():
@@ -144,10 +144,10 @@ def declared_dropouts(model: nn.Module) -> list[Dropout]:
 
 @dataclass
 class DropoutPass:
-    """Checks dropouts while the model computes a batch of the same row twice, in training mode.
+    """Checks dropouts while the model computes, in training mode, a batch that has one row twice.
 
-    Each module also draws masks from ones, and each attention is called again with its inputs. Both
-    are cheaper than more passes of the model.
+    Each dropout module is also called on ones, and each attention is called again on its inputs.
+    Both are cheaper than more passes of the model.
     """
 
     dropouts: list[Dropout]
@@ -157,7 +157,7 @@ class DropoutPass:
     called: dict[nn.Module, Dropout] = field(default_factory=dict)
     # Names of the other dropouts whose user was called.
     numbers: set[str] = field(default_factory=set)
-    kinds: Counter[type] = field(default_factory=Counter)  # of those dropouts' users
+    kinds: Counter[type] = field(default_factory=Counter)  # counts of their users' classes
     closest: Measured = NO_DEVIATION  # the random deviation closest to its limit
     _last_module: nn.Module | None = None
     _last_output: Tensor | None = None
@@ -194,7 +194,7 @@ class DropoutPass:
             yield
 
     def _look_for_second_mask(self, module: nn.Module, values: Tensor) -> None:
-        """Notes a fault if a leaf module receives the last dropout's output with more dropped."""
+        """Notes a fault if a leaf module receives the last dropout's output with more zeros."""
         output = self._last_output
         if output is None or values.shape != output.shape or self._last_module is None:
             return
@@ -241,7 +241,7 @@ class DropoutPass:
     def _look_at_number(
         self, dropout: Dropout, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> None:
-        """Compares the user's output without dropout with its outputs under this dropout alone."""
+        """Compares the user's output without any dropout to its outputs with only this dropout."""
         self.numbers.add(dropout.name)
         arguments = (inputs, options)
         inputs, options = tree_map(
@@ -286,9 +286,9 @@ def wrong_moments(
     draws: list[Tensor],
     call: Callable[[], Tensor],
 ) -> tuple[Measured, str]:
-    """The deviation closest to its limit, at either rate, and a sentence if it is a fault.
+    """The deviation closest to its limit, and a sentence on the first fault; empty without one.
 
-    The two rates are the declared one and a high one.
+    Outputs are compared at the declared rate and at `HIGH_RATE`.
     """
     setattr(dropout.holder, dropout.attribute, HIGH_RATE)
     high_draws = [call() for _ in range(HIGH_CALLS)]
@@ -331,7 +331,7 @@ def moments(
     """The errors of the mean and the variance of outputs, each with a sentence about it.
 
     Outputs are linear in the kept values. A value that is kept with probability 1 - p, and then
-    divided by it, keeps its mean and has a variance of p / (1 - p) times its square. The factor
+    divided by 1 - p, keeps its mean and has a variance of p / (1 - p) times its square. The factor
     between the variances at two rates follows.
     """
     values = plain.double()

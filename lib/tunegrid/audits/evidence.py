@@ -39,7 +39,7 @@ class AbsentError(Exception):
 
 
 def require(value: object, kind: type[T]) -> T:
-    """Narrows a piece of evidence to this type; raises AbsentError if it has another type."""
+    """Narrows a piece of evidence to `kind`; raises AbsentError if it has another type."""
     if not isinstance(value, kind):
         raise AbsentError
     return value
@@ -49,7 +49,7 @@ def require(value: object, kind: type[T]) -> T:
 class Evidence:
     """The objects that a cell's run leaves behind.
 
-    `splits` and `evaluation` are None if there was no text, or if training stopped.
+    `splits` is None if there was no text; `evaluation` is None unless rows were scored.
     """
 
     cell: Cell
@@ -110,8 +110,8 @@ class Evidence:
     def not_from_checkpoint(self) -> frozenset[str]:
         """Names of parameters that started unlike every checkpoint tensor of the same name.
 
-        A parameter whose name the checkpoint lacks is compared with all of its tensors. If weights
-        are random, no parameter comes from the checkpoint, so all names are included.
+        A parameter whose name the checkpoint lacks is compared with all of the checkpoint's
+        tensors. If weights are random, all names are included.
         """
         files = self.checkpoint_files
         pretrained: Mapping[str, Checksum] = checkpoint_checksums(files, base_type(self.cell))

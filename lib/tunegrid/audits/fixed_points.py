@@ -2,8 +2,8 @@
 
 ROUGE (Lin 2004, as `rouge_score` documents it) lowercases the text and turns every character except
 a-z and 0-9 into a space. Words of more than three letters are stemmed by Porter's algorithm. F is
-the harmonic mean of the shared n-grams' shares. SQuAD v1.1 also lowercases, and drops punctuation
-and the words a, an and the.
+the harmonic mean of the shares of n-grams that match in the two texts. SQuAD v1.1 also lowercases,
+and drops punctuation and the words a, an and the.
 """
 
 import math
@@ -67,8 +67,8 @@ SQUAD_PAIRS = (
     FixedPair("apple", "anapple", (0, 0)),
     FixedPair("anna", "", (0, 0)),
 )
-# Of class 0, 2 of 3 rows are found; of class 1, 1 of 2; of class 2, the only row. One of the two
-# predictions of class 1 is wrong, and so is one of the two of class 2.
+# 2 of 3 rows of class 0 are found, 1 of 2 rows of class 1, and the only row of class 2. Classes 1
+# and 2 are each predicted twice, once wrongly.
 CLASSES = ([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 2])
 CLASS_POINTS = {
     "accuracy": THIRDS,

@@ -109,7 +109,7 @@ def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list
 def rank_passes(rows: int, rank: int, ranks: Ranks, micro_batch: int) -> list[int]:
     """The number of rows in each of a rank's passes.
 
-    Rows are dealt out in turn. A rank that gets none takes part with a row of weight 0.
+    Rows are dealt out in turn. A rank that gets no rows takes part with a row of weight 0.
     """
     passes = [len(piece) for piece in chunks(range(rank, rows, ranks.count), micro_batch)]
     least = math.ceil(rows / (ranks.count * micro_batch)) if ranks.holds_parts else 1

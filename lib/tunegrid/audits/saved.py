@@ -1,4 +1,4 @@
-"""The audit of the saved model: its files, and its answers once loaded and once merged."""
+"""The audit of the saved model: its files, and its answers after loading and after merging."""
 
 import shutil
 import warnings
@@ -44,23 +44,24 @@ PAIR = (
 )
 LONG = 60  # repetitions, which make hundreds of tokens, longer than any limit
 LEVEL = 0.01  # relative tolerance; two 4-bit levels are farther apart
-# Share of a packed layer's weights that may differ: halfway between two levels, the last digit
-# decides.
+# Share of a packed layer's weights that may differ, since the last digit decides halfway between
+# two levels.
 MOST_CODES = 1e-3
-# The most weights, in GiB, that are loaded beside the trained ones. The largest model of the study,
-# BERT2BERT at its true size, has 0.95.
+# The most weights, in GiB, to load beside the trained model. The study's largest model, BERT2BERT
+# at its true size, has 0.95.
 LARGEST_GIB = 4.0
 
 
 def saved_is_served(evidence: Evidence) -> Answer:
-    """The saved model is the trained one: its files, the model they load, and that model merged.
+    """The saved model equals the trained model in its files, after loading, and after merging.
 
     Files hold the trained tensors bit for bit, and the trained objects' settings. The libraries'
     Auto classes load them without options and give the same tokens, answers and logits. PEFT packs
     a merged NF4 layer anew, which rounds away anything less than half a step between two levels.
     Such a layer is therefore compared with its definition, and the rest of the merged model by its
-    logits with the trained layers put back. None if weights are random, or if the disk has no space
-    for a whole model. For a large model, only the files are compared.
+    logits with the trained layers put back. For a large model, only the files are compared.
+
+    Returns None if weights are random, or if the disk has no space for a whole model.
     """
     if evidence.cell.profile.random_weights:
         return None
@@ -123,8 +124,8 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
     if modes:
         counts = f"{len(modes)} modules, {modes[0]} among them"
         return False, f"the saved model is loaded in training mode: {counts}"
-    # On the quick cells the gap is 0 once loaded and 1e-6 once merged. A bf16 base rounds the head,
-    # and rounds again when merging.
+    # On the quick cells, the gap is 0 after loading and 1e-6 after merging. A bf16 base rounds the
+    # head, and merging rounds again.
     limit = FINE if base_type(cell) is torch.float32 else COARSE
     gap = Measured(distance(logits, _logits(evidence, served, rows)), limit)
     detail = f"{len(rows)} rows: loaded again, logits differ by {gap.value:.1e} of the largest"
@@ -150,7 +151,7 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
 
 
 def _several(kind: str, faults: Sequence[str]) -> str:
-    """The number of faults of this kind and the first two of them."""
+    """The number of faults, with `kind`, and the first two; a single fault as it is."""
     if len(faults) == 1:
         return faults[0]
     return f"{len(faults)} {kind} differ: {faults[0]}; {faults[1]}"
@@ -197,8 +198,8 @@ def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) ->
 def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[str]:
     """A sentence for each sampled scored row that the saved model answers differently.
 
-    It uses its own tokenizer and settings. The same batch gives the same bits, so the saved search
-    must find the same texts.
+    The saved model uses its own tokenizer and settings. The same batch gives the same bits, so the
+    saved search must find the same texts.
     """
     rows, device = served_rows(evidence), evidence.device
     answers: list[list[Any]] = []
@@ -225,7 +226,7 @@ def _check_merge(
 ) -> tuple[bool | Measured, str]:
     """Compares the trained model's logits with those of the loaded adapter merged into its base.
 
-    Over a packed base, the merged model gets the trained layers for this.
+    Over a packed base, the trained layers are first put back into the merged model.
     """
     is_packed = evidence.cell.quantization is not None
     try:

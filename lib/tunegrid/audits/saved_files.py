@@ -1,4 +1,4 @@
-"""Compares the files of a saved model with the trained one: tensors bit by bit, settings by field.
+"""Compares a saved model's files to the trained model: tensors bit by bit, settings by field.
 
 Expected values come from the cell, its checkpoint, and the trained objects before they are saved,
 never from a function that saves. Comparisons yield a sentence for each difference.
@@ -173,7 +173,7 @@ def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str])
     """Compares files with tensors by name.
 
     Each byte is read once, and one tensor is held at a time. For each name in `names`, a file must
-    hold that tensor or another one tied to it.
+    hold that tensor or a tensor tied to it.
     """
     saved = set[Any]()
     for path in paths:
@@ -320,7 +320,7 @@ def loaded_fields(path: Path, tokenizer: Any) -> Fields:
 
 
 def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
-    """PEFT's expected configuration: fields that the method declares, otherwise as trained."""
+    """The PEFT configuration to expect: as the method declares it, and otherwise as trained."""
     cell, config = evidence.cell, model.active_peft_config
     fields = peft_fields(config)
     method: Any = cell.method
@@ -349,7 +349,7 @@ def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
 
 
 def config_fields(evidence: Evidence, model: Any) -> Fields:
-    """A model's expected configuration: fields of the cell or checkpoint, otherwise as trained."""
+    """The model configuration to expect: from the cell or checkpoint, and otherwise as trained."""
     cell = evidence.cell
     fields = plain(model.config)
     original = checkpoint_fields(cell, CONFIG_NAME)
@@ -442,7 +442,7 @@ def public(value: Any) -> Fields:
 
 
 def plain_object(value: Any) -> Any:
-    """Converts an object that JSON does not know into a simpler one."""
+    """Converts an object that JSON cannot hold into a simpler value."""
     if isinstance(value, set | frozenset):
         return sorted(value)
     if isinstance(value, torch.dtype):

@@ -41,7 +41,8 @@ from tunegrid.words import contrast
 ENDED_SHARE = 0.9  # share of generated texts that must end by themselves
 ALIKE = 0.9  # share of a window's letters that must match its context
 MORE_THAN_LUCK = 3.0  # standard errors that a difference must exceed
-# Rows with a target other than the most frequent one; a sound model may find none of so few.
+# Collapse is judged only if this many rows have a target that is not the most frequent; a sound
+# model may find none of fewer rows.
 RARE = 10
 LEAST_OTHERS = 0.2
 SHOWN = 60  # characters shown of a prediction
@@ -58,10 +59,10 @@ def selection_apart_from_test(evidence: Evidence) -> Answer:
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
-    """The frame of a prompt survives truncation, and scored tokens are those of each row alone.
+    """The frame of a prompt survives truncation; batching does not change a scored row's tokens.
 
     A frame consists of special tokens, a prefix, a separator or a chat template. Scored rows are
-    encoded again one by one, and must have the tokens that were scored, covering all of their text.
+    encoded again one by one. This must give the tokens that were scored, covering all their text.
     """
     evaluation = evidence.scored
     begin, end = evidence.codec.frame()
@@ -80,7 +81,7 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
 
 
 def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
-    """A phrase for each scored row whose tokens change when each of its texts is encoded alone."""
+    """A phrase for each scored row whose tokens change when its texts are encoded one by one."""
     # Tokenizers written in Python encode one text at a time anyway.
     if getattr(codec.tokenizer, "backend_tokenizer", None) is None:
         return []
@@ -101,7 +102,7 @@ def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
 
 
 class LoneTokenizer:
-    """A tokenizer that encodes each text alone.
+    """A tokenizer that encodes one text at a time.
 
     It bypasses transformers with a copy of the tokenizer's file that neither truncates nor pads.
     """
@@ -160,10 +161,10 @@ def generation_not_truncated(evidence: Evidence) -> Answer:
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
-    """Scores are possible, are the means of their rows, and do not change for rows scored alone.
+    """Scores are possible, are the means of their rows, and do not depend on other rows.
 
-    Texts are only sampled for this. Fixed pairs score the points worked out by hand, and generated
-    texts match their tokens.
+    Rows are scored again one by one, texts only in a sample. Fixed pairs score the points worked
+    out by hand, and generated texts match their tokens.
     """
     evaluation, task = evidence.scored, evidence.cell.task
     count = len(evaluation.rows)
@@ -202,7 +203,7 @@ def impossible_scores(task: Task, evaluation: Evaluation) -> Iterator[str]:
 
 
 def other_points(task: Task, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each row that scores differently when scored alone; texts are only sampled."""
+    """A sentence for each row that scores differently by itself; texts are only sampled."""
     indices: Iterable[int] = range(len(evaluation.rows))
     if task.problem is Problem.GENERATE:
         indices = sorted(sample(range(len(evaluation.rows)), 2 * SAMPLE))
@@ -225,7 +226,7 @@ def wrong_texts(codec: Codec, evaluation: Evaluation) -> Iterator[str]:
             yield f"the text of row {i} is decoded as {contrast(prediction.value, text)}"
 
 
-# Score one row alone. BERTScore is omitted because its encoder is no longer in memory.
+# Functions that score one row. BERTScore is omitted because its encoder is no longer in memory.
 ALONE: dict[Problem, Callable[[Task, Row, Any], dict[str, list[float]]]] = {
     Problem.CLASSIFY: lambda task, row, value: {"accuracy": [100.0 * (value == row[task.target])]},
     Problem.EXTRACT: lambda task, row, value: squad_examples([answer_texts(task, row)], [value]),
@@ -254,10 +255,10 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
 
 
 def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]]:
-    """Scores beat every answer without a model and are no worse than before training.
+    """Scores beat all answers given without a model and are no worse than before training.
 
-    Both hold by three standard errors. A checkpoint may already know the task, as T5's knows SQuAD,
-    so a healthy run need not gain anything over it.
+    Each comparison allows for three standard errors. A checkpoint may already know the task, as
+    T5's knows SQuAD, so a healthy run need not improve on it.
     """
     task, evaluation = evidence.cell.task, evidence.scored
     train_rows = evidence.train_rows
@@ -287,7 +288,7 @@ def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float
 
 
 def mean_difference(points: Sequence[float], other_points: Sequence[float]) -> tuple[float, float]:
-    """The mean gain of rows over other points of the same rows, and its standard error.
+    """The mean gain of `points` over `other_points` of the same rows, and its standard error.
 
     Two rows are added (Agresti and Min 2005): half a row gains all points, half a row loses all
     points, and one row does neither. The error is therefore positive even if nearly all rows agree.
@@ -337,7 +338,7 @@ READ_OFF: dict[Problem, Callable[[Task, Sequence[Row], Sequence[Row]], list[str]
 
 
 def scored_rows(evaluation: Evaluation) -> list[int]:
-    """Indices of the shortest feature, the last of the first batch, and the longest feature.
+    """Indices of three features: the shortest, the last of the first batch, and the longest.
 
     The last feature of a batch has the most padding.
     """
@@ -348,7 +349,7 @@ def scored_rows(evaluation: Evaluation) -> list[int]:
 
 
 def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
-    """A scored row that is predicted again alone has the same scores as in its batch."""
+    """A scored row gets the same scores when predicted again by itself as it got in its batch."""
     evaluation, codec, device = evidence.scored, evidence.codec, evidence.device
     if codec.generates:
         return None

@@ -37,14 +37,14 @@ from tunegrid.words import contrast
 
 # A text is "open" to the extent that it is close to losing to another text. On a quick cell,
 # searching 8 texts again costs 0.2 s, 64 cost 1.4 s and all 192 cost 4 s. A single pass over 64
-# costs 0.3 s and shows which are most open. A broken rule changes a few of the 192 texts, and at
-# least one of them is nearly always in the most open tenth.
+# costs 0.3 s and shows which texts are most open. A broken rule changes a few of the 192 texts, and
+# at least one of them is nearly always in the most open tenth.
 OPEN, SPREAD = 8, 4  # scored texts searched again: the most open, and evenly spread texts
 CANDIDATES = 64  # evenly spread scored texts from which the most open are chosen
 FEW_OPEN, FEW_CANDIDATES = 4, 32  # for true-size models, whose passes are slow
 AT_ONCE = 16  # texts of a micro model searched together; larger models have large logits
-# Rules that take effect in every search: an unsure model runs into long texts that win, repeated
-# words, and ends that come too early. With fewer tokens or a weaker penalty, early stopping changes
+# Rules that take effect in every search, since an unsure model runs into long texts that win,
+# repeated words, and premature ends. With fewer tokens or a weaker penalty, early stopping changes
 # none of 16 rows; with these values it changes the beams of 5 to 11.
 PROVOKED = 4  # the shortest rows, read backwards, are searched under these rules
 PROVOKING = Generation(num_beams=4, no_repeat_ngram_size=2, length_penalty=6.0, max_new_tokens=28)
@@ -91,7 +91,7 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
 
 
 def texts_are_the_models(evidence: Evidence) -> Answer:
-    """Scored texts are what the recipe's search finds by definition, alone and without a cache.
+    """The recipe's search, run as defined and without a cache, finds the scored texts.
 
     Some of the texts are evenly spread; the others are the most open. In fp32, a few more rows are
     searched under rules that all take effect, and all their beams are compared. In coarser
@@ -135,7 +135,7 @@ def leeway(evidence: Evidence) -> float:
 
 
 def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
-    """Indices of the most open of the scored texts, and of some evenly spread ones."""
+    """Indices of the most open scored texts and of a few evenly spread texts."""
     micro = evidence.cell.profile.micro
     indices = spread_indices(len(evaluation.outputs), CANDIDATES if micro else FEW_CANDIDATES)
     lengths = get_lengths(evaluation.features)
@@ -158,7 +158,7 @@ def spread_indices(count: int, most: int) -> range:
 
 
 def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> float:
-    """The largest lead that another text could gain by leaving this one and then being certain.
+    """The largest lead that another text could gain by leaving `text` and then being certain.
 
     `scores` (T, V) are log-probabilities of each next token. A text whose openness is far below 0
     has no rival.
@@ -173,7 +173,7 @@ def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> flo
 
 
 def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
-    """Compares all beams of the library's search by the `PROVOKING` rules with the defined ones."""
+    """Compares all beams of the library's search under `PROVOKING` to those of the definition."""
     codec = evidence.text_codec
     lengths = get_lengths(evaluation.features)
     shortest = sorted(range(len(lengths)), key=lambda i: lengths[i])[:PROVOKED]
@@ -239,8 +239,8 @@ class Beams:
         for i, beginnings in requests.items():
             for ids in beginnings:
                 if ids not in self.known[i]:
-                    # Beams often continue as the text does, so a pass that appends its rest
-                    # covers longer beams, too.
+                    # Beams often continue as the text does, so a pass that appends the text's
+                    # rest covers longer beams, too.
                     rest = self.texts[i][len(ids) :] or [self.codec.end_id]
                     drafts.append((i, (*ids, *rest)))
         if not drafts:
@@ -265,9 +265,9 @@ class Beams:
         noise: float = 0.0,
         draw: int = 0,
     ) -> list[list["Beam"]]:
-        """The beams of a search for each of these rows.
+        """The beams of a search for each row in `indices`.
 
-        Normal noise, in nats, is added to all scores.
+        Normal noise of `noise` nats, drawn with the seed `draw`, is added to all scores.
         """
         generator = torch.Generator().manual_seed(draw)
         searches = {i: beam_search(rules, self.codec.end_id) for i in indices}
@@ -318,7 +318,7 @@ def search_gaps(
 
 
 def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[Text]) -> float:
-    """The lowest level in `NOISES` at which a search finds these texts of a row, or infinity."""
+    """The lowest level in `NOISES` at which a search finds `texts` for a row, or infinity."""
     rounding = get_rounding(beams, place)
     for factor in NOISES:
         for draw in range(NOISY_SEARCHES):

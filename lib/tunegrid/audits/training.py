@@ -33,8 +33,8 @@ from tunegrid.run.probe import allowance, keep_state, relative_gap, smallest_ten
 from tunegrid.run.train import LEAST_LOSS, Trainer
 
 # Allowed gap between two ways of computing the same gradient, in units of its norm. A fault loses
-# or multiplies a micro-batch, which is half of the norm. bf16 logits are right to 4e-3, and so is
-# the little gradient that they leave when a model is sure.
+# or multiplies a micro-batch, which is half of the norm. bf16 logits are right to 4e-3, as is the
+# small gradient that remains when a model is sure.
 TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
 # Sizes of a weight whose moments an 8-bit optimizer packs, and of a weight whose moments stay in
 # fp32.
@@ -218,7 +218,7 @@ def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]
 
 
 def moment_types(evidence: Evidence) -> set[torch.dtype]:
-    """The types of the moments that the same optimizer keeps for a single large fp32 weight.
+    """The types of the moments that the recipe's optimizer keeps for a large weight, and fp32.
 
     If the method made its own optimizer, the types of all its moments are returned.
     """
@@ -235,7 +235,7 @@ def moment_types(evidence: Evidence) -> set[torch.dtype]:
 
 
 def first_step(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor) -> Any:
-    """The recipe's optimizer after its first step on this weight alone, at a learning rate of 1.
+    """The recipe's optimizer after its first step on a single weight, at a learning rate of 1.
 
     Returns None if the method made its own optimizer.
     """
@@ -287,7 +287,7 @@ def variant_applied(evidence: Evidence) -> Answer:
 
 
 def gradients_clipped(evidence: Evidence) -> Answer:
-    """After clipping, each update's gradient norm is its own or the recipe's bound, if smaller."""
+    """Clipping reduces gradient norms above the recipe's bound to that bound and keeps others."""
     bound, log = evidence.cell.recipe.max_grad_norm, evidence.trainer.log
     if bound is None or not log.updates:
         return None
@@ -351,7 +351,7 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
 def memory_does_not_grow(evidence: Evidence) -> Answer:
     """No update leaves tensors behind: their number and bytes do not grow after the tenth update.
 
-    Other memory of the process is no measure, since oneDNN keeps kernels for each new shape.
+    The process's other memory is not compared, since oneDNN keeps kernels for each new shape.
     """
     held = evidence.trainer.meter.held
     updates = held[-1].updates - held[0].updates if held else 0
@@ -374,7 +374,7 @@ def optimizer_set_as_declared(evidence: Evidence) -> Answer:
     """Betas and epsilon are AdamW's documented defaults, and weight decay is the recipe's.
 
     Only matrices decay, not biases and norms. The 8-bit optimizer keeps large tensors' moments in 8
-    bits; torch's keeps no moments that way.
+    bits; torch's optimizer keeps all moments in fp32.
     """
     cell, trainer = evidence.cell, evidence.trainer
     is_own = type(cell.method).make_optimizer is not Method.make_optimizer

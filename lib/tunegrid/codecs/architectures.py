@@ -1,4 +1,4 @@
-"""Model classes by their names in `Head.architecture`: transformers', and four of our own.
+"""Finds model classes by name for `Head.architecture`: transformers' and four of our own.
 
 All load with `from_pretrained`, so transformers quantizes them and reports missing weights.
 """
@@ -41,7 +41,7 @@ class BertMLPClassifier(hf.BertPreTrainedModel):
 
 
 class T5EncoderHead(hf.T5EncoderModel):
-    """T5's encoder and a new linear layer, whose weights start as small as BERT's and GPT-2's."""
+    """Base of T5 encoders with a new linear layer, initialized as small as in BERT and GPT-2."""
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initializes new layers; with torch's default, T5's large states start far from chance."""
@@ -53,7 +53,7 @@ class T5EncoderHead(hf.T5EncoderModel):
 
 
 class T5EncoderClassifier(T5EncoderHead):
-    """A linear classifier on the mean of T5's encoder over real tokens; T5 has no trained [CLS]."""
+    """A linear classifier on T5's mean state over real tokens, since T5 has no trained [CLS]."""
 
     def __init__(self, config: Any) -> None:
         """Builds layers from the config; the classifier is new."""
@@ -168,9 +168,9 @@ OWN: dict[str, type[Any]] = {
 
 
 def architecture(name: str | type[Any]) -> Any:
-    """The class of ours or transformers' with this name. Raises InputError for unknown names.
+    """The class called `name`, ours or transformers'; raises InputError if it is unknown.
 
-    A class is returned as it is.
+    If `name` is itself a class, it is returned as it is.
     """
     if isinstance(name, type):
         return name

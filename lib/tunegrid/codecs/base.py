@@ -72,7 +72,10 @@ class Codec(ABC):
             raise InputError(f"{self.cell.id}: {fault}; give the recipe a larger one")
 
     def special(self, name: str | None) -> list[int]:
-        """The id of a token such as "sep_token". Raises InputError if the tokenizer lacks it."""
+        """The id of a token such as "sep_token"; empty if `name` is None.
+
+        Raises InputError if the tokenizer lacks the token.
+        """
         if name is None:
             return []
         token = getattr(self.tokenizer, f"{name}_id", None)
@@ -96,7 +99,7 @@ class Codec(ABC):
         return self.recipe.prefix + stitch(row, self.cell.text)
 
     def fit(self, tokens: Sequence[int]) -> list[int]:
-        """Makes an input from `before`, the tokens, truncated on the right to fit, and `after`."""
+        """Puts the tokens, truncated on the right to fit, between `before` and `after`."""
         return [*self.before, *tokens[: self.room], *self.after]
 
     def frame(self) -> tuple[list[int], list[int]]:
@@ -121,11 +124,11 @@ class Codec(ABC):
         """One padded training batch, with "labels"."""
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
-        """Moves the batch to a device; may add aids for `loss`, whose result they do not change."""
+        """Moves the batch to a device; may add tensors that speed up `loss` but keep its result."""
         return move_batch(device, batch)
 
     def targets(self, batch: Batch) -> int:
-        """How many items the batch's loss is summed over: one per row, or per window."""
+        """The number of items that the batch's loss is summed over: one per row or window."""
         return len(batch["labels"])
 
     @abstractmethod
@@ -185,7 +188,7 @@ class Codec(ABC):
     ) -> Batch:
         """Padded ids (B, L) with their mask.
 
-        `segments` gives the position of each row's second text, for models that distinguish two.
+        `segments` gives the position of each row's second text, for models that mark it.
         """
         ids = pad(rows, self.pad_id, left=left)
         mask = pad([[1] * len(row) for row in rows], 0, left=left)
@@ -202,7 +205,7 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def integers(values: Sequence[Any]) -> Tensor:
-    """Converts whole numbers, or lists of equal length, to a tensor, faster than `torch.tensor`."""
+    """Makes a tensor of whole numbers, or of equally long lists, faster than `torch.tensor`."""
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
@@ -244,26 +247,26 @@ def alphanumeric(text: str) -> str:
 
 
 def same_alphanumeric(tokens: str, text: str, unknown: str | None) -> bool:
-    """Checks that decoded tokens contain a text, any part of which may be `unknown`."""
+    """Checks that decoded tokens contain a text; tokens with `unknown` always pass."""
     if unknown and unknown in tokens:
         return True
     return alphanumeric(text) in alphanumeric(tokens)
 
 
 class SyntheticTokenizer:
-    """The ids of a backbone's true tokenizer, with named special tokens but without words."""
+    """Stands in for a backbone's real tokenizer, with its ids and special tokens but no words."""
 
     pad_token_id = eos_token_id = cls_token_id = sep_token_id = None
 
     def __init__(self, backbone: Backbone) -> None:
-        """Takes the true vocabulary's size and special tokens."""
+        """Takes the backbone's vocabulary size and special tokens."""
         vars(self).update(backbone.special_tokens)
         self._size = backbone.vocabulary
         self._special = set(backbone.special_tokens.values())
         self._added: list[str] = []
 
     def __len__(self) -> int:
-        """The number of ids, including added ones."""
+        """The number of ids, including those of added tokens."""
         return self._size + len(self._added)
 
     def add_tokens(self, tokens: list[str], special_tokens: bool = False) -> None:

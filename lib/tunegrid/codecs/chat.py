@@ -19,8 +19,8 @@ from tunegrid.codecs.generate import CausalCodec
 from tunegrid.data.sources import Row, answer_texts, context, stitch
 from tunegrid.errors import InputError, first_line
 
-# Some templates insert today's date, but training must not depend on the day. They take it as
-# `date_string`, or get it by calling `strftime_now`, which a macro of this name replaces.
+# Some templates insert today's date, but training must not depend on the day. They take the date as
+# `date_string` or call `strftime_now`, which a macro of this name replaces.
 DAY = date(2025, 1, 1)
 _DIRECTIVES = "".join(f".replace('%{name}', '{DAY.strftime(f'%{name}')}')" for name in "dmbBaAyY")
 FIXED_DAY = "{% macro strftime_now(format) %}{{ format" + _DIRECTIVES + " }}{% endmacro +%}"
@@ -38,7 +38,7 @@ class Surrounding(NamedTuple):
 
 
 class ChatCodec(CausalCodec):
-    """Learns every turn of the assistant; the last one is generated.
+    """Learns every turn of the assistant; the last turn is generated.
 
     A long conversation loses its oldest turns, then the end of the prompt, but never the template
     or the system's turn. A feature's `extra` holds the spans (start, end) of its learned input
@@ -48,8 +48,8 @@ class ChatCodec(CausalCodec):
     def _frames(self, roles: tuple[str, ...]) -> list[Surrounding]:
         """The template's text before each turn of these roles and after the last turn.
 
-        Raises InputError for a template that cannot render these turns, or does not show each of
-        them exactly once.
+        Raises InputError for a template that cannot render these turns, or does not show each turn
+        exactly once.
         """
         if roles in self._cache:
             return self._cache[roles]
@@ -98,7 +98,7 @@ class ChatCodec(CausalCodec):
         return {}
 
     def affixes(self) -> tuple[list[int], list[int]]:
-        """The template's tokens around the user's text; random ones for a `SyntheticTokenizer`."""
+        """The template's tokens around the user's text; random for a `SyntheticTokenizer`."""
         if isinstance(self.tokenizer, SyntheticTokenizer):
             rng = Random(0)
             start = self.tokenizer.draw(rng, SYNTHETIC_BEFORE)
@@ -108,7 +108,10 @@ class ChatCodec(CausalCodec):
 
     @cached_property
     def end_id(self) -> int:
-        """The template's one token after the assistant's turn, or else the tokenizer's end id."""
+        """The token that ends the assistant's turn.
+
+        If the template does not end the turn with a single token, it is the tokenizer's end id.
+        """
         if isinstance(self.tokenizer, SyntheticTokenizer):
             return super().end_id
         ends = self.ids(self._frames(("user", "assistant"))[-1].text.strip())
@@ -173,7 +176,7 @@ class ChatCodec(CausalCodec):
     def frame(self) -> tuple[list[int], list[int]]:
         """The template and the prefix, minus its last token, which may merge with the text.
 
-        For conversations, the opening that is the same with and without a system's turn.
+        For conversations, only the opening that is the same with and without a system's turn.
         """
         if self.task.messages:
             openings = (self._frames(roles)[0].ids for roles in (("system", "user"), ("user",)))
@@ -229,7 +232,7 @@ class ChatAnswerCodec(ChatCodec):
         return text.removeprefix(lead)
 
     def _cut(self, text: str, count: int) -> str:
-        """The text of the first `count` tokens; being text, it is tokenized like any other."""
+        """The text of the first `count` tokens; it is tokenized again, like any other text."""
         [offsets] = self.encode_texts([text], return_offsets_mapping=True)["offset_mapping"]
         if not count or not offsets:
             return ""

@@ -42,7 +42,10 @@ class ExtractCodec(Codec):
     """Splits long contexts into windows; the annotated start locates the answer."""
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature per window; training leaves out rows whose answer is in no window."""
+        """One feature per window; training leaves out rows whose answer is in no window.
+
+        Raises InputError if a question leaves no room for its context.
+        """
         questions = self.to_ids([self.text(row) for row in rows])
         texts = [context(self.task, row) for row in rows]
         contexts = self.encode_texts(texts, return_offsets_mapping=True)
@@ -181,7 +184,7 @@ class ExtractCodec(Codec):
 
 
 def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
-    """Positions of the first and last token of these characters; (0, 0) if any are missing."""
+    """Positions of the first and last token of `characters`; (0, 0) if the window lacks any."""
     begin, end = characters
     offsets = window.offsets
     tokens = [i for i, (start, stop) in enumerate(offsets) if start < end and stop > begin]
@@ -193,8 +196,8 @@ def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
 def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int, int]:
     """The highest sum of a first and a last token's scores (L), and the positions of both.
 
-    The last token is not before the first, and within the length limit. Both are in the context,
-    since the question contains no answer.
+    The last token is not before the first, and the span is within the length limit. Both tokens are
+    in the context, since the question contains no answer.
     """
     fill = torch.finfo(ends.dtype).min  # unlike -inf, makes no NaN of an infinite score
     sums = crop(starts, window).unsqueeze(1) + legal_ends(crop(ends, window), fill)

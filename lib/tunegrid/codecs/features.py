@@ -24,7 +24,7 @@ RECIPE_FIELDS = ("max_length", "doc_stride", "max_target_length", "text", "prefi
 TASK_FIELDS = ("text", "text_pair", "target", "labels", "messages")
 TOKEN_NAMES = ("before", "between", "after", "lead", "end_id")  # attributes that a codec may have
 ROW_BLOCK = 1000  # rows encoded together
-# Another release or commit of these gives another key.
+# Libraries of which another release or commit gives another key.
 TOKENIZER_LIBRARIES = ("transformers", "tokenizers")
 SHARED = 18  # lists in memory: training and test rows of three tasks with three tokenizers
 LARGEST = 10_000  # the most features of a list in memory, since users may have many rows
@@ -54,7 +54,7 @@ class StoredFeatures(Sequence[Feature]):
 
 
 def get_lengths(features: Sequence[Feature]) -> Sequence[int]:
-    """The token count of each feature, without rebuilding stored ones."""
+    """The token count of each feature, without rebuilding stored features."""
     if isinstance(features, StoredFeatures):
         return features.lengths
     return [len(feature.input_ids) for feature in features]
@@ -74,7 +74,7 @@ def get_features(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequen
                 cause = cause.__context__
             if cause is None:
                 raise  # the cause is not a full disk or a folder that cannot be made
-    # The class itself, since two classes made by one function share a name.
+    # The key holds the class itself, since two classes made by one function share a name.
     name = (type(codec), key)
     if name in _by_codec:
         return _by_codec[name]

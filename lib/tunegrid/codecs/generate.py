@@ -52,10 +52,10 @@ class GenerateCodec(Codec):
     start_id: int | None = None
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """Raises InputError if the recipe does not say how to generate.
+        """Raises InputError if the recipe does not say how to generate, or allows too long a text.
 
-        Also raises it if a text that continues its prompt could exceed `max_length`, and with it
-        the model's positions.
+        A text that continues its prompt must not exceed `max_length`, and with it the model's
+        positions.
         """
         recipe = cell.recipe
         if not (recipe.generation and recipe.max_target_length):
@@ -129,7 +129,7 @@ class GenerateCodec(Codec):
         device: torch.device,
         **options: Any,
     ) -> Any:
-        """The output of `generate`, without prompts, for the recipe's search changed by `options`.
+        """The model's `generate` output without prompts; `options` change the recipe's search.
 
         Settings in a checkpoint's generation_config are ignored.
         """
@@ -179,9 +179,9 @@ class GenerateCodec(Codec):
         return [Prediction(value=text.strip()) for text in texts]
 
     def decode_alone(self, output: list[int]) -> str | None:
-        """Decodes an output with the tokenizer's own file alone.
+        """Decodes an output with only the tokenizer's backend.
 
-        None if the tokenizer has no such backend, or if transformers cleans up spaces.
+        Returns None if the tokenizer has no backend, or if transformers cleans up spaces.
         """
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None or self.tokenizer.clean_up_tokenization_spaces:

@@ -14,7 +14,7 @@ NAME_WIDTH = 12  # columns for the name of a split
 
 
 def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
-    """Lists the rows and labels of each split and the first training row, at most this wide."""
+    """Describes each split's rows and labels and an example in lines of at most `width`."""
     lines = [f"rows of {task.id}:"]
     for name in SPLITS:
         rows: Sequence[Row] = getattr(splits, name)

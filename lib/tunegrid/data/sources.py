@@ -28,9 +28,9 @@ from tunegrid.grid.tasks import FILE_KINDS, GZIP, Task, file_kind
 
 @cache
 def prefer_cache_if_unreachable() -> bool:
-    """Sets HF_HUB_OFFLINE for this process if the hub cannot be reached; returns False then.
+    """Sets HF_HUB_OFFLINE for this process and returns False if the hub cannot be reached.
 
-    Cached files then load, and others fail immediately. If HF_HUB_OFFLINE or a proxy is set
+    Cached files then load, and other files fail immediately. If HF_HUB_OFFLINE or a proxy is set
     already, nothing is checked, and the result is True. Call this before huggingface_hub is
     imported, which reads the variable once.
     """
@@ -84,9 +84,9 @@ ROWS_AT_ONCE = 1000  # rows to read from disk at a time
 DENSE = 4  # read a slice if it has fewer than this many rows per row needed
 FIRST = 1000  # rows of a large file to check before anything is loaded
 LONGEST_CAUSE = 200  # characters; some libraries quote a whole schema
-# The largest file to hold in memory; a larger one stays on disk, unless it is compressed.
+# The largest file to hold in memory; a larger file stays on disk, unless it is compressed.
 HELD_BYTES = 2**25
-# Column separators by kind of file; the first is used if a header has none.
+# Column separators by kind of file; the first is used if a header has no separator.
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
 ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
 COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
@@ -131,13 +131,14 @@ class Lines:
 class Table:
     """One split, read by column or by row.
 
-    It is a list of rows, or `Lines` or a `datasets.Dataset`, which stay on disk.
+    Its rows are a list in memory, or `Lines` or a `datasets.Dataset` on disk.
 
     Attributes:
         origin: where it came from; `revision` is the hub's commit, None for a local folder.
-        is_whole: no row of its file is left out.
+        is_whole: whether it has all rows of its file.
+        first: the number of its first row, for messages.
         names: the columns as stored.
-        convert: makes a row from a stored row and a description of where it is.
+        convert: makes a row from a stored row and a description of its place; may be None.
     """
 
     def __init__(
@@ -263,7 +264,7 @@ def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str
 def labeller(task: Task) -> Callable[[Row, str], Row]:
     """Returns a function that replaces a label's name in a row by its number.
 
-    It also reads digits, which CSV has, unless a label's name consists of digits.
+    The function also reads numbers stored as text, as in CSV, unless a label's name is a number.
     """
     numbers: dict[Any, int] = {name: number for number, name in enumerate(task.labels)}
     if not any(name.isdecimal() for name in task.labels):
@@ -316,7 +317,7 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
     """The files of each split, by name: the task's own files, or those in its folder.
 
     A split is one file, the shards that the hub makes, or a folder from `save_to_disk`. Raises
-    InputError if there are none.
+    InputError if the folder, a named file or every split is missing.
     """
     folder = (root or Path()) / task.folder
     by_name: dict[str, list[Path]] = {}
@@ -390,7 +391,7 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
 
 
 def _first_rows(rows: Iterator[Row], origin: str, *, is_large: bool) -> Table:
-    """All rows, in memory; only the first rows of a large file."""
+    """All rows, in memory, or only the first rows of a large file."""
     return Table(list(islice(rows, FIRST if is_large else None)), origin, is_whole=not is_large)
 
 
@@ -401,7 +402,7 @@ def _batch_rows(batches: Iterable[Any]) -> Iterator[Row]:
 
 
 def _json_row(row: Row) -> Row:
-    """Turns values that JSON lacks, such as dates, into text: runs keep a hash of each row."""
+    """Turns values that JSON lacks, such as dates, into text, since runs hash each row."""
     for name, value in row.items():
         if not isinstance(value, JSON_TYPES):
             row[name] = str(value)
@@ -530,7 +531,7 @@ def _hub_tables(task: Task) -> dict[str, Table]:
 
 
 def stitch(row: Row, columns: Sequence[str]) -> str:
-    """Joins the columns' texts with line breaks, without a line break for an empty text."""
+    """Joins the columns' texts with line breaks, skipping empty texts."""
     return "\n".join(row[column] for column in columns if row[column])
 
 

@@ -1,4 +1,4 @@
-"""Makes the train, validation and test rows of a `Task` at a `Profile`.
+"""Makes the train, validation and test rows of a `Task` for a `Profile`.
 
 Every method and backbone gets the same rows. Each row is checked before anything trains on it. A
 split depends only on the data and on `SPLIT_SEED`, so that the scores of a triple can be paired
@@ -44,8 +44,8 @@ class Splits:
     Attributes:
         origins: where each split came from.
         revision: the hub's commit at which the rows were read; None for a local folder.
-        dropped: the number of rows left out of a split because their text is also in a split that
-            scores it.
+        dropped: the number of rows left out of each split because a scored split has their text,
+            too.
     """
 
     train: Sequence[Row]
@@ -133,7 +133,7 @@ def scoring_rule(task: Task, profile: Profile) -> str | Carve:
 
 
 def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[str, TableSlice]:
-    """The indices of each split's rows, at most as many as the profile takes."""
+    """The indices of each split's rows, up to the cap of the profile or the task."""
     rules = {"validation": task.validation, "test": scoring_rule(task, profile)}
     for split in (task.train, *rules.values()):
         if not isinstance(split, Carve):
@@ -170,7 +170,7 @@ def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[
 
 
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
-    """Draws the indices of the pool's rows to set aside, with `SPLIT_SEED`.
+    """Draws, with `SPLIT_SEED`, the indices of the pool's rows to set aside.
 
     Their number is about `rule.share` of the whole table. With `rule.group`, that share of the
     pool's groups is set aside instead.
@@ -200,8 +200,8 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
 def check_files(task: Task, profile: Profile) -> Splits | None:
     """The rows of all splits, read without `datasets`; None if only a part could be checked.
 
-    That is the case for large files, of which only the first rows are read, and for the hub. Raises
-    InputError for a file that does not exist, or whose rows the task cannot use.
+    Only the first rows of large files are read, and none on the hub. Raises InputError for a file
+    that does not exist, or whose rows the task cannot use.
     """
     by_name = tables(task, profile.data_root, first=True)
     if not by_name:  # rows are on the hub
@@ -251,7 +251,7 @@ def check_task(task: Task) -> None:
 
 
 def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
-    """Raises InputError if all training rows have one label: there is nothing to learn."""
+    """Raises InputError if all training rows have one label, which leaves nothing to learn."""
     if len(labels) == 1:
         raise InputError(
             f"{origin}: all training rows are {task.labels[min(labels)]!r}; "
@@ -298,7 +298,10 @@ def _fault(task: Task, row: Row) -> str | None:
 
 
 def _surrogate_fault(task: Task, row: Row) -> str | None:
-    """The fault of a lone surrogate, which JSON can hold but UTF-8 and tokenizers cannot."""
+    """The fault in a row with a lone surrogate; None if it has none.
+
+    JSON can hold a lone surrogate, but UTF-8 and tokenizers cannot.
+    """
     values = [row.get(name) for name in task.columns]
     try:
         json.dumps(values, ensure_ascii=False).encode()
@@ -309,7 +312,7 @@ def _surrogate_fault(task: Task, row: Row) -> str | None:
 
 
 def type_fault(task: Task, column: str, value: Any) -> str:
-    """The fault of a value that does not have its column's type."""
+    """The fault in a value that does not have its column's type."""
     if task.labels and column == task.target and isinstance(value, str):
         return _label_fault(task, {column: value}) or ""
     kind = task.columns[column]
@@ -317,7 +320,7 @@ def type_fault(task: Task, column: str, value: Any) -> str:
 
 
 def _content_fault(task: Task, row: Row) -> str | None:
-    """The fault of a row whose values have the right types."""
+    """The fault in a row whose values have the right types; None if there is none."""
     if task.problem is Problem.CLASSIFY:
         return _label_fault(task, row)
     if task.problem is Problem.EXTRACT:

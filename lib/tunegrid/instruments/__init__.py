@@ -95,7 +95,7 @@ class Shift:
     Attributes:
         meaning: the change in a few words.
         change: changes a row of a task, using a fresh generator for each row. It returns an equal
-            row if there is nothing to change, and must keep the start of an answer right.
+            row if there is nothing to change, and must keep an answer's start correct.
         problems: the kinds of problem that the shift applies to.
         turns: whether the shift changes the target, so that answers must follow. Any other shift
             keeps the target.

@@ -50,15 +50,15 @@ class ModelCalibration(Instrument):
         "hits": Figure(shown=".1f"),
         "ECE": Figure(shown=".1f"),
         "by chance": Figure(shown=".1f"),
-        # The margin is a likelihood of 98 %. Starts that differ in their last digits move the NLL
-        # by at most 1e-6 (bert_qa_lora, gpt2_sa_lora).
+        # The margin is a likelihood ratio of 98 %. Starts that differ in their last digits move the
+        # NLL by at most 1e-6 (bert_qa_lora, gpt2_sa_lora).
         "NLL": Figure(better="lower", margin=0.02, shown=".3f"),
         "temperature": Figure(shown=".2f"),
         "validation NLL": Figure(shown=".3f"),
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Reject cells that generate text, which is neither a hit nor a miss."""
+        """Rejects cells that generate text, which is neither a hit nor a miss."""
         if cell.cell.recipe.generation:
             raise NotAskedError("generated texts are neither hits nor misses")
 
@@ -111,10 +111,10 @@ def confidences(
 ) -> list[float] | None:
     """The probability of each row's prediction at a temperature; None if outputs are texts.
 
-    A label's probability is its softmax over all labels. A span's probability is its softmax over
-    all legal spans in all windows of the row. A span's score is the sum of the scores of its first
-    and last tokens. Other spans of the same words do not add to it. `examples` holds the row number
-    of each output.
+    A label's probability is its softmax over all labels; a span's is its softmax over all legal
+    spans in all windows of the row. A span's score is the sum of the scores of its first and last
+    tokens. Other spans with the same words do not add to its probability. `examples` holds the row
+    number of each output.
     """
     if codec.generates:
         return None

@@ -2,9 +2,9 @@
 
 The loss is (1 - ALPHA) x task loss + ALPHA x T^2 x KL(teacher || student), with both softmaxes at
 temperature T (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network"). The
-factor T^2 makes up for gradients that shrink by T^2 (section 2 there). The KL term applies wherever
-the task's loss does, that is, to a row's label, a span's first and last token, or each target
-token.
+factor T^2 makes up for gradients that shrink by T^2 (ibid., section 2). The KL term applies
+wherever the task's loss does, that is, to a row's label, a span's first and last token, or each
+target token.
 """
 
 from typing import Any
@@ -39,14 +39,14 @@ class Distillation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Reject cells whose answer format differs from SFT's."""
+        """Rejects cells whose answer format differs from SFT's."""
         head = cell.cell.head
         sft_head = cell.sft.head
         if (head.layout, head.new_token) != (sft_head.layout, sft_head.new_token):
             raise NotAskedError("SFT's answers have another format")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Train SFT, train the cell again with SFT as teacher, and return the lines."""
+        """Trains SFT, trains the cell again with SFT as teacher, and returns the lines."""
         assert cell.evaluation, "it was scored"
         points = {"alone": cell.row_points(cell.evaluation)}
         codec = make_codec(cell.cell, load_tokenizer(cell.cell))
@@ -65,7 +65,7 @@ class Distillation(Instrument):
 
 
 def learn_from(teacher: nn.Module, codec: Codec) -> None:
-    """Give a codec the student's loss, which for ALPHA = 0 is the task's own, bit for bit."""
+    """Gives a codec the student's loss, which equals the task's loss bit for bit if ALPHA is 0."""
     task_loss = codec.loss
     teacher_logits = list[Tensor]()
 

@@ -1,7 +1,7 @@
 """Does training make the backbone forget? Measures its pretraining loss on texts of other tasks.
 
-The checkpoint is loaded as the pretrained model, and the cell's backbone, adapters included, then
-replaces the model's. A head that the cell lacks, such as BERT's for masked tokens, comes from the
+The checkpoint is loaded as the pretrained model, whose backbone is then replaced by the cell's,
+adapters included. A head that the cell lacks, such as BERT's for masked tokens, comes from the
 checkpoint. The hidden tokens of a text are drawn once, so losses before and after training differ
 only because of the backbone.
 """
@@ -50,7 +50,7 @@ class TextLosses:
     names: Sequence[str]  # each text's name, made of its task and a hash
     nats: Sequence[float]  # each text's loss, summed over predicted tokens
     tokens: Sequence[int]  # each text's number of predicted tokens
-    trains: bool  # whether any parameter behind the loss trains
+    trains: bool  # whether any parameter that the loss uses trains
 
 
 class Forgetting(Instrument):
@@ -68,7 +68,7 @@ class Forgetting(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> TextLosses:
-        """Measures the losses of the untrained model."""
+        """Measures the untrained model's losses; raises NotAskedError if training was resumed."""
         if cell.trainer.log.updates:
             cause = "its training was resumed from a checkpoint"
             raise NotAskedError(f"{cause}, so the untrained model is gone")
@@ -131,7 +131,7 @@ def task_texts(task: Task, rows: Sequence[Row], tokenizer: Any) -> list[str]:
 
     The texts are the half of a sample that the tokenizer splits least. A backbone never learned
     text that its tokenizer must spell out, such as emoji or a foreign script. It cannot forget such
-    text, but a few examples would outweigh all others.
+    text, but a few such texts would outweigh all others.
     """
     columns = task.text_pair or task.text
     texts = list(dict.fromkeys(stitch(row, columns) for row in rows))
@@ -231,7 +231,7 @@ def spans(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
     target = list[int]()
     position = 0
     count = max(1, round(_count(ids) / SPAN))
-    room = len(ids) // count  # each span keeps within a stretch of its own
+    room = len(ids) // count  # each span stays within its own stretch
     for number in range(count):
         length = min(SPAN, max(1, room - 1))
         start = number * room + rng.randint(0, max(0, room - 1 - length))

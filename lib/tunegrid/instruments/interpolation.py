@@ -1,11 +1,11 @@
 """What lies between a trained cell and SFT? Scores models of (1 - a) x the cell + a x SFT.
 
-Both models train from one checkpoint at one seed. An adapter is merged first; if its base is
-packed, the adapter is merged onto the unpacked numbers of that base. Validation rows select the
-best share between the ends, and only this share and the ends are scored on test rows. The gain is
-the best share's points minus those of the end that is better on validation rows. The barrier is
-the largest drop of validation points below the straight line between the ends (Frankle et al. 2020,
-"Linear Mode Connectivity and the Lottery Ticket Hypothesis").
+Both models train from one checkpoint at one seed. An adapter is merged first, onto its base's
+unpacked numbers if that base is packed. Validation rows select the best share between the ends, and
+only this share and the ends are scored on test rows. The gain is the best share's points minus the
+points of the end that is better on validation rows. The barrier is the largest drop of validation
+points below the straight line between the ends (Frankle et al. 2020, "Linear Mode Connectivity and
+the Lottery Ticket Hypothesis").
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,14 +43,14 @@ class Interpolation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Reject cells whose head differs from SFT's, since no line connects them."""
+        """Rejects cells whose head differs from SFT's, since no line connects them."""
         head = cell.cell.head.architecture
         sft_head = cell.sft.head.architecture
         if cell.cell.head != cell.sft.head:
             raise NotAskedError(f"its head is {head}, and that of SFT is {sft_head}")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Train SFT and return points along the line."""
+        """Trains SFT and returns points along the line."""
         model = merged_model(cell)
         first = copy_state(model)
         second = copy_state(cell.train_other(cell.sft))
@@ -113,7 +113,7 @@ def copy_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load tensors from `copy_state` into a model."""
+    """Loads tensors from `copy_state` into a model."""
     model.load_state_dict(_transposed(model, state))
 
 
@@ -141,7 +141,7 @@ def interpolate(
     second: Mapping[str, Tensor],
     share: float,
 ) -> dict[str, Tensor]:
-    """The tensors at a share of the way; shares 0 and 1 give the ends, bit for bit."""
+    """Tensors at `share` of the way from `first` to `second`; 0 and 1 give the ends bit for bit."""
     tensors = dict(first)
     for name, tensor in first.items():
         if tensor.is_floating_point():

@@ -33,7 +33,7 @@ from tunegrid.run.serving import BASE, load_adapter, load_below, wrappers
 
 SAMPLED_ROWS = 16  # test features whose logits are compared
 # A layer that was packed to 4 bits has three sets of numbers: the packed numbers, the same numbers
-# unpacked to one of sixteen levels each, and the checkpoint's own, which pack to the same 4 bits.
+# unpacked to one of sixteen levels each, and the checkpoint's numbers, which pack to the same bits.
 BaseKind = Literal["packed", "unpacked", "original"]
 ANY: frozenset[BaseKind] = frozenset(("packed", "unpacked", "original"))
 # A checkpoint's numbers may also lie on the levels.
@@ -48,7 +48,7 @@ MEANING: Mapping[BaseKind, str] = {
 
 
 class Merges(Instrument):
-    """Points, flips and logits of each merge, with each layer compared with the adapter's."""
+    """Points, flips and logits of each merge, and a comparison of its layers with the adapter's."""
 
     id = "merges"
     question = (
@@ -67,12 +67,12 @@ class Merges(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Reject cells whose base is not packed, because their merges are all equal."""
+        """Rejects cells whose base is not packed, because their merges are all equal."""
         if cell.cell.quantization is None:
             raise NotAskedError("its base is not packed")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Measures the adapter over its packed base and merged in three ways."""
+        """Measures the adapter over its packed base and in three merges."""
         with temporary_folder() as folder:
             merging = _Merging(cell, folder)
             lines = list(merging.served_lines())
@@ -100,7 +100,7 @@ class _Merging:
     """The merges of one cell, whose saved adapter lies in a temporary folder."""
 
     def __init__(self, cell: TrainedCell, folder: Path) -> None:
-        """Save the adapter, and score it over its packed base."""
+        """Saves the adapter, and scores it over its packed base."""
         self.cell = cell
         self.folder = folder
         cell.serving.save(cell.cell, cell.model, cell.codec.tokenizer, folder)
@@ -155,7 +155,7 @@ class _Merging:
         yield tidy("alike", alike, part=base, row=list(layer_checks))
 
     def _load(self, base: BaseKind) -> Any:
-        """Loads the saved adapter over a base; raises InputError if no checkpoint has that base."""
+        """Loads the saved adapter over a base; raises InputError if no checkpoint holds `base`."""
         cell = self.cell.cell
         folder = self.folder
         device = self.cell.device
@@ -172,7 +172,7 @@ class _Merging:
         return load_adapter(base_model, folder, device)
 
     def _logits(self, model: nn.Module) -> list[Tensor]:
-        """The logits of the sampled rows; for generated text, only those that predict targets."""
+        """The logits of the sampled rows; for generated text, only logits that predict targets."""
         logits: list[Tensor] = []
         for rows in chunks(self.rows, self.cell.trainer.log.micro_batch):
             outputs, batch = get_logits(self.cell.trainer, rows, model)
@@ -206,7 +206,7 @@ class _Merging:
         return checks
 
     def _bytes(self, merged: Any) -> dict[str, Tensor]:
-        """The bytes of merged layers that the base has packed; other weights are packed first."""
+        """The bytes of merged layers that the base holds packed; other weights are packed first."""
         adapted = wrappers(self.cell.model)
         numbers = {}
         for name, layer in packed_layers(self.cell.model).items():
@@ -216,7 +216,7 @@ class _Merging:
 
 
 def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
-    """The first input and output during `run` of each module that PEFT wraps, by base name."""
+    """Each PEFT-wrapped module's first input and output during `run`, by its name in the base."""
     names = {module: name for name, module in wrappers(model).items()}
     calls: dict[str, Call] = {}
 
@@ -249,7 +249,7 @@ def same_bytes(first: Tensor, second: Tensor) -> bool:
 
 
 def bases_below(trained: Any, model: Any) -> frozenset[BaseKind]:
-    """The kinds that the base below a model's adapter may have.
+    """The kinds of base that may lie below a model's adapter.
 
     If the adapter is merged, only layers without an adapter are examined.
 
@@ -273,7 +273,7 @@ def bases_below(trained: Any, model: Any) -> frozenset[BaseKind]:
 
 
 def _kinds(packed_layer: Any, layer: Any) -> frozenset[BaseKind]:
-    """The kinds of base in which this layer can replace the packed layer."""
+    """The kinds of base in which `layer` can replace `packed_layer`."""
     levels = unpack_weight(packed_layer.weight)
     if isinstance(layer, Linear4bit):
         is_packed = torch.equal(levels, unpack_weight(layer.weight))

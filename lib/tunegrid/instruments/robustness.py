@@ -126,7 +126,7 @@ class Robustness(Instrument):
 
 
 def row_tokens(cell: TrainedCell, rows: Sequence[Row]) -> Tokens:
-    """The ids of the tokens that the model reads of each row."""
+    """The ids of the tokens that the model reads from each row, by feature."""
     tokens: Tokens = [[] for _ in rows]
     for feature in cell.codec.encode(rows, training=False):
         tokens[feature.example].append(feature.input_ids)
@@ -281,7 +281,7 @@ STEMS = {"can": "ca", "will": "wo"}
 
 
 def contracted(task: Task, row: RowMapping, rng: Random) -> Row:
-    """Contracts would not to wouldn't, can not to can't and so on, outside answers."""
+    """Contracts "would not" to "wouldn't", "can not" to "can't" and so on, outside answers."""
 
     def find(text: str, rng: Random) -> list[Edit]:
         edits = list[Edit]()

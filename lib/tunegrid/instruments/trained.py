@@ -48,7 +48,7 @@ class TrainedCell(Evidence):
         return self.evaluate(model or self.model, rows=rows)
 
     def row_points(self, evaluation: Evaluation) -> list[float]:
-        """Each row's main-score points; raises NotAskedError if the score has none for rows."""
+        """Each row's points in the main score; raises NotAskedError if single rows have none."""
         name = self.cell.task.main_score
         if name not in evaluation.examples:
             raise NotAskedError(f"its main score {name} gives single rows no points")
@@ -128,19 +128,19 @@ class Questions:
     """Runs instruments on one cell before and after training."""
 
     def __init__(self, instruments: Sequence[Instrument], cell: TrainedCell) -> None:
-        """Store the instruments and the untrained cell."""
+        """Stores the instruments and the untrained cell."""
         self._instruments = instruments
         self._cell = cell
         self._known: dict[str, Any] = {}  # results of `before` by instrument id
 
     def before(self) -> None:
-        """Measure the untrained model with each instrument."""
+        """Measures the untrained model with each instrument."""
         for instrument in self._instruments:
             measure = partial(instrument.before, self._cell)
             self._known[instrument.id] = _attempt(self._cell, measure)
 
     def after(self, evaluation: Evaluation | None) -> Answers | None:
-        """Measure the trained model and store all figures in a file.
+        """Measures the trained model and stores all figures in a file.
 
         Returns None if there is no evaluation, because training stopped.
         """
