@@ -49,6 +49,8 @@ def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[
     if not cells:
         cells = [name for name in grid.ids(grid_profile) if name not in STUDY_IDS]
     if not cells:
+        for sentence in grid.missing_files.values():
+            raise InputError(sentence)
         [other_profile] = PROFILES.keys() - {profile}
         advice = f"write -m {other_profile}, or name cells with --cells=ID,ID"
         raise InputError(f"{grid_files[-1]} adds no cell of -m {profile}: {advice}")

@@ -107,6 +107,8 @@ class Grid:
         instruments: measurements for `--ask`, in addition to the suite's own.
         refused: by cell id, the reason why a library cannot train the cell.
         remarks: by cell id, doubts about a cell that can be trained; `--list-cells` prints them.
+        missing_files: by task id, a sentence on relative files that are not beside the `--grid`
+            file, so that the task has no quick cells.
         folder: the folder of the `--grid` file that is adding entries; its tasks' relative paths
             start there.
     """
@@ -122,6 +124,7 @@ class Grid:
     instruments: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
+    missing_files: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
 
     def add_backbone(self, backbone: Backbone, **copies: Any) -> None:
@@ -141,7 +144,15 @@ class Grid:
         the study's tasks. The quick form makes the updates of `plan_updates`, unless `quick` sets
         `max_steps`.
         """
-        self._add_like(1, task.with_files_in(self.folder), **copies)
+        task = task.with_files_in(self.folder)
+        if task.files and not task.has_own_rows:
+            names = ", ".join(map(str, task.files.values()))
+            place = f"beside the --grid file, in {self.folder}" if self.folder else "absolute"
+            self.missing_files[task.id] = (
+                f"task {task.id!r}: none of its files ({names}) is {place}; correct their names, "
+                "or write -m full --data-root=DIR if they are in its folder there"
+            )
+        self._add_like(1, task, **copies)
 
     def add_method(self, method: Method, **copies: Any) -> None:
         """Adds a method, as `add_backbone` adds a backbone."""
@@ -357,6 +368,8 @@ class Grid:
         """One cell; raises InputError if it does not exist or its recipe cannot be followed."""
         self.checked_ids([cell_id])
         backbone, task, method = self._parts(cell_id)
+        if profile.micro and cell_id not in self.quick and task.id in self.missing_files:
+            raise InputError(self.missing_files[task.id])
         recipe = profile.adjust_recipe(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
             for column in recipe.text:
@@ -390,7 +403,7 @@ class Grid:
             matches = get_close_matches(cell_id, self.recipes, n=1)
             hint = f" did you mean {matches[0]}?" if matches else ""
             lists = "`tunegrid run -m full --list-cells` lists them"
-            more_lists = "-m 'full and larger' and 'full and tasks' list more_lists"
+            more_lists = "-m 'full and larger' and 'full and tasks' list others"
             raise InputError(f"unknown cell {cell_id!r};{hint} {lists}; {more_lists}") from None
 
     def checked_ids(self, cell_ids: Iterable[str]) -> tuple[str, ...]:

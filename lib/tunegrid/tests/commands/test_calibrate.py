@@ -142,3 +142,11 @@ def test_bounds_of_other_cells_are_not_lost_and_a_file_that_adds_no_cell_says_wh
     assert "mine.py adds no cell of -m quick: write -m full, or name" in refusal(
         capsys, main, f"--grid={grid_file}"
     )
+    grid_file.write_text(
+        "from dataclasses import replace\nfrom tunegrid.grid.tasks import SA\n"
+        "def pytest_tunegrid_grid(grid):\n"
+        "    grid.add_task(replace(SA, id='mail', files={'train': 'no.csv'}), like='sa')\n"
+    )
+    assert f"none of its files (no.csv) is beside the --grid file, in {grid_file.parent}" in (
+        refusal(capsys, main, f"--grid={grid_file}")
+    )
