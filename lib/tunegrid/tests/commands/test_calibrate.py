@@ -102,8 +102,8 @@ def test_a_seed_that_learned_nothing_gives_no_bound_and_the_way_to_more_updates(
         capsys, partial(main, run=run), f"--grid={grid_file}", "--cells=bert_sa_mine"
     )
     assert (
-        'accuracy 51.2; 2 updates may be too few: give its task or recipe quick={"max_steps": 300}; change that'
-        in sentence
+        'accuracy 51.2; it may need more than 2 updates (quick={"max_steps": 300} in its task or '
+        "recipe), another learning rate, or correct labels; change that" in sentence
     )
 
 

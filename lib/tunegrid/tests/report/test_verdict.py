@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tunegrid import ROOT
 from tunegrid.commands import bisect
 from tunegrid.commands import gate as command
 from tunegrid.gate.judgements import DEFAULT_KINDS, Judgement, Verdict, parse_kinds
@@ -313,6 +314,32 @@ def test_no_line_says_more_than_was_compared(judgements, counted, code, words):
     assert (verdict.exit_code, words in " ".join(verdict.sentences)) == (code, True), (
         verdict.sentences
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "command", "words"),
+    [
+        ({"main_score": "recall"}, "", "(main score recall has none: `tunegrid calibrate`"),
+        ({"bounds": {}}, "pytest --set=max_steps=4", "do not hold for another recipe (--set)"),
+        ({"bounds": {}}, "pytest --set perturbation=1", "to the end, without bounds, and passed"),
+    ],
+)
+def test_a_bound_that_is_missing_or_does_not_hold_is_in_the_answer(changes, command, words):
+    assert words in run_verdict([cell_run(**changes)], command=command).answer
+
+
+def test_a_cell_of_the_baseline_that_missed_a_bound_is_noted():
+    old = [cell_run(status="missed", score=80.0), cell_run("t5_qa_sft", status="missed")]
+    verdict = run_verdict(BOTH, judged((CELL, OTHER)), baseline="old.json", before=old)
+    note = "In old.json, 1 cell missed a bound (bert_sa_lora): give a baseline that passed."
+    assert note in verdict.sentences
+    assert verdict.exit_code == 0
+
+
+def test_a_page_that_explains_a_failure_exists_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    verdict = run_verdict([cell_run(status="audit", audits=["base_frozen"])])
+    assert f"{ROOT}/reports/evidence/audits.md explains base_frozen" in verdict.next_step
 
 
 def test_what_was_not_compared_is_said_beside_what_is_worse():
