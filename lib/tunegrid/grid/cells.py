@@ -150,7 +150,7 @@ class Grid:
             place = f"beside the --grid file, in {self.folder}" if self.folder else "absolute"
             self.missing_files[task.id] = (
                 f"task {task.id!r}: none of its files ({names}) is {place}; correct their names, "
-                "or write -m full --data-root=DIR if they are in its folder there"
+                f"or, if they are in DIR/{task.folder}, write -m full --data-root=DIR"
             )
         self._add_like(1, task, **copies)
 

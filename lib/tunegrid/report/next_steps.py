@@ -71,8 +71,8 @@ class NextSteps:
         return split_words(self.command)
 
     @property
-    def has_other_recipe(self) -> bool:
-        """Checks whether `--set` changed the run's recipes, for which bounds do not hold then."""
+    def has_settings(self) -> bool:
+        """Checks whether the run had a `--set` that removes bounds."""
         return bool(re.search(r"--set[ =](?!perturbation)", self.command))
 
     def quoted(self, words: Sequence[str]) -> str:

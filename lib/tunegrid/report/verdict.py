@@ -350,8 +350,8 @@ def _soundness(run: JudgedRun, records: Sequence[Record]) -> str:
         return f"{cells} made {pronoun} first {most} updates, without scores, {audits}"
     bounded = [record for record in records if record.bounds]
     end = "ran to the end, without bounds,"
-    if run.steps.has_other_recipe:
-        end = "ran to the end, without bounds, which do not hold for another recipe (--set),"
+    if run.steps.has_settings:
+        end = "ran to the end, without bounds, which do not hold with --set,"
     if len(bounded) == len(records):
         end = "reached every bound"
         lacking = {

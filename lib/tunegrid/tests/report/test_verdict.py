@@ -320,7 +320,11 @@ def test_no_line_says_more_than_was_compared(judgements, counted, code, words):
     ("changes", "command", "words"),
     [
         ({"main_score": "recall"}, "", "(main score recall has none: `tunegrid calibrate`"),
-        ({"bounds": {}}, "pytest --set=max_steps=4", "do not hold for another recipe (--set)"),
+        (
+            {"bounds": {}},
+            "pytest --set=max_steps=4",
+            "without bounds, which do not hold with --set,",
+        ),
         ({"bounds": {}}, "pytest --set perturbation=1", "to the end, without bounds, and passed"),
     ],
 )
