@@ -147,10 +147,12 @@ class Grid:
         task = task.with_files_in(self.folder)
         if task.files and not task.has_own_rows:
             names = ", ".join(map(str, task.files.values()))
-            place = f"beside the --grid file, in {self.folder}" if self.folder else "absolute"
+            fault = f"none of its files ({names}) is beside the --grid file"
+            if self.folder:  # a plugin's tasks have none
+                fault += f", in {self.folder}"
+            hint = f"if they are in DIR/{task.folder}, write -m full --data-root=DIR"
             self.missing_files[task.id] = (
-                f"task {task.id!r}: none of its files ({names}) is {place}; correct their names, "
-                f"or, if they are in DIR/{task.folder}, write -m full --data-root=DIR"
+                f"task {task.id!r}: {fault}; correct their names, or, {hint}"
             )
         self._add_like(1, task, **copies)
 
