@@ -22,6 +22,7 @@ from tunegrid.record import Record
 from tunegrid.runs.files import read_list
 from tunegrid.runs.status import audit_sentences
 from tunegrid.terminal import say
+from tunegrid.words import count
 
 PROFILES = {profile.id: profile for profile in (QUICK_PROFILE, FULL_PROFILE)}
 RUNS = CACHE / "calibrate"
@@ -49,6 +50,8 @@ def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[
     if not cells:
         cells = [name for name in grid.ids(grid_profile) if name not in STUDY_IDS]
     if not cells:
+        for sentence in grid.missing_files.values():
+            raise InputError(sentence)
         [other_profile] = PROFILES.keys() - {profile}
         advice = f"write -m {other_profile}, or name cells with --cells=ID,ID"
         raise InputError(f"{grid_files[-1]} adds no cell of -m {profile}: {advice}")
@@ -152,6 +155,8 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     arguments += [f"--grid={file}" for file in options.grid]
     arguments += [f"--cells={','.join(cells)}", f"--seeds=0-{options.seeds - 1}"]
     arguments += options.pytest_options
+    number = count(len(cells) * options.seeds, "training")
+    say(f"{number}; on a terminal, the time left is shown once the first has ended", error=True)
     run_file = train_session(RUNS / f"{grid.stem}-{profile}.json", arguments, run)
     grids = by_seed(read_list(run_file), cells, range(options.seeds))
     calibration = Calibration(seeds=list(grids.values()))

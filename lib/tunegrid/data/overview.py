@@ -24,6 +24,11 @@ def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
             text += "  " + ", ".join(f"{label} {number:,}" for label, number in numbers.items())
         indent = " " * (NAME_WIDTH + 11)
         lines += wrap(f"  {name:{NAME_WIDTH}}{text}", width, subsequent_indent=indent)
+    left_out = sum(splits.dropped.values())
+    if left_out:
+        lines.append(
+            f"  {'left out':{NAME_WIDTH}}{left_out:>7,}  texts that a scored split has, too"
+        )
     texts, target = example(task, splits.train[0])
     learned = f" -> {shorten(target, width // 3)}"
     shown = shorten(texts, width - NAME_WIDTH - 2 - len(learned))

@@ -88,6 +88,15 @@ LONGEST_CAUSE = 200  # characters; some libraries quote a whole schema
 HELD_BYTES = 2**25
 # Column separators by kind of file; the first is used if a header has no separator.
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
+# By what pyarrow says of a file.
+CSV_ADVICE = {
+    "Empty CSV": "it is empty: write a line of column names, and rows",
+    "invalid UTF8": "save it as UTF-8",
+    "CSV parse error: Expected": (
+        "header and rows have different numbers of columns: use one separator throughout, "
+        "and quote texts that contain it"
+    ),
+}
 ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
 COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 SHARD_NUMBER = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-00004.parquet
@@ -103,9 +112,13 @@ def input_errors(origin: str) -> Iterator[None]:
     except Exception as error:
         cause = error.__cause__ or error  # `datasets` itself says only that it failed
         text = f"{type(cause).__name__}: {first_line(cause)[:LONGEST_CAUSE]}"
-        raise InputError(
-            f"{origin} cannot be read ({text}); save the data set there again"
-        ) from None
+        advice = "save the data set there again"
+        if file_kind(origin) in SEPARATORS:
+            advice = "correct it"
+            for fault, way_out in CSV_ADVICE.items():
+                if fault in text:
+                    advice = way_out
+        raise InputError(f"{origin} cannot be read ({text}); {advice}") from None
 
 
 class Lines:

@@ -137,11 +137,12 @@ def cell_scores(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[
 def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> str:
     """The text of the bounds file, which names the command that made it."""
     lines = [
-        f"# Written by `{command}`. Scores are points, 0-100. "
-        "A healthy run of the whole grid misses any",
-        "# with a chance of 2 %: the mean minus a t quantile of a new observation, "
-        "by the noise between seeds; of up to 30",
-        "# seeds, the larger of the cell's own and that of its kind.",
+        f"# Written by `{command}`. Scores are points, 0-100.",
+        "# A bound is the mean of the seeds minus a margin for the noise between seeds. "
+        "Of 100 healthy runs",
+        "# of these cells, two miss a bound. With up to 30 seeds, the noise is the larger "
+        "of the cell's own",
+        "# and that of its kind (task and backbone).",
     ]
     if calibration.controls:
         share = f"{CONTROL_SHARE:.0%} of the way to `control`, the best score of a control."

@@ -149,10 +149,9 @@ def check_rows(before: Record, after: Record) -> None:
         if record.data and not record.data.rows["test"]:
             raise InputError(f"{record.cell}: a run scored it on 0 test rows; leave that run out")
     if before.examples and after.examples and before.examples.rows_hash != after.examples.rows_hash:
-        hashes = f"{before.examples.rows_hash} and {after.examples.rows_hash}"
         raise InputError(
-            f"{before.cell}: the two runs scored different test rows ({hashes}) "
-            "and cannot be paired"
+            f"{before.cell}: the two runs scored different test rows, so their scores cannot be "
+            "compared; run the older one again with these rows"
         )
 
 

@@ -107,6 +107,8 @@ class Grid:
         instruments: measurements for `--ask`, in addition to the suite's own.
         refused: by cell id, the reason why a library cannot train the cell.
         remarks: by cell id, doubts about a cell that can be trained; `--list-cells` prints them.
+        missing_files: by task id, a sentence on relative files that are not beside the `--grid`
+            file, so that the task has no quick cells.
         folder: the folder of the `--grid` file that is adding entries; its tasks' relative paths
             start there.
     """
@@ -122,6 +124,7 @@ class Grid:
     instruments: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
+    missing_files: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
 
     def add_backbone(self, backbone: Backbone, **copies: Any) -> None:
@@ -141,7 +144,17 @@ class Grid:
         the study's tasks. The quick form makes the updates of `plan_updates`, unless `quick` sets
         `max_steps`.
         """
-        self._add_like(1, task.with_files_in(self.folder), **copies)
+        task = task.with_files_in(self.folder)
+        if task.files and not task.has_own_rows:
+            names = ", ".join(map(str, task.files.values()))
+            fault = f"none of its files ({names}) is beside the --grid file"
+            if self.folder:  # a plugin's tasks have none
+                fault += f", in {self.folder}"
+            hint = f"if they are in DIR/{task.folder}, write -m full --data-root=DIR"
+            self.missing_files[task.id] = (
+                f"task {task.id!r}: {fault}; correct their names, or, {hint}"
+            )
+        self._add_like(1, task, **copies)
 
     def add_method(self, method: Method, **copies: Any) -> None:
         """Adds a method, as `add_backbone` adds a backbone."""
@@ -357,6 +370,8 @@ class Grid:
         """One cell; raises InputError if it does not exist or its recipe cannot be followed."""
         self.checked_ids([cell_id])
         backbone, task, method = self._parts(cell_id)
+        if profile.micro and cell_id not in self.quick and task.id in self.missing_files:
+            raise InputError(self.missing_files[task.id])
         recipe = profile.adjust_recipe(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
             for column in recipe.text:

@@ -431,10 +431,10 @@ def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> li
 def method_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """A table with a row for each method, by task and backbone, best first."""
     study = read_list(PUBLISHED) if PUBLISHED.is_file() else []
-    published: dict[str, float | None] = {}
+    published: dict[tuple[str, str], float | None] = {}
     for record in study:
         printed = record.scores.get(INSTEAD.get(record.main_score, ""))
-        published[record.cell] = record.scores.get(record.main_score, printed)
+        published[record.cell, record.main_score] = record.scores.get(record.main_score, printed)
     rows: list[dict[str, object]] = []
     for comparison in comparisons:
         rows += [_row(comparison, method, published) for method in comparison.entries]
@@ -444,7 +444,7 @@ def method_frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 def _row(
     comparison: Comparison,
     method: str,
-    study_scores: Mapping[str, float | None],
+    study_scores: Mapping[tuple[str, str], float | None],
 ) -> dict[str, object]:
     """A method's row; methods that cannot be told from the best count as `best`, too."""
     entry = comparison.entries[method]
@@ -463,7 +463,7 @@ def _row(
         "to": high,
         "interval by": entry.noise,
         "seeds": len(entry.scores),
-        "study": study_scores.get(entry.first.cell),
+        "study": study_scores.get((entry.first.cell, entry.first.main_score)),
     }
     row |= entry.costs
     row["best"] = not pairs[(pairs.better == best) & (pairs.other == method)].apart.any()
@@ -503,7 +503,7 @@ def _pairs(comparisons: Sequence[Comparison]) -> Section:
     frames = [c.pairs.assign(task=c.task, backbone=c.backbone) for c in comparisons]
     frame = pd.concat(frames)
     if frame.empty:
-        return Section(heading="One method of each backbone: no pair to tell apart")
+        return Section(heading="Each backbone has one method: no methods to compare")
     frame["methods"] = frame.better + ", " + frame.other
     columns = [
         "task",

@@ -70,6 +70,11 @@ class NextSteps:
         """The words of the run's command."""
         return split_words(self.command)
 
+    @property
+    def has_settings(self) -> bool:
+        """Checks whether the run had a `--set` that removes bounds."""
+        return bool(re.search(r"--set[ =](?!perturbation)", self.command))
+
     def quoted(self, words: Sequence[str]) -> str:
         """The command in backticks; empty if it repeats the run's command or the user's."""
         for given in (self.command, self.given):
@@ -211,6 +216,13 @@ class NextSteps:
         if seeds != [0]:
             options += ["--seeds", ",".join(map(str, seeds))]
         return options
+
+
+def suite_file(name: str) -> str:
+    """The path of a file of the suite, which may be installed outside the working folder."""
+    path = ROOT / name
+    folder = Path.cwd()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def split_words(command: str) -> list[str]:

@@ -96,8 +96,8 @@ GATE = {
 }
 GATE |= dict.fromkeys(KINDS, "")
 GATE_LEGEND = (
-    "interval, p: of each cell by itself, before a verdict allows for all cells (Holm); "
-    "min drop: the smallest that would be called worse, 4 times in 5"
+    "interval and p: of each cell alone; verdicts need a smaller p, as many cells are tested "
+    "(Holm); min drop: the smallest drop that would be called worse, 4 times in 5"
 )
 # Verdicts that get no sentence of their own
 QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)
@@ -192,7 +192,7 @@ def _status(seeds: Sequence[Record]) -> str:
         return first.status
     if any(record.is_short for record in seeds):
         return "too short"
-    return "passed" if first.bounds else "no bound yet"
+    return "passed" if first.bounds else "no bound"
 
 
 def footer(records: Sequence[Record], cells: int, seconds: float | None = None) -> str:

@@ -26,7 +26,7 @@ from tunegrid.gate.judgements import (
 )
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
-from tunegrid.report.next_steps import UNLIKE, NextSteps
+from tunegrid.report.next_steps import UNLIKE, NextSteps, suite_file
 from tunegrid.runs.status import AUDIT, find_failed_cells, unconfirmed_misses
 from tunegrid.words import count, count_text, phrase, some
 
@@ -54,6 +54,8 @@ class Rank(StrEnum):
 
 
 RANKS = tuple(Rank)
+AUDITS_PAGE = "reports/evidence/audits.md"
+MEMORY_PAGE = "benchmarks/guides/memory-and-speed.md"
 # The opening of an answer by rank. For other ranks, the clause suffices.
 OPENINGS = {
     Rank.FAILED: "Failed: ",
@@ -259,7 +261,7 @@ def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Sta
         if not steps[0]:
             steps.append(run.steps.rerun(first))
             if cause.startswith(AUDIT):
-                steps.append(f"reports/evidence/audits.md explains {cause.removeprefix(AUDIT)}")
+                steps.append(f"{suite_file(AUDITS_PAGE)} explains {cause.removeprefix(AUDIT)}")
         yield Statement(
             rank=Rank.FAILED,
             clause=failure.headline(run.cell_count),
@@ -293,9 +295,9 @@ def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Stat
     if short:
         yield _short_cells(run, short)
     if begun:
-        yield Statement(rank=Rank.BEGUN, clause=_soundness(begun, run.cell_count))
+        yield Statement(rank=Rank.BEGUN, clause=_soundness(run, begun))
     if whole:
-        yield Statement(rank=Rank.PASSED, clause=_soundness(whole, run.cell_count))
+        yield Statement(rank=Rank.PASSED, clause=_soundness(run, whole))
 
 
 def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
@@ -332,8 +334,9 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
     )
 
 
-def _soundness(records: Sequence[Record], total: int) -> str:
+def _soundness(run: JudgedRun, records: Sequence[Record]) -> str:
     """A clause on cells without failures, which also admits missing bounds and audits."""
+    total = run.cell_count
     number = len({(record.profile, record.cell) for record in records})
     cells = count_text(number, total, "cell")
     audits = "and passed every audit"
@@ -347,8 +350,16 @@ def _soundness(records: Sequence[Record], total: int) -> str:
         return f"{cells} made {pronoun} first {most} updates, without scores, {audits}"
     bounded = [record for record in records if record.bounds]
     end = "ran to the end, without bounds,"
+    if run.steps.has_settings:
+        end = "ran to the end, without bounds, which do not hold with --set,"
     if len(bounded) == len(records):
         end = "reached every bound"
+        lacking = {
+            record.main_score for record in records if record.main_score not in record.bounds
+        }
+        if lacking:
+            lack = f"main score {phrase(sorted(lacking))} has none"
+            end += f" ({lack}: `tunegrid calibrate` measures it)"
     elif bounded:
         end = "ran to the end, not all with bounds,"
     second = {record.cell for record in records if record.status == "unconfirmed"}
@@ -418,7 +429,7 @@ def _worse_step(
         kinds = ["numerics"]
     bisection = run.steps.bisection([*change.cells, gravest.cell], kinds)
     if gravest.kind in ("memory", "speed"):
-        return bisection or "benchmarks/guides/memory-and-speed.md explains these figures"
+        return bisection or f"{suite_file(MEMORY_PAGE)} explains these figures"
     if gravest.confirmed == "open":
         return run.steps.confirmation(gravest.cell)
     if bisection:
@@ -494,7 +505,7 @@ def _changed_figures(run: JudgedRun) -> Iterator[Statement]:
         yield Statement(
             rank=Rank.CHANGED if {CHANGED, "memory"} & set(run.kinds) else Rank.NOTE,
             clause=f"tensors of {count_text(len(cells), total, 'cell')} hold fewer bytes: {most}",
-            next_step="benchmarks/guides/memory-and-speed.md explains these figures",
+            next_step=f"{suite_file(MEMORY_PAGE)} explains these figures",
         )
 
 
@@ -726,11 +737,25 @@ def _notes(run: JudgedRun) -> Iterator[Statement]:
         first = some([describe(score).partition(" (")[0] for score in worse])
         clause = f"{count(len(worse), 'main score')} worse, which does not count here: {first}"
         yield Statement(clause=clause)
+    if run.judged:
+        yield from _missed_baseline(run)
     # Intermittent failures only become visible over time.
     texts = [*unconfirmed_misses(run.records, run.before)]
     texts += [describe(judgement) for judgement in run.judged if judgement.confirmed == "no"]
     if texts:
         yield Statement(clause="; ".join(texts))
+
+
+def _missed_baseline(run: JudgedRun) -> Iterator[Statement]:
+    """The statement that cells of the baseline missed a bound, which hides a low score."""
+    cells = {record.cell for record in run.records}
+    missed = dict[str, None]()
+    for record in run.before:
+        if record.cell in cells and record.status == "missed":
+            missed[record.cell] = None
+    if missed:
+        clause = f"{count(len(missed), 'cell')} missed a bound ({some(list(missed))})"
+        yield Statement(clause=f"in {run.baseline}, {clause}: give a baseline that passed")
 
 
 def _rounding(run: JudgedRun) -> Iterator[Statement]:

@@ -24,6 +24,7 @@ TELLING_ROWS = 100  # three standard errors of a difference on 100 rows are abou
 SHARED_BY_LUCK = 30
 # Audits that more training can turn into a pass
 LEARNING = ("generation_not_truncated", "predictions_not_collapsed", "learned_something")
+OTHER_CURES = "another learning rate, or correct labels"
 ENOUGH_UPDATES = 300  # the least that advice on a user's quick cell suggests
 TOGETHER = ("distinct_results", "same_rows_in_triple")  # audits that compare a run's cells
 
@@ -77,26 +78,31 @@ def _failed_findings(record: Record) -> list[AuditFinding]:
 
 
 def audit_sentences(record: Record) -> list[str]:
-    """A sentence on each failed audit that counts, with advice if the cell is a user's."""
+    """A sentence on each failed audit that counts, with advice, once, if the cell is a user's."""
     sentences = []
+    advice = more_training(record)
     for finding in record.audits:
         for sentence in failed_audits([finding], record.excused):
-            advice = more_training(record) if finding.name in LEARNING else ""
-            sentences.append(f"{sentence}; {advice}" if advice else sentence)
+            if advice and finding.name in LEARNING:
+                sentence = f"{sentence}; {advice}"
+                advice = ""
+            sentences.append(sentence)
     return sentences
 
 
 def more_training(record: Record) -> str:
-    """Advice on how a `--grid` file lets a cell train longer; empty for the study's cells."""
+    """Advice on causes and on how to train a cell longer; empty for the study's cells."""
     if record.cell in STUDY_IDS or record.training is None:
         return ""
     if record.profile == FULL_PROFILE.id:
         epochs = 2 * record.recipe.num_train_epochs
-        return f"it may need more training: give its recipe num_train_epochs={epochs}"
+        more = f"more epochs (num_train_epochs={epochs} in its recipe)"
+        return f"it may need {more}, {OTHER_CURES}"
     if record.profile == QUICK_PROFILE.id:
         made = record.training.updates
-        advice = f'give its task or recipe quick={{"max_steps": {max(ENOUGH_UPDATES, 2 * made)}}}'
-        return f"{made} updates may be too few: {advice}"
+        setting = f'quick={{"max_steps": {max(ENOUGH_UPDATES, 2 * made)}}}'
+        more = f"more than {made} updates ({setting} in its task or recipe)"
+        return f"it may need {more}, {OTHER_CURES}"
     return ""
 
 

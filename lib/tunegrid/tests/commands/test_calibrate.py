@@ -103,8 +103,8 @@ def test_a_seed_that_learned_nothing_gives_no_bound_and_the_way_to_more_updates(
         capsys, partial(main, run=run), f"--grid={grid_file}", "--cells=bert_sa_mine"
     )
     assert (
-        'accuracy 51.2; 2 updates may be too few: give its task or recipe quick={"max_steps": 300}; change that'
-        in sentence
+        'accuracy 51.2; it may need more than 2 updates (quick={"max_steps": 300} in its task or '
+        "recipe), another learning rate, or correct labels; change that" in sentence
     )
 
 
@@ -142,4 +142,12 @@ def test_bounds_of_other_cells_are_not_lost_and_a_file_that_adds_no_cell_says_wh
     grid_file.write_text("def pytest_tunegrid_grid(grid):\n    pass\n")
     assert "mine.py adds no cell of -m quick: write -m full, or name" in refusal(
         capsys, main, f"--grid={grid_file}"
+    )
+    grid_file.write_text(
+        "from dataclasses import replace\nfrom tunegrid.grid.tasks import SA\n"
+        "def pytest_tunegrid_grid(grid):\n"
+        "    grid.add_task(replace(SA, id='mail', files={'train': 'no.csv'}), like='sa')\n"
+    )
+    assert f"none of its files (no.csv) is beside the --grid file, in {grid_file.parent}" in (
+        refusal(capsys, main, f"--grid={grid_file}")
     )

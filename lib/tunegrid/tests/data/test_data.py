@@ -176,6 +176,20 @@ def test_a_csv_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, line,
     assert words in refusal(SA, profile)
 
 
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b"", "; it is empty: write a line of column names, and rows"),
+        (CSV.encode() + b"1,t,caf\xe9\n", "; save it as UTF-8"),
+        (CSV.encode() + b"1;t;c\n", "; header and rows have different numbers of columns: use"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_says_how_to_write_it(tmp_path, content, advice):
+    profile = put(tmp_path, SA)
+    (tmp_path / SA.folder / "train.csv").write_bytes(content)
+    assert advice in refusal(SA, profile)
+
+
 FRAME = pd.DataFrame(
     [{"label": i % 2, "title": f"t; {i}", "content": f'a, "b" {i}\nc'} for i in range(20)]
 )
@@ -500,6 +514,8 @@ def test_copies_of_rows_that_score_are_left_out_and_counted(tmp_path):
     assert splits.validation == articles("b b")
     assert splits.test == articles("d", "a")
     assert splits.dropped == {"train": 2, "validation": 1}
+    [line] = [line for line in overview_lines(SUM, splits, 80) if "left out" in line]
+    assert line.split(maxsplit=3)[2:] == ["3", "texts that a scored split has, too"]
 
 
 def own_test_profile(root, task=SA, **splits):

@@ -141,6 +141,9 @@ def test_relative_files_of_a_task_are_those_beside_the_grid_file(grid, tmp_path)
     assert grid.tasks["here"].files == {"train": tmp_path / "rows" / "a.csv"}
     assert grid.tasks["below"].files == {"train": "other.csv"}  # from a folder below --data-root
     assert "bert_here_lora" in grid.ids(QUICK_PROFILE)
+    assert "bert_below_lora" in grid.ids(FULL_PROFILE)
+    with pytest.raises(InputError, match=rf"its files \(other.csv\) is .* in {tmp_path};"):
+        grid.cell("bert_below_lora", QUICK_PROFILE)
 
 
 def test_copies_of_recipes_for_another_kind_of_problem_are_remarked_until_they_are_replaced(grid):

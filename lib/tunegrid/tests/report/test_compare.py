@@ -19,6 +19,7 @@ from tunegrid.report.compare import (
     UNKNOWN,
     Error,
     compare_methods,
+    method_frame,
     p_value,
     sections,
 )
@@ -88,6 +89,17 @@ def test_papers_get_mean_and_deviation_in_one_column():
     entries = alone(three_on_two_seeds()).entries
     assert entries["sft"].mean_and_deviation == "57.0 ± 1.4"
     assert alone([measured("bert_sa_sft", 56.0)]).entries["sft"].mean_and_deviation is None
+
+
+def test_a_published_score_is_beside_scores_of_its_kind_alone():
+    records = three_on_two_seeds()
+    own = [
+        replace(record, main_score="recall", scores={"recall": 50.0 + record.seeds.seed})
+        for record in records
+    ]
+    published = method_frame(compare_methods(records, Noise())).set_index("method").study
+    assert published["lora"] == 87.0
+    assert method_frame(compare_methods(own, Noise())).study.isna().all()
 
 
 def test_three_methods_on_two_seeds_by_hand():

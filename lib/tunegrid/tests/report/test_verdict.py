@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tunegrid import ROOT
 from tunegrid.commands import bisect
 from tunegrid.commands import gate as command
 from tunegrid.gate.judgements import DEFAULT_KINDS, Judgement, Verdict, parse_kinds
@@ -283,6 +284,36 @@ def test_what_a_run_comes_to(case):
     assert verdict.rank is case.rank
     assert verdict.exit_code == EXIT_CODES.get(case.rank, 0)
     assert case.words in " ".join(verdict.sentences)
+
+
+@pytest.mark.parametrize(
+    ("changes", "command", "words"),
+    [
+        ({"main_score": "recall"}, "", "(main score recall has none: `tunegrid calibrate`"),
+        (
+            {"bounds": {}},
+            "pytest --set=max_steps=4",
+            "without bounds, which do not hold with --set,",
+        ),
+        ({"bounds": {}}, "pytest --set perturbation=1", "to the end, without bounds, and passed"),
+    ],
+)
+def test_a_bound_that_is_missing_or_does_not_hold_is_in_the_answer(changes, command, words):
+    assert words in run_verdict([cell_run(**changes)], command=command).answer
+
+
+def test_a_cell_of_the_baseline_that_missed_a_bound_is_noted():
+    old = [cell_run(status="missed", score=80.0), cell_run("t5_qa_sft", status="missed")]
+    verdict = run_verdict(BOTH, judged((CELL, OTHER)), baseline="old.json", before=old)
+    note = "In old.json, 1 cell missed a bound (bert_sa_lora): give a baseline that passed."
+    assert note in verdict.sentences
+    assert verdict.exit_code == 0
+
+
+def test_a_page_that_explains_a_failure_exists_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    verdict = run_verdict([cell_run(status="audit", audits=["base_frozen"])])
+    assert f"{ROOT}/reports/evidence/audits.md explains base_frozen" in verdict.next_step
 
 
 def test_first_updates_that_failed_are_not_among_the_sound_ones():

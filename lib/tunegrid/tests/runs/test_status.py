@@ -112,23 +112,27 @@ def test_a_cell_passes_if_nothing_is_wrong(cell):
         (
             "bert_faq_lora",
             "quick",
-            '; 200 updates may be too few: give its task or recipe quick={"max_steps": 400}',
+            '; it may need more than 200 updates (quick={"max_steps": 400} in its task or recipe), '
+            "another learning rate, or correct labels",
         ),
         (
             "bert_faq_lora",
             "full",
-            "; it may need more training: give its recipe num_train_epochs=2",
+            "; it may need more epochs (num_train_epochs=2 in its recipe), "
+            "another learning rate, or correct labels",
         ),
         ("bert_sa_lora", "quick", ""),  # of the study
     ],
 )
 def test_a_users_cell_that_learned_nothing_is_told_how_to_train_longer(cell, profile, advice):
-    audits = [BROKEN, UNLEARNED]
+    twin = UNLEARNED | {"name": "predictions_not_collapsed"}
+    audits = [BROKEN, UNLEARNED, twin]
     training = MEASURED["training"] | {"updates": 200, "losses": [0.7] * 200}
     record = complete(
         cell=cell, task=cell.split("_")[1], profile=profile, audits=audits, training=training
     )
-    assert audit_sentences(record) == [FAILED, CHANCE + advice]
+    repeated = CHANCE.replace(UNLEARNED["name"], twin["name"])
+    assert audit_sentences(record) == [FAILED, CHANCE + advice, repeated]  # advice once
 
 
 @pytest.mark.parametrize(
