@@ -95,6 +95,13 @@ SHORT = [
         bounds={},
     )
 ]
+UNVARIED = replace(
+    SHORT[0],
+    cell=OTHER,
+    excused=dict.fromkeys(
+        ("learned_something", "predictions_not_collapsed"), "2 of 48 updates may be too few"
+    ),
+)
 BOTH = [cell_run(CELL), cell_run(OTHER)]
 CUT = [altered(cell_run(bounds={}), "training.planned", 48)]  # it made two
 
@@ -227,14 +234,14 @@ CUT = [altered(cell_run(bounds={}), "training.planned", 48)]  # it made two
             [],
             DEFAULT_KINDS,
             Rank.UNJUDGED,
-            "short to judge: the one cell made a part of the planned updates (bert_sa_lora 2",
+            "short to judge: bert_sa_lora made 2 of its 48 planned updates",
         ),
         (
             [*CUT, BOTH[1]],
             [],
             DEFAULT_KINDS,
             Rank.TOO_SHORT,
-            "1 of 2 cells made a part of the planned updates (bert_sa_lora",
+            "bert_sa_lora made 2 of its 48 planned updates",
         ),
         (
             [*SHORT[:1], BOTH[1]],
@@ -242,6 +249,14 @@ CUT = [altered(cell_run(bounds={}), "training.planned", 48)]  # it made two
             DEFAULT_KINDS,
             Rank.TOO_SHORT,
             "Partly too short to judge: 1 of 2 cells failed learned_something",
+        ),
+        (
+            [*SHORT, UNVARIED],
+            [],
+            DEFAULT_KINDS,
+            Rank.UNJUDGED,
+            "both cells failed learned_something (2 of 48 updates may be too few); "
+            "t5_sa_lora failed predictions_not_collapsed.",
         ),
     ],
 )
