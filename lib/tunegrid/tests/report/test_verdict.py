@@ -85,7 +85,7 @@ DOUBT = [replace(j, min_drop=4.1) for j in judged((CELL, OTHER), t5_sa_lora=Verd
 LESS = judgement(CELL, "gradients_bytes", Verdict.CHANGED, effect=-0.5, detail="margin 0%")
 NEW_CELL = judgement("gpt2_sa_sft", "cell", Verdict.NEW, detail="not in the baseline")
 UNLIKE = [
-    replace(j, detail="other recipes or limits")
+    replace(j, detail="the recipes differ in learning_rate")
     for j in judged((CELL, OTHER), t5_sa_lora=Verdict.NOT_COMPARABLE)
 ]
 SHORT = [
@@ -220,7 +220,7 @@ CUT = [altered(cell_run(bounds={}), "training.planned", 48)]  # it made two
             UNLIKE,
             DEFAULT_KINDS,
             Rank.CANNOT_TELL,
-            "1 of 2 cells is not comparable with old.json: other",
+            "1 of 2 cells is not comparable with old.json: the recipes",
         ),
         (
             SHORT[:1],
@@ -335,7 +335,7 @@ def test_what_was_not_compared_is_said_beside_what_is_worse():
         BOTH, [UNLIKE[1], judgement(CELL, "", Verdict.WORSE, p=0.0)], baseline="old.json"
     )
     assert (
-        "1 of 2 cells is not comparable with old.json: other recipes or limits (t5_sa_lora)."
+        "1 of 2 cells is not comparable with old.json: the recipes differ in learning_rate (t5_sa_lora)."
         in verdict.sentences
     )
 

@@ -216,7 +216,8 @@ def test_a_backbone_may_name_a_local_folder_as_its_checkpoint(tmp_path):
     full = Profile(id="full", device="cpu")
     grid = study()
     grid.add_backbone(
-        replace(BERT, id="mine", checkpoint=str(tmp_path / "bert-micro"), revision=None), like="bert"
+        replace(BERT, id="mine", checkpoint=str(tmp_path / "bert-micro"), revision=None),
+        like="bert",
     )
     cell = grid.cell("mine_sa_sft", full)
     assert cell.head.renewed_modules == ["pooler.dense"]
