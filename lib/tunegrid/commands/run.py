@@ -78,7 +78,7 @@ def run(
         set: values for fields of every recipe, such as {"learning_rate": 1e-3}.
         profile: the value of `-m`.
         to: the file of the run; None writes reports/latest.json.
-        options: other options of `tunegrid run`, such as ("-n", "2"), or "-q" to print little.
+        options: other options of `tunegrid run`, such as ("-n", "2"), or "-q" to print less.
 
     Raises:
         InputError: if the run wrote no file, usually with the run's own message, or `set` is not a

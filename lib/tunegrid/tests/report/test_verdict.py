@@ -437,6 +437,13 @@ NEXT = [  # records, judgements, older records, command, what it begins with
         f"pytest -m quick --cells {CELL} '--grid=my own.py' --ranks=2:fsdp --data-root=d",
     ),
     (
+        [altered(SHORT[0], "seeds.seed", seed) for seed in (0, 3)],
+        [],
+        [],
+        "pytest -m quick --seeds=0,3",
+        f"pytest -m quick --cells {CELL} --seeds 0,3",
+    ),
+    (
         [cell_run()],
         [*judged((CELL,)), MISSING],
         [cell_run(OTHER)],
