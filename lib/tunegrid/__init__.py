@@ -1,5 +1,6 @@
 """tunegrid: tests whether a fine-tune really worked, and whether it got worse."""
 
+import inspect
 import logging
 import os
 from importlib import import_module
@@ -34,7 +35,21 @@ class CallablePackage(ModuleType):
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call the function of `tunegrid.commands` that has the package's name."""
-        return _function(self.__name__.rpartition(".")[2])(*args, **options)
+        return self._function(*args, **options)
+
+    @property
+    def _function(self) -> Any:
+        return _function(self.__name__.rpartition(".")[2])
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The signature of the package's function."""
+        return inspect.signature(self._function)
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        """The signature and docstring of the package's function, for `help`."""
+        return f"{self._function.__name__}{self.__signature__}\n\n{inspect.getdoc(self._function)}"
 
 
 def _function(name: str) -> Any:

@@ -17,6 +17,7 @@ OLD_WORKFLOW_COMMAND = re.compile(r"#(?=#\w*\[)")
 LIBRARIES = "/site-packages/"
 # Matches absolute paths, but not fractions or parts of an address
 PATH = re.compile(r"(?<![\w.~:/-])(?:/[\w.+@%~-]*[\w+@%~-])+")
+FOLDER_OPTION = re.compile(r"(--(?:data|checkpoint)-root[= ])/[^\s'\"`]+")
 HOME = re.compile(r"/root|/(?:home|Users)/[^/]+")
 # An address, with or without a scheme. After the colon, digits up to a non-word character are a
 # port; anything else starts a password.
@@ -70,7 +71,8 @@ def say(text: str, *, error: bool = False, runner: bool = False) -> None:
 def strip_places(text: str) -> str:
     """The text as it is recorded, with no secrets and with shortened paths.
 
-    An absolute path keeps the part inside the checkout or a library, or else its last component.
+    An absolute path keeps the part inside the checkout or a library, or else its last component;
+    after an option that needs a folder it is DIR.
     """
 
     def shown(match: re.Match[str]) -> str:
@@ -83,7 +85,9 @@ def strip_places(text: str) -> str:
             return path.removeprefix(f"{ROOT}/")
         return path.rpartition(LIBRARIES if LIBRARIES in path else "/")[2]
 
-    return PATH.sub(shown, hide_secrets(text)) if "/" in text else text
+    if "/" not in text:
+        return text
+    return PATH.sub(shown, FOLDER_OPTION.sub(r"\1DIR", hide_secrets(text)))
 
 
 def hide_secrets(text: str) -> str:

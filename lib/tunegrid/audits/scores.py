@@ -272,15 +272,15 @@ def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float
     baseline_points = max((baseline.examples[name] for baseline in baselines), key=fmean)
     gain, error = mean_difference(points, baseline_points)
     passed = gain > MORE_THAN_LUCK * error
-    detail = f"{name} {fmean(points):.1f}, without a model {fmean(baseline_points):.1f}"
-    detail += f", standard error {error:.1f}"
+    detail = f"{name} {fmean(points):.1f}; the best answer without a model scores "
+    detail += f"{fmean(baseline_points):.1f} (standard error {error:.1f})"
     start = evidence.trainer.log.first_step.get("untrained")
     if start:
         final = points[: len(start)]
         gain, error = mean_difference(final, start)
         passed = passed and gain > -MORE_THAN_LUCK * error
-        detail += f"; on {len(start)} rows {fmean(final):.1f}, before training {fmean(start):.1f}"
-        detail += f", standard error {error:.1f}"
+        detail += f"; {len(start)} rows: {fmean(start):.1f} before training and {fmean(final):.1f}"
+        detail += f" after (standard error {error:.1f})"
     best = {}
     for metric in baselines[0].scores:
         best[metric] = max(baseline.scores[metric] for baseline in baselines)

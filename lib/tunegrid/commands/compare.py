@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tunegrid.report.compare import Comparison
 
 
-def compare(run: Path | str | Iterable[Record]) -> "pd.DataFrame":
+def compare(run: Path | str | Record | Iterable[Record]) -> "pd.DataFrame":
     """The table of `tunegrid compare` for a file or for records, with one row per cell.
 
     Raises InputError if the run cannot be read or its cells cannot be compared.

@@ -88,14 +88,14 @@ class GateAnswer:
 
 
 def gate(
-    old: Path | str | Iterable[Record],
-    new: Path | str | Iterable[Record],
+    old: Path | str | Record | Iterable[Record],
+    new: Path | str | Record | Iterable[Record],
     *,
     gate_on: str | Iterable[str] = DEFAULT_KINDS,
 ) -> GateAnswer:
     """Answer as `tunegrid gate` does: is the new run worse than the old one?
 
-    Each run is a file or a sequence of records; only a file also carries the noise of your own
+    Each run is a file, a record or several; only a file also carries the noise of your own
     calibrated cells. Raises InputError if a run cannot be read or judged.
     """
     names = gate_on if isinstance(gate_on, str) else ",".join(gate_on)

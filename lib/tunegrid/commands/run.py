@@ -67,7 +67,7 @@ def run(
     set: Mapping[str, object] | None = None,
     profile: str = "quick",
     to: Path | str | None = None,
-    options: Sequence[str] = (),
+    options: str | Sequence[str] = (),
 ) -> "list[Record]":
     """Run cells as `tunegrid run` does; return a record per cell and seed, including failed ones.
 
@@ -78,10 +78,11 @@ def run(
         set: values for fields of every recipe, such as {"learning_rate": 1e-3}.
         profile: the value of `-m`.
         to: the file of the run; None writes reports/latest.json.
-        options: other options of `tunegrid run`, such as ("-n", "2").
+        options: other options of `tunegrid run`, such as ("-n", "2"), or "-q" to print less.
 
     Raises:
-        InputError: if the run wrote no file, usually with the run's own message.
+        InputError: if the run wrote no file, usually with the run's own message, or `set` is not a
+            mapping.
     """
     from tunegrid import launcher
     from tunegrid.errors import InputError
@@ -96,6 +97,10 @@ def run(
     files = [grid] if isinstance(grid, Path | str) else grid
     for file in files:
         words.append(f"--grid={file}")
+    if isinstance(options, str):
+        options = shlex.split(options)
+    if not isinstance(set or {}, Mapping):
+        raise InputError('`set` must be a mapping, such as set={"learning_rate": 1e-3}')
     for field, value in (set or {}).items():
         words.append(f"--set={field}={_join(value)}")
     before = _version(path)

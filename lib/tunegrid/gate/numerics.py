@@ -19,7 +19,7 @@ from scipy import special
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import GRAVEST_FIRST, Judgement, Verdict, make_judgement
 from tunegrid.gate.modules import Modules, Names, first_modules, read_both
-from tunegrid.gate.quality import OTHER_RECIPE, Rows, has_other_recipe
+from tunegrid.gate.quality import Rows, other_recipe
 from tunegrid.gate.thresholds import (
     BERTSCORE_ROUNDING,
     CHANCE,
@@ -509,8 +509,9 @@ def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
     seeds = old.seeds
     if (seeds.seed, seeds.split_seed) != (new.seeds.seed, new.seeds.split_seed):
         return "no run of the same seed"
-    if has_other_recipe(old, new):
-        return OTHER_RECIPE
+    recipe_clause = other_recipe(old, new)
+    if recipe_clause:
+        return recipe_clause
     if old.processes != new.processes:  # each rank draws its own dropout
         return "other ranks"
     if old.data and new.data and old.data.fingerprint != new.data.fingerprint:

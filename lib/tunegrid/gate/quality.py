@@ -10,7 +10,7 @@ most 5 %. Main scores get most of this chance, and all other scores share the re
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -34,12 +34,11 @@ from tunegrid.gate.noise import (
 from tunegrid.gate.statistics import ALPHA, Array, Effect, by_training, holm, row_deviation
 from tunegrid.record import Record
 from tunegrid.runs.examples import read
-from tunegrid.words import count
+from tunegrid.words import count, phrase
 
 MAIN_ALPHA = 0.9 * ALPHA
 OTHER_ALPHA = 0.1 * ALPHA
 RowPoints = Mapping[str, Sequence[float]]  # each row's points by metric, and its texts
-OTHER_RECIPE = "other recipes or limits"
 NO_NUMBER = "score is not a number"
 MORE_SEEDS = (
     "noise was not calibrated, and one seed on each side does not show it: "
@@ -79,11 +78,10 @@ class Rows:
         return any(old.scores or new.scores for old, new in self.records)
 
     @property
-    def has_other_recipe(self) -> bool:
-        """True if some pair of an old and a new record differs in its recipe."""
-        return any(
-            has_other_recipe(*pair) for pair in product(self.old.values(), self.new.values())
-        )
+    def other_recipe(self) -> str:
+        """A clause on how some pair of an old and a new record differs in its recipe, or empty."""
+        clauses = (other_recipe(*pair) for pair in product(self.old.values(), self.new.values()))
+        return next(filter(None, clauses), "")
 
     @cached_property
     def points(self) -> list[tuple[RowPoints, RowPoints]]:
@@ -295,8 +293,8 @@ def assess(
         first = rows.records[0][0]
         judge = partial(make_judgement, first)
         for metric in first.bounded_scores:
-            if rows.has_other_recipe:
-                judgements.append(judge(metric, Verdict.NOT_COMPARABLE, detail=OTHER_RECIPE))
+            if rows.other_recipe:
+                judgements.append(judge(metric, Verdict.NOT_COMPARABLE, detail=rows.other_recipe))
                 continue
             if not has_numbers(rows.old, metric):
                 judgements.append(judge(metric, Verdict.CANNOT_TELL, detail=f"the old {NO_NUMBER}"))
@@ -323,6 +321,11 @@ def has_numbers(records: RecordsBySeed, metric: str) -> bool:
     return all(score is not None and math.isfinite(score) for score in scores)
 
 
-def has_other_recipe(before: Record, after: Record) -> bool:
-    """True if two records differ in their recipe or their limits of rows."""
-    return before.recipe != after.recipe or before.limits != after.limits
+def other_recipe(before: Record, after: Record) -> str:
+    """A clause that names the differing fields of recipes and limits of rows; empty if equal."""
+    names = []
+    for old, new in ((before.recipe, after.recipe), (before.limits, after.limits)):
+        for field in fields(old):
+            if getattr(old, field.name) != getattr(new, field.name):
+                names.append(field.name)
+    return f"the recipes differ in {phrase(names)}" if names else ""

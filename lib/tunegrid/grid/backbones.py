@@ -1,5 +1,6 @@
 """Declares the study's three `Backbone`s, their heads for each problem, and their checkpoints."""
 
+import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -98,8 +99,8 @@ class Backbone:
     """A pretrained model family.
 
     Attributes:
-        checkpoint: id on the hub, pinned to `revision` (None: the newest); `folder` is its name
-            below a `--checkpoint-root`.
+        checkpoint: id on the hub, pinned to `revision` (None: the newest), or a local folder;
+            `folder` is its name below a `--checkpoint-root`.
         micro: its replacement in the quick profile, if any: a folder in `fixtures/backbones`.
         segments: token type ids separate the model's two texts.
         dtype: of a frozen base; trainable weights are always fp32.
@@ -284,19 +285,13 @@ def is_part(name: str, modules: Iterable[str]) -> bool:
 
 
 def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
-    """Adds to a head's new modules the renewable ones that a local checkpoint lacks.
-
-    The suite's own micro checkpoints lack none.
-    """
-    root = profile.checkpoint_root
-    if root is None or root == QUICK_PROFILE.checkpoint_root:
-        return head
-    if not head.renewable_modules or profile.random_weights:
+    """Adds to a head's new modules the renewable ones that the user's checkpoint lacks."""
+    folder = own_checkpoint(backbone, profile)
+    if folder is None or not head.renewable_modules or profile.random_weights:
         return head
     from safetensors import SafetensorError, safe_open
 
     keys: list[str] = []
-    folder = checkpoint_folder(backbone, root, micro=profile.micro)
     for path in folder.glob("model*.safetensors"):
         with suppress(OSError, SafetensorError):  # loading the model reports it
             file: Any = safe_open(path, "np")
@@ -308,9 +303,25 @@ def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
     return replace(head, new_modules=(*missing, *head.new_modules))
 
 
-def checkpoint_folder(backbone: Backbone, root: Path, *, micro: bool) -> Path:
-    """A backbone's folder inside a folder of checkpoints."""
-    return root / ((micro and backbone.micro) or backbone.folder)
+def local_checkpoint(backbone: Backbone, profile: Profile) -> Path | None:
+    """The local folder of a backbone's checkpoint; None if the hub has it."""
+    root = profile.checkpoint_root
+    folder = Path(backbone.checkpoint)
+    if root and profile.micro and backbone.micro:
+        return root / backbone.micro
+    if folder.is_absolute():
+        return folder
+    if root:
+        return root / backbone.folder
+    return folder if folder.is_dir() else None
+
+
+def own_checkpoint(backbone: Backbone, profile: Profile) -> Path | None:
+    """The user's local checkpoint; None if it is the hub's or one of the suite's micro ones."""
+    folder = local_checkpoint(backbone, profile)
+    if folder is None or folder.parent == QUICK_PROFILE.checkpoint_root:
+        return None
+    return folder
 
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
@@ -319,18 +330,24 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", 
 def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
     """Arguments of `from_pretrained`: a local folder, or the hub's id with its pinned revision.
 
-    Raises InputError if a local folder is missing, or lacks a config, a tokenizer or safetensors
-    weights.
+    Raises InputError if a local folder is missing, lacks a config, a tokenizer or safetensors
+    weights, or holds another model.
     """
-    if profile.checkpoint_root is None:
+    folder = local_checkpoint(backbone, profile)
+    if folder is None:
         return backbone.checkpoint, {"revision": backbone.revision} if backbone.revision else {}
-    folder = checkpoint_folder(backbone, profile.checkpoint_root, micro=profile.micro)
     pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt")])
     if not folder.is_dir():
-        advice = f"below {folder.parent}; name it as the hub's model"
+        advice = f"below {folder.parent}"
+        if not Path(backbone.checkpoint).is_absolute():
+            advice += "; name it as the hub's model"
         raise InputError(f"no checkpoint folder {folder.name!r} {advice}")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; save it there with save_pretrained")
+    kind = config_fields(folder).get("model_type")
+    needed_kind = backbone.shape.get("model_type")
+    if kind and needed_kind and kind != needed_kind:
+        raise InputError(f"{folder} is a {kind} model; this cell needs {needed_kind}")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         names = ", ".join(TOKENIZER_FILES)
         raise InputError(f"{folder} has no tokenizer ({names}); save it there with save_pretrained")
@@ -341,3 +358,11 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
         hint = "save model.safetensors there (save_pretrained writes it)"
         raise InputError(f"{folder} has {reason}; {hint}")
     return str(folder), {}
+
+
+def config_fields(folder: Path) -> Mapping[str, Any]:
+    """The fields of a checkpoint's config.json; none if it is unreadable, as loading reports."""
+    with suppress(OSError, ValueError):
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return fields if isinstance(fields, dict) else {}
+    return {}

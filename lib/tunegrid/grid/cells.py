@@ -86,7 +86,7 @@ class Cell:
         modules = " and ".join(self.head.renewed_modules)
         if not modules:
             return ""
-        return f"the checkpoint has no {modules}: it starts from random and trains in full"
+        return f"the checkpoint has no {modules}: it is initialized at random and trained in full"
 
     @property
     def text(self) -> tuple[str, ...]:

@@ -101,10 +101,13 @@ class NextSteps:
         return options
 
     def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
-        """Runs cells as this run did, or to their ends if `whole`."""
-        records = [*self.records, *self.before]
-        first = next((record for record in records if record.cell in cells), None)
-        marker = marker_words(first.cell, first.profile) if first else "quick"
+        """Runs cells as this run did, or to their ends if `whole`.
+
+        `more` options replace the seeds of these cells.
+        """
+        records = [record for record in [*self.records, *self.before] if record.cell in cells]
+        marker = marker_words(records[0].cell, records[0].profile) if records else "quick"
+        more = more or seed_options(records)
         runner = [*self.runner]
         if not runner:
             runner = ["pytest"] if Path.cwd().is_relative_to(ROOT) else ["tunegrid", "run"]
@@ -210,12 +213,14 @@ class NextSteps:
     def _session_options(self, records: Sequence[Record]) -> list[str]:
         """The profile, options and seeds of the session that trained these records of one cell."""
         marker = marker_words(records[0].cell, records[0].profile)
-        seeds = sorted({record.seeds.seed or 0 for record in first_trainings(records)})
         options = [] if marker == "quick" else ["-m", marker]
-        options += self.cell_options(whole=True)
-        if seeds != [0]:
-            options += ["--seeds", ",".join(map(str, seeds))]
-        return options
+        return [*options, *self.cell_options(whole=True), *seed_options(records)]
+
+
+def seed_options(records: Sequence[Record]) -> tuple[str, ...]:
+    """The option that names the seeds of these records; none for seed 0 alone."""
+    seeds = sorted({record.seeds.seed or 0 for record in first_trainings(records)})
+    return () if seeds in ([], [0]) else ("--seeds", ",".join(map(str, seeds)))
 
 
 def suite_file(name: str) -> str:

@@ -208,7 +208,8 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
     if seconds is not None:
         text += f" in {seconds:.0f} s"
     devices = sorted({record.device.name for record in records if record.device})
-    text += f" on {', '.join(devices) or 'no device'}"
+    if devices:
+        text += f" on {', '.join(devices)}"
     draws = sorted({f"{r.seeds.perturbation}" for r in records if r.seeds.perturbation is not None})
     if draws:
         numbers = ", ".join(draws)

@@ -302,27 +302,16 @@ def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Stat
 
 def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
     """The statement on cells that made too few updates or failed audits excused for short runs."""
-    audits_by_reason: dict[str, dict[str, None]] = {}
-    cells: set[str] = set()
-    excused: set[str] = set()
+    cells = {record.cell for record in records}
     updates: dict[str, str] = {}
     for record in records:
-        cells.add(record.cell)
-        for audit, reason in record.excused.items():
-            audits_by_reason.setdefault(reason, {})[audit] = None
-            excused.add(record.cell)
         training = record.training
         if training and not record.excused:
-            updates[record.cell] = f"{record.cell} {training.updates} of {training.planned}"
-    clauses = []
-    if excused:
-        failed = []
-        for reason, audits in audits_by_reason.items():
-            failed.append(f"{phrase(list(audits))} ({reason})")
-        clauses.append(f"{count_text(len(excused), run.cell_count, 'cell')} failed {some(failed)}")
+            made = f"{record.cell} made {training.updates}"
+            updates[record.cell] = f"{made} of its {training.planned} planned updates"
+    clauses = [*_excused_clauses(run, records)]
     if updates:
-        number = count_text(len(updates), run.cell_count, "cell")
-        clauses.append(f"{number} made a part of the planned updates ({some([*updates.values()])})")
+        clauses.append(some([*updates.values()]))
     clause = "; ".join(clauses)
     is_judged = len(cells) < run.cell_count or any(map(was_compared, main_scores(run.judged)))
     command = run.steps.run(sorted(cells, key=study_place), whole=True)
@@ -332,6 +321,26 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
         clause=clause,
         next_step=f"{command} runs {pronoun} whole" if command else "",
     )
+
+
+def _excused_clauses(run: JudgedRun, records: Sequence[Record]) -> Iterator[str]:
+    """Yields a clause for each group of cells that failed the same audits, the largest first."""
+    cells_by_audit: dict[str, dict[str, None]] = {}
+    reasons: dict[str, None] = {}
+    for record in records:
+        for audit, reason in record.excused.items():
+            cells_by_audit.setdefault(audit, {})[record.cell] = None
+            reasons[reason] = None
+    audits_by_cells: dict[tuple[str, ...], list[str]] = {}
+    for audit, cells in cells_by_audit.items():
+        audits_by_cells.setdefault(tuple(cells), []).append(audit)
+    end = f" ({some(list(reasons))})"
+    for group in sorted(audits_by_cells, key=len, reverse=True):
+        subject = some(group)
+        if end:
+            subject = count_text(len(group), run.cell_count, "cell")
+        yield f"{subject} failed {phrase(audits_by_cells[group])}{end}"
+        end = ""
 
 
 def _soundness(run: JudgedRun, records: Sequence[Record]) -> str:
@@ -729,8 +738,7 @@ def _uncompared_figures(run: JudgedRun, kind: str) -> Iterator[str]:
 def _notes(run: JudgedRun) -> Iterator[Statement]:
     """Statements that decide nothing."""
     if run.judged and list(run.records) == list(run.before):
-        clause = f"this run was compared with itself: {run.baseline} holds its records"
-        yield Statement(clause=clause)
+        yield Statement(clause="both runs hold the same records, so nothing was compared")
     yield from _rounding(run)
     worse = main_scores(run.judged, Verdict.WORSE)
     if worse and "quality" not in run.kinds:

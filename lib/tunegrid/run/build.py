@@ -25,7 +25,7 @@ from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.base import SyntheticTokenizer
 from tunegrid.data.sources import LONGEST_CAUSE, ROOTS_HINT
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import BERT, checkpoint_source, is_part
+from tunegrid.grid.backbones import BERT, checkpoint_source, is_part, local_checkpoint
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Base
 from tunegrid.grid.recipes import Profile
@@ -365,7 +365,7 @@ def model_record(cell: Cell) -> ModelRecord:
     if not cell.profile.random_weights:
         source, _ = checkpoint_source(cell.backbone, cell.profile)
         checkpoint = Path(source).name if Path(source).is_dir() else source
-        if cell.profile.checkpoint_root is not None:
+        if local_checkpoint(cell.backbone, cell.profile):
             digest = hashlib.sha256()
             for path in weight_files(cell):
                 digest.update(path.read_bytes())

@@ -23,7 +23,7 @@ from torch import nn
 from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import Layout, checkpoint_source
+from tunegrid.grid.backbones import Layout, checkpoint_source, own_checkpoint
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.grid.tasks import Problem, score_title
@@ -222,9 +222,11 @@ def save_trained(
         serving.save(cell, model, tokenizer, folder)
         if adapter.is_file():
             config = json.loads(adapter.read_text(encoding="utf-8"))
-            config["base_model_name_or_path"] = base_name(cell)
+            # PEFT loads a base from the current folder, and does not find one that has no place.
+            has_base = (folder / BASE).is_dir()
+            config["base_model_name_or_path"] = f"./{BASE}" if has_base else base_name(cell, record)
             adapter.write_text(json.dumps(config, indent=2), encoding="utf-8")
-        make_card(cell, record).save(folder / "README.md")
+        make_card(cell, record, folder).save(folder / "README.md")
         with replace_file(folder / "record.json") as path:
             path.write_text(json.dumps(to_json(record)), encoding="utf-8")
     except OSError as error:
@@ -233,16 +235,22 @@ def save_trained(
     return folder
 
 
-def base_name(cell: Cell) -> str:
-    """The backbone's public name."""
-    return (cell.profile.micro and cell.backbone.micro) or cell.backbone.checkpoint
+def base_name(cell: Cell, record: Record) -> str:
+    """The backbone's public name, or a local checkpoint's name and hash, which no hub has."""
+    folder = own_checkpoint(cell.backbone, cell.profile)
+    if folder is None:
+        return (cell.profile.micro and cell.backbone.micro) or cell.backbone.checkpoint
+    name = f"local checkpoint `{folder.name}`"
+    fingerprint = record.model and record.model.fingerprint
+    return f"{name} (weights {fingerprint})" if fingerprint else name
 
 
-def make_card(cell: Cell, record: Record) -> hub.ModelCard:
-    """The card of a cell's model, with caveats and scores, the main score first."""
+def make_card(cell: Cell, record: Record, folder: Path) -> hub.ModelCard:
+    """The card of a cell's model in a folder: base, caveats, and scores, the main score first."""
     task = cell.task
-    base = base_name(cell)
-    is_micro = base != cell.backbone.checkpoint
+    base = base_name(cell, record)
+    is_micro = cell.profile.micro and cell.backbone.micro is not None
+    has_public_base = not is_micro and own_checkpoint(cell.backbone, cell.profile) is None
     is_synthetic = cell.profile.data_root == QUICK_PROFILE.data_root
     pipeline = "summarization" if task.name == "summarization" else PIPELINES[task.problem]
     scores = []
@@ -252,8 +260,10 @@ def make_card(cell: Cell, record: Record) -> hub.ModelCard:
             scores.append(f"- {score_title(name, task.labels)} (points, 0 to 100): {score}")
     caveats = []
     if is_micro:
-        replaced = cell.backbone.checkpoint
-        caveats.append(f"- A micro model, for tests alone: {base} stands in for {replaced}.")
+        replaced = f"{cell.backbone.micro} stands in for {cell.backbone.checkpoint}"
+        caveats.append(f"- A micro model, for tests alone: {replaced}.")
+    if record.training:
+        caveats += [f"- {strip_places(change)}." for change in record.training.fallbacks]
     if is_synthetic:
         cause = "- Synthetic data: tunegrid made up every row"
         caveats.append(f"{cause}, so the scores say nothing about {task.dataset}.")
@@ -261,7 +271,7 @@ def make_card(cell: Cell, record: Record) -> hub.ModelCard:
         sentences = [f"Its run did not pass ({record.status}).", *record.missed]
         caveats.append(f"- {strip_places(' '.join(sentences))}")
     data = hub.ModelCardData(
-        base_model=None if is_micro else base,  # the hub has no micro models
+        base_model=base if has_public_base else None,
         datasets=None if is_synthetic else [task.dataset],
         library_name="peft" if cell.method.adapts else "transformers",
         model_name=cell.id,
@@ -276,7 +286,7 @@ def make_card(cell: Cell, record: Record) -> hub.ModelCard:
             f"with tunegrid {version('tunegrid')}. "
             "The recipe, the bounds and all figures are in `record.json` beside this card."
         ),
-        base_model=base,
+        base_model=f"{base}, saved in `{BASE}/`" if (folder / BASE).is_dir() else base,
         bias_risks_limitations="\n".join(caveats),
         results="\n".join(scores),
     )

@@ -165,14 +165,19 @@ def read_saved(path: Path) -> SavedRun:
         raise InputError(f"{path} {doubt}, and cannot be read ({cause}): {NEW_RUN}") from None
 
 
-def get_saved(run: Path | str | Iterable[Record], name: str = "the run") -> SavedRun:
+def get_saved(run: Path | str | Record | Iterable[Record], name: str = "the run") -> SavedRun:
     """Gets a run from its file, or from records, which messages refer to by `name`.
 
-    Raises InputError as `read_saved` does.
+    Raises InputError as `read_saved` does, and if it is neither.
     """
     if isinstance(run, Path | str):
         return read_saved(Path(run))
-    return SavedRun(path=Path(name), records=list(run))
+    records = [run] if isinstance(run, Record) else run
+    if isinstance(records, Iterable):
+        records = list(records)
+        if all(isinstance(record, Record) for record in records):
+            return SavedRun(path=Path(name), records=records)
+    raise InputError(f"{name} must be a file or records, and is of type {type(run).__name__}")
 
 
 def _parse(path: Path, run: RunJson) -> SavedRun:
@@ -217,9 +222,9 @@ def noise_json(noise: Iterable[OwnNoise], records: Iterable[Record]) -> RunJson:
     return {NOISE: entries} if entries else {}
 
 
-def read_list(path: Path) -> list[Record]:
+def read_list(path: Path | str) -> list[Record]:
     """Reads all records of a saved run; raises InputError as `read_saved` does."""
-    return read_saved(path).records
+    return read_saved(Path(path)).records
 
 
 def check_alike(records: Iterable[Record]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegrid import ROOT
-from tunegrid.grid.backbones import BERT, Backbone
+from tunegrid.grid.backbones import BERT, Backbone, local_checkpoint
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
 from tunegrid.machine import identity, library_digests, versions
@@ -63,10 +63,8 @@ def content_key(
     user_files += source_files(cell)
 
     def weights_digest(backbone: Backbone) -> str:
-        name = backbone.micro if profile.micro else backbone.folder
-        if not profile.checkpoint_root or not name:
-            return ""
-        return content_digest(profile.checkpoint_root / name)
+        folder = local_checkpoint(backbone, profile)
+        return content_digest(folder) if folder else ""
 
     facts = {
         "cell": [cell.id, *(MEMORY_ADDRESS.sub("", repr(value)) for value in design)],

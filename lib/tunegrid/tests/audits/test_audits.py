@@ -238,8 +238,8 @@ def test_something_is_learned_if_the_difference_is_above_three_standard_errors(
     learned, detail, without_model = scores.learned_something(evidence)
     assert learned == passed
     assert without_model["accuracy"] == 50.0
-    assert "without a model 50.0, standard error " in detail
-    assert detail.endswith(f"standard error {error}")
+    assert "without a model scores 50.0 (standard error " in detail
+    assert detail.endswith(f"(standard error {error})")
 
 
 def test_a_random_span_is_of_the_answers_length_and_a_lead_the_first_sentence():

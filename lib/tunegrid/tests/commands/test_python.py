@@ -1,8 +1,11 @@
 """The commands as calls: they answer as the commands do, and refuse with the same sentence."""
 
+import inspect
 import json
+import pydoc
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -92,6 +95,8 @@ def test_a_run_returns_the_records_of_the_file_that_it_writes(tmp_path):
         ({"cells": "bert_sa_lorra"}, "^unknown cell 'bert_sa_lorra'; did you mean bert_sa_lora?"),
         ({"set": {"learning_rat": 1}}, "^invalid --set 'learning_rat=1': unknown field"),
         ({"cells": CELL, "options": ["-k", "none"]}, "^no cell is selected by -m quick"),
+        ({"cells": CELL, "options": "-k none"}, "^no cell is selected by -m quick .* -k none"),
+        ({"set": "learning_rate=1e-3"}, "^`set` must be a mapping, such as set="),
     ],
 )
 def test_a_run_that_cannot_be_raises_its_own_sentence_and_no_earlier_file_is_read(
@@ -100,6 +105,32 @@ def test_a_run_that_cannot_be_raises_its_own_sentence_and_no_earlier_file_is_rea
     path = run_file(tmp_path / "run.json", trained(CELL, 90.0))
     with pytest.raises(InputError, match=words):
         tunegrid.run(**arguments, to=path)
+
+
+def test_what_is_no_run_is_rejected_and_one_record_is_a_run():
+    [record] = trained(CELL, 90.0)
+    assert tunegrid.compare(record).points.tolist() == [90.0]
+    with pytest.raises(InputError, match="the old run must be a file"):
+        tunegrid.gate(1, record)
+    with pytest.raises(InputError, match="the run must be a file"):
+        tunegrid.compare([1])
+
+
+def test_a_gate_names_the_fields_in_which_recipes_differ():
+    [record] = trained(CELL, 90.0)
+    recipe = replace(record.recipe, learning_rate=0.5, max_steps=7)
+    answer = tunegrid.gate(record, replace(record, recipe=recipe))
+    assert answer.exit_code == 6
+    assert "the recipes differ in learning_rate and max_steps (bert_sa_lora)" in answer.answer
+
+
+@pytest.mark.parametrize(
+    ("package", "first"), [(tunegrid.run, "run(cells"), (tunegrid.gate, "gate(old")]
+)
+def test_help_begins_with_the_signature(package, first):
+    text = pydoc.render_doc(package, renderer=pydoc.plaintext)
+    assert f" - {first}" in text
+    assert next(iter(inspect.signature(package).parameters)) in first
 
 
 def test_importing_tunegrid_imports_nothing_else_of_it():

@@ -330,7 +330,12 @@ def test_test_rows_with_other_predictions_are_held_to_how_many_rounding_changes(
         ("training.order", "f" * 16, False, ""),
         ("data", None, False, ""),
         ("seeds.seed", 7, False, "no run of the same seed"),
-        ("recipe", replace(RECIPE, learning_rate=0.5), False, "other recipes or limits"),
+        (
+            "recipe",
+            replace(RECIPE, learning_rate=0.5),
+            False,
+            "the recipes differ in learning_rate",
+        ),
         # Dropout draws others
         ("ranks", RanksRecord(count=2, backend="gloo", each=[{}, {}]), False, "other ranks"),
         ("data.fingerprint", "f" * 16, False, "other rows"),

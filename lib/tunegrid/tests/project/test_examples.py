@@ -14,6 +14,7 @@ from tunegrid import ROOT
 from tunegrid.commands import calibrate
 from tunegrid.commands.run import SUITE
 from tunegrid.gate.thresholds import load_bounds
+from tunegrid.grid.recipes import QUICK
 from tunegrid.runs.files import read_saved
 from tunegrid.tests.sessions import ForkedProcess, SessionProcess, benchmark_rows, full_options
 
@@ -39,14 +40,18 @@ def reviews(count):
     return [{"idx": number, **row} for number, row in enumerate(rows[:count])]
 
 
-def test_a_sweep_in_python_prints_the_mean_of_each_learning_rate(tmp_path):
+def test_the_guide_names_the_quick_recipes_learning_rate():
+    rate = re.search(r"^RECIPE, TRIALS = (\S+),", EXAMPLES["tune.py"], re.MULTILINE)[1]
+    assert float(rate) == QUICK["bert_sa_lora"]["learning_rate"]
+    assert f"for rate in ({rate}," in EXAMPLES["sweep.py"]
+
+
+def test_a_sweep_in_python_compares_the_means_of_two_learning_rates(tmp_path):
     (tmp_path / "sweep.py").write_text(EXAMPLES["sweep.py"])
     answer = ForkedProcess(tmp_path / "sweep.py", folder=tmp_path).ended()
     assert answer.returncode == 0, answer.stderr
-    assert re.search(r"^0\.005 +9\d\.\d.*\n0\.010 +9\d\.\d", answer.stdout, re.MULTILINE), (
-        answer.stdout
-    )
-    assert len(read_saved(tmp_path / "reports" / "latest.json").records) == 2
+    assert re.search(r"^9\d\.\d and 9\d\.\d points", answer.stdout, re.MULTILINE), answer.stdout
+    assert len(read_saved(tmp_path / "reports" / "latest.json").records) == 3
 
 
 def test_a_metric_of_the_guide_has_a_bound_and_is_judged(tmp_path):

@@ -37,6 +37,7 @@ NONE = "36/40 rows, samples/s, lib/tunegrid/machine.py, and/or, / , /2"
             "/opt/v/lib/python3.11/site-packages/peft/tuners/lora/layer.py, line 9",
             "peft/tuners/lora/layer.py, line 9",
         ),
+        ("--data-root=/mnt/alice/rows -n 2", "--data-root=DIR -n 2"),
         ("--cache=/scratch/alice/c", "--cache=c"),
         (HUB, HUB),
         (NONE, NONE),

@@ -97,7 +97,9 @@ DOUBT = judged((CELL, OTHER), {"min_drop": 4.1}, t5_sa_lora=Verdict.CANNOT_TELL)
 LESS = judgement(CELL, "gradients_bytes", Verdict.CHANGED, effect=-0.5, detail="margin 0%")
 NEW_CELL = judgement("gpt2_sa_sft", "cell", Verdict.NEW, detail="not in the baseline")
 UNLIKE = judged(
-    (CELL, OTHER), {"detail": "other recipes or limits"}, t5_sa_lora=Verdict.NOT_COMPARABLE
+    (CELL, OTHER),
+    {"detail": "the recipes differ in learning_rate"},
+    t5_sa_lora=Verdict.NOT_COMPARABLE,
 )
 SLOWER = judgement(CELL, "step_seconds", Verdict.NOT_COMPARABLE, detail="name: a and b")
 REFUTED = judged(
@@ -111,6 +113,13 @@ SHORT = cell_run(
     audits=["learned_something"],
     excused={"learned_something": "2 of 48 updates may be too few"},
     bounds={},
+)
+UNVARIED = replace(
+    SHORT,
+    cell=OTHER,
+    excused=dict.fromkeys(
+        ("learned_something", "predictions_not_collapsed"), "2 of 48 updates may be too few"
+    ),
 )
 CUT = altered(cell_run(bounds={}), "training.planned", 48)  # it made two
 EXIT_CODES = {Rank.FAILED: 1, Rank.CHANGED: 6, Rank.CANNOT_TELL: 6, Rank.UNJUDGED: 6}
@@ -198,7 +207,7 @@ CASES = [
     ),
     Case(
         Rank.CANNOT_TELL,
-        "1 of 2 cells is not comparable with old.json: other recipes or limits (t5_sa_lora).",
+        "1 of 2 cells is not comparable with old.json: the recipes differ in learning_rate (t5_sa_lora).",
         UNLIKE,
     ),
     Case(
@@ -208,18 +217,24 @@ CASES = [
     ),
     Case(
         Rank.UNJUDGED,
-        "short to judge: the one cell made a part of the planned updates (bert_sa_lora 2",
+        "short to judge: bert_sa_lora made 2 of its 48 planned updates",
         records=[CUT],
     ),
     Case(
         Rank.TOO_SHORT,
-        "1 of 2 cells made a part of the planned updates (bert_sa_lora",
+        "bert_sa_lora made 2 of its 48 planned updates",
         records=[CUT, BOTH[1]],
     ),
     Case(
         Rank.TOO_SHORT,
         "Partly too short to judge: 1 of 2 cells failed learned_something",
         records=[SHORT, BOTH[1]],
+    ),
+    Case(
+        Rank.UNJUDGED,
+        "both cells failed learned_something (2 of 48 updates may be too few); "
+        "t5_sa_lora failed predictions_not_collapsed.",
+        records=[SHORT, UNVARIED],
     ),
     # No line says more than was compared
     Case(Rank.CHANGED, "; scores could not be compared.", [*UNTESTED, changed(CELL)]),
@@ -248,7 +263,7 @@ CASES = [
     ),
     Case(
         Rank.FAILED,
-        "1 of 2 cells is not comparable with old.json: other recipes or limits (t5_sa_lora).",
+        "1 of 2 cells is not comparable with old.json: the recipes differ in learning_rate (t5_sa_lora).",
         [UNLIKE[1], judgement(CELL, "", Verdict.WORSE, p=0.0)],
     ),
     Case(
@@ -403,6 +418,11 @@ STEPS = [
         f"pytest -m quick --cells {CELL} '--grid=my own.py' --ranks=2:fsdp --data-root=d",
         [SHORT],
         ran=RAN,
+    ),
+    Step(
+        f"pytest -m quick --cells {CELL} --seeds 0,3",
+        [altered(SHORT, "seeds.seed", 0), altered(SHORT, "seeds.seed", 3)],
+        ran="pytest -m quick --seeds=0,3",
     ),
     Step(
         f"pytest -m quick --cells {OTHER} {CARRIED}",

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from tunegrid.audits import run_audits
 from tunegrid.audits.before import checkpoint_loaded
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY
-from tunegrid.grid.recipes import QUICK_PROFILE
+from tunegrid.grid.backbones import BERT, checkpoint_source
+from tunegrid.grid.cells import STUDY, study
+from tunegrid.grid.recipes import QUICK_PROFILE, Profile
 from tunegrid.run.build import build, load_tokenizer, model_record, weight_files
 from tunegrid.run.serving import Serving
 from tunegrid.tests.small import (
@@ -208,7 +209,31 @@ def test_the_pooler_that_a_masked_language_model_lacks_is_new_and_trains(tmp_pat
     }
     assert any("pooler" in name for name in trained)
     [change] = [text for text in evidence.trainer.part().fallbacks if "pooler" in text]
-    assert "starts from random and trains" in change
+    assert "initialized at random and trained" in change
+
+
+def test_a_backbone_may_name_a_local_folder_as_its_checkpoint(tmp_path):
+    pretrained(tmp_path, hf.BertForMaskedLM, micro="bert-micro")
+    full = Profile(id="full", device="cpu")
+    grid = study()
+    grid.add_backbone(
+        replace(BERT, id="mine", checkpoint=str(tmp_path / "bert-micro"), revision=None),
+        like="bert",
+    )
+    cell = grid.cell("mine_sa_sft", full)
+    assert cell.head.renewed_modules == ["pooler.dense"]
+    assert cell.new_parts
+    build(cell, load_tokenizer(cell), CPU)
+    part = model_record(cell)
+    assert part.checkpoint == "bert-micro"
+    assert len(part.fingerprint) == 16
+
+
+def test_a_checkpoint_of_another_kind_is_rejected_by_name(tmp_path):
+    profile = pretrained(tmp_path, hf.GPT2Model, micro="gpt2-micro")
+    (tmp_path / "gpt2-micro").rename(tmp_path / "bert-micro")
+    with pytest.raises(InputError, match="bert-micro is a gpt2 model; this cell needs bert"):
+        checkpoint_source(BERT, profile)
 
 
 def test_a_checkpoint_with_a_pooler_keeps_it(tmp_path):

@@ -3,13 +3,17 @@ upload.
 """
 
 import json
+import shutil
 import socket
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
 from peft import PeftConfig
 from transformers import AutoConfig
 
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.run.serving import Serving, save_trained
 from tunegrid.tests.records import complete
 from tunegrid.tests.small import get_tokenizer, quick_cell, quick_model
@@ -59,6 +63,34 @@ def test_the_card_of_an_adapter_has_its_scores_the_main_one_first_and_its_base(t
     assert config.base_model_name_or_path == "bert-micro"
     assert config.target_modules == {"query", "value"}
     assert without_places(folder)
+
+
+def test_a_model_of_a_local_checkpoint_names_no_base_of_the_hub(tmp_path):
+    profile = replace(QUICK_PROFILE, checkpoint_root=tmp_path)
+    shutil.copytree(QUICK_PROFILE.checkpoint_root / "bert-micro", tmp_path / "bert-micro")
+    change = "the checkpoint has no pooler.dense: it is new"
+    base = "local checkpoint `bert-micro` (weights ffffffffffffffff)"
+    own_base = f"{base}, saved in `base/`"
+    for cell_id, text, name in (
+        ("bert_sa_qlora", base, base),
+        ("bert_sa_lora", own_base, "./base"),  # the head's own frozen layers are in no checkpoint
+    ):
+        record = complete(cell_id)
+        training = replace(record.training, fallbacks=[change])
+        folder = save_trained(
+            STUDY.cell(cell_id, profile),
+            quick_model(cell_id),
+            get_tokenizer(cell_id),
+            replace(record, training=training),
+            tmp_path,
+            Serving(),
+        )
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.base_model is None
+        assert f"[optional]:** {text}\n" in card.text
+        assert f"- {change}." in card.text
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == name
 
 
 def test_a_saved_classifier_names_its_classes_without_the_network(no_network, tmp_path):
