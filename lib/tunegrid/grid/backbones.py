@@ -313,7 +313,9 @@ def local_checkpoint(backbone: Backbone, profile: Profile) -> Path | None:
         return folder
     if root:
         return root / backbone.folder
-    return folder if folder.is_dir() else None
+    if folder.is_dir():
+        return folder
+    return None
 
 
 def own_checkpoint(backbone: Backbone, profile: Profile) -> Path | None:
@@ -364,5 +366,6 @@ def config_fields(folder: Path) -> Mapping[str, Any]:
     """The fields of a checkpoint's config.json; none if it is unreadable, as loading reports."""
     with suppress(OSError, ValueError):
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return fields if isinstance(fields, dict) else {}
+        if isinstance(fields, dict):
+            return fields
     return {}

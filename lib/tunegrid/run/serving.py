@@ -223,8 +223,9 @@ def save_trained(
         if adapter.is_file():
             config = json.loads(adapter.read_text(encoding="utf-8"))
             # PEFT loads a base from the current folder, and does not find one that has no place.
-            has_base = (folder / BASE).is_dir()
-            config["base_model_name_or_path"] = f"./{BASE}" if has_base else base_name(cell, record)
+            config["base_model_name_or_path"] = base_name(cell, record)
+            if (folder / BASE).is_dir():
+                config["base_model_name_or_path"] = f"./{BASE}"
             adapter.write_text(json.dumps(config, indent=2), encoding="utf-8")
         make_card(cell, record, folder).save(folder / "README.md")
         with replace_file(folder / "record.json") as path:
@@ -241,8 +242,9 @@ def base_name(cell: Cell, record: Record) -> str:
     if folder is None:
         return (cell.profile.micro and cell.backbone.micro) or cell.backbone.checkpoint
     name = f"local checkpoint `{folder.name}`"
-    fingerprint = record.model and record.model.fingerprint
-    return f"{name} (weights {fingerprint})" if fingerprint else name
+    if record.model and record.model.fingerprint:
+        return f"{name} (weights {record.model.fingerprint})"
+    return name
 
 
 def make_card(cell: Cell, record: Record, folder: Path) -> hub.ModelCard:
@@ -263,13 +265,17 @@ def make_card(cell: Cell, record: Record, folder: Path) -> hub.ModelCard:
         replaced = f"{cell.backbone.micro} stands in for {cell.backbone.checkpoint}"
         caveats.append(f"- A micro model, for tests alone: {replaced}.")
     if record.training:
-        caveats += [f"- {strip_places(change)}." for change in record.training.fallbacks]
+        for change in record.training.fallbacks:
+            caveats.append(f"- {strip_places(change)}.")
     if is_synthetic:
         cause = "- Synthetic data: tunegrid made up every row"
         caveats.append(f"{cause}, so the scores say nothing about {task.dataset}.")
     if record.status != "passed":
         sentences = [f"Its run did not pass ({record.status}).", *record.missed]
         caveats.append(f"- {strip_places(' '.join(sentences))}")
+    finetuned_from = base
+    if (folder / BASE).is_dir():
+        finetuned_from += f", saved in `{BASE}/`"
     data = hub.ModelCardData(
         base_model=base if has_public_base else None,
         datasets=None if is_synthetic else [task.dataset],
@@ -286,7 +292,7 @@ def make_card(cell: Cell, record: Record, folder: Path) -> hub.ModelCard:
             f"with tunegrid {version('tunegrid')}. "
             "The recipe, the bounds and all figures are in `record.json` beside this card."
         ),
-        base_model=f"{base}, saved in `{BASE}/`" if (folder / BASE).is_dir() else base,
+        base_model=finetuned_from,
         bias_risks_limitations="\n".join(caveats),
         results="\n".join(scores),
     )

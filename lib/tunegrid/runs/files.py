@@ -172,9 +172,10 @@ def get_saved(run: Path | str | Record | Iterable[Record], name: str = "the run"
     """
     if isinstance(run, Path | str):
         return read_saved(Path(run))
-    records = [run] if isinstance(run, Record) else run
-    if isinstance(records, Iterable):
-        records = list(records)
+    if isinstance(run, Record):
+        return SavedRun(path=Path(name), records=[run])
+    if isinstance(run, Iterable):
+        records = list(run)
         if all(isinstance(record, Record) for record in records):
             return SavedRun(path=Path(name), records=records)
     raise InputError(f"{name} must be a file or records, and is of type {type(run).__name__}")

@@ -64,7 +64,9 @@ def content_key(
 
     def weights_digest(backbone: Backbone) -> str:
         folder = local_checkpoint(backbone, profile)
-        return content_digest(folder) if folder else ""
+        if folder is None:
+            return ""
+        return content_digest(folder)
 
     facts = {
         "cell": [cell.id, *(MEMORY_ADDRESS.sub("", repr(value)) for value in design)],
