@@ -36,8 +36,7 @@ from tunegrid.commands.sides import (
     version_changes,
 )
 from tunegrid.errors import InputError
-from tunegrid.gate.judgements import Judgement, Verdict, tally, verdict_text
-from tunegrid.gate.numerics import SINCE
+from tunegrid.gate.judgements import SINCE, Judgement, Verdict, tally, verdict_text
 from tunegrid.machine import cpu_name, versions, write_whole
 from tunegrid.record import Record
 from tunegrid.report.tables import FORMATS, Section

@@ -11,6 +11,7 @@ from tunegrid.record import Record
 
 KINDS = ("numerics", "quality", "memory", "speed", "instruments")  # of figures
 CHANGED = "changed"  # changed numerics, or fewer bytes of tensors, call for a decision
+SINCE = "; with "  # in details, separates a change from the libraries whose versions differ
 CANNOT_TELL = "cannot-tell"  # an undecided main score calls for more seeds
 COUNTED = (*KINDS, CHANGED, CANNOT_TELL)  # what a run's exit code may depend on
 # On a busy machine, speed would fail at random. A change of numerics may be intended, so it neither

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import special
 
 from tunegrid.errors import InputError
-from tunegrid.gate.judgements import GRAVEST_FIRST, Judgement, Verdict, make_judgement
+from tunegrid.gate.judgements import GRAVEST_FIRST, SINCE, Judgement, Verdict, make_judgement
 from tunegrid.gate.modules import Modules, Names, first_modules, read_both
 from tunegrid.gate.quality import Rows, other_recipe
 from tunegrid.gate.thresholds import (
@@ -226,7 +226,6 @@ class FlowRow(NamedTuple):
     phase: str = ""  # the phase of the probe whose modules locate the change, if any
 
 
-SINCE = "; with "  # separates a change from the libraries whose versions differ
 EQUAL_BEFORE = "arithmetic without dropout is equal"
 FLOW = (  # in the order of a run; the first row that finds a difference is reported
     FlowRow("text", "tokens", "token ids or targets of the training rows differ"),
