@@ -37,8 +37,8 @@ class AdamW:
 
     It gets the same gradients and rates for some values of each tensor, and computes in fp64 on the
     host, since the device's memory is measured during an update. `gap` stays None if the optimizer
-    is not AdamW, made fewer steps, or was resumed. One late step starts from the optimizer's own
-    weights and moments; its `late_gap` exposes a lost step count.
+    is not AdamW, or if training was resumed or ended before the third update. A late step starts
+    from the optimizer's own weights and moments, so that `late_gap` exposes a lost step count.
     """
 
     optimizer: Any
@@ -65,7 +65,7 @@ class AdamW:
             self._state[name] = adamw_step(state, gradient, update + 1, self._groups[name])
 
     def _follow(self, update: int) -> None:
-        """Follows the optimizer from this update on, if it is an AdamW."""
+        """Follows the optimizer from `update` on, if it is an AdamW."""
         self._last = update or MOVED - 1
         kind = type(self.optimizer)
         groups = self.optimizer.param_groups

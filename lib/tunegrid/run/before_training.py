@@ -1,8 +1,8 @@
 """Takes figures of a model before its first update, and leaves no trace.
 
-They fill the record's `FirstStep`. Equal seeds, rows and arithmetic give equal figures, apart from
-rounding, so `tunegrid.gate.numerics` uses them to compare two records. `Trainer` adds the figures
-of the first updates.
+The figures fill the record's `FirstStep`. Equal seeds, rows and arithmetic give equal figures,
+apart from rounding, so `tunegrid.gate.numerics` uses them to compare two records. `Trainer` adds
+the figures of the first updates.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -149,9 +149,9 @@ def join_types(groups: Mapping[str, Sequence[str]], types: Mapping[str, str]) ->
 
 
 def _digits(trainer: Trainer) -> dict[str, str]:
-    """The 16-bit types that hold the sampled values of a group's trained weights exactly.
+    """For each group of trained weights, the 16-bit types that hold its sampled values exactly.
 
-    Values that no such type holds have the weights' own type.
+    If no 16-bit type holds a tensor's values, the tensor's own type is listed.
     """
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     types = {name: type_of_digits(values) for name, values in sampled_values(trained).items()}
@@ -202,7 +202,7 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
 
 
 def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
-    """The untrained model's texts for a short and a long row, their error, and the tokens read."""
+    """The untrained model's texts for a short and a long row, their error, and tokens read."""
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these generate"
     # Every text runs to the cap, since a cache may go wrong late. No text is longer than a target,
@@ -228,7 +228,10 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
 
 
 def untrained_scores(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str, Any]:
-    """Points per row before training, and a digest of predictions; None if memory runs out."""
+    """Points per row before training, and a digest of predictions unless the codec generates.
+
+    Both are None if memory runs out.
+    """
     codec = trainer.codec
     facts: dict[str, Any] = {"predicted": None, "untrained": None}
     with suppress(InputError):

@@ -43,7 +43,7 @@ from tunegrid.run.metrics import BertScorer
 PERTURBATION = 1e-6  # relative; changes the last few bits of fp32
 BASE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Checksum = tuple[int, int]
-# By bytes per element; elements of other sizes are read byte by byte.
+# Types by bytes per element; elements of other sizes are read byte by byte.
 INTEGERS = {4: torch.int32, 2: torch.int16}
 # Old BERT checkpoints say gamma and beta, and BERT2BERT's cross-attention starts from the
 # self-attention in the same layer.
@@ -53,7 +53,7 @@ HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)[/\\]snapshots[/\\]([0-9a-f]{40
 
 
 def load_tokenizer(cell: Cell) -> Any:
-    """The checkpoint's tokenizer, or only its ids for random weights; adds the head's new token."""
+    """The checkpoint's tokenizer, or bare ids for random weights, plus the head's new token."""
     if cell.profile.random_weights:
         tokenizer: Any = SyntheticTokenizer(cell.backbone)
     else:
@@ -73,7 +73,10 @@ def load_bert_scorer(profile: Profile) -> BertScorer:
 
 
 def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
-    """Loads a checkpoint without running its code. Raises InputError if a library raises."""
+    """Loads a checkpoint without running its code.
+
+    Raises InputError if a library raises any error except out-of-memory errors.
+    """
     try:
         loaded = loader.from_pretrained(source, trust_remote_code=False, **options)
         if loader is hf.AutoTokenizer:  # some broken settings only show in use
@@ -103,8 +106,8 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     """The model to train: loaded, quantized and adapted as the cell's method says, on `device`.
 
     Trained weights are fp32; frozen weights are fp32, NF4, or bf16 if the backbone says so. Raises
-    InputError if a checkpoint, a precision or an option does not fit the model, or if code without
-    a release would compute.
+    InputError if a checkpoint, a precision or an option does not fit the model, or if unreleased
+    code would compute 4-bit layers.
     """
     backbone = cell.backbone
     if backbone.dtype not in BASE_TYPES:
@@ -151,7 +154,7 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
 
 
 def base_type(cell: Cell) -> torch.dtype:
-    """The type in which a base is loaded: the backbone's if it is frozen, fp32 if it trains."""
+    """The type in which a base is loaded: the backbone's type if frozen, fp32 if trained."""
     return BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
 
 
@@ -165,7 +168,7 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     if cell.task.problem is Problem.CLASSIFY and cell.task.labels:
         options["id2label"] = dict(enumerate(cell.task.labels))
         options["label2id"] = {label: i for i, label in enumerate(cell.task.labels)}
-    if cell.profile.random_weights:  # in the checkpoint's true shape
+    if cell.profile.random_weights:  # in the checkpoint's real shape
         config = hf.AutoConfig.for_model(**cell.backbone.shape, **options)
         make_model = getattr(kind, "checkpoint_class", kind)
         with device:
@@ -206,13 +209,13 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
 
 
 def attention(cell: Cell) -> str:
-    """The cell's attention: torch's function, or by hand, as for T5 up to transformers 5.14."""
+    """The cell's attention: torch's fused function, or eager, as for T5 up to transformers 5.14."""
     kind = architecture(cell.head.architecture)
     return FUSED if getattr(kind, "_supports_sdpa", True) else BY_HAND
 
 
 def packing_config(cell: Cell, device: torch.device) -> Any:
-    """Transformers' settings to pack a quantized base, except new modules and tied outputs."""
+    """Transformers' settings that quantize a base, but not its new modules and tied outputs."""
     quantization = resolve_quantization(cell, device)[0]
     assert quantization, "the cell has one"
     return hf.BitsAndBytesConfig(
@@ -223,7 +226,7 @@ def packing_config(cell: Cell, device: torch.device) -> Any:
 
 
 def make_base(cell: Cell, tokenizer: Any, model: Any) -> Base:
-    """Facts about the loaded model for a PEFT config; a new token's row of the embedding trains."""
+    """Facts about the loaded model for a PEFT config, which trains a new token's embedding row."""
     token = cell.head.new_token
     token_indices = None
     if token:
@@ -301,8 +304,8 @@ def unpack_weight(parameter: Any) -> Tensor:
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
     """Sums each tensor's bits as integers, over all its elements and over every other one.
 
-    This is no cryptographic hash; it runs on the device and tells trained weights from unchanged
-    ones.
+    A checksum is not a cryptographic hash. It is computed on the device and distinguishes trained
+    weights from unchanged weights.
     """
     names = []
     sums = []
@@ -321,7 +324,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def weight_files(cell: Cell) -> list[Path]:
-    """The safetensors that transformers loads: one file, or all of an index; none if random."""
+    """The safetensors that transformers loads: one file, or all files of an index.
+
+    Empty if weights are random or there are no such files.
+    """
     if cell.profile.random_weights:
         return []
     source, pin = checkpoint_source(cell.backbone, cell.profile)
@@ -359,7 +365,10 @@ def lacking_modules(cell: Cell) -> list[str]:
 
 
 def model_record(cell: Cell) -> ModelRecord:
-    """The cell's class and initial weights, identified by the hub's commit or a hash of files."""
+    """The cell's class and initial weights, identified by the hub's commit or a hash of files.
+
+    Random weights have no fingerprint.
+    """
     checkpoint = f"random weights, shape of {cell.backbone.checkpoint}"
     fingerprint = None
     if not cell.profile.random_weights:
@@ -397,7 +406,7 @@ def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping
 
 @cache
 def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
-    """The checkpoint's tensors that share the longest end of this name, at least two words.
+    """The checkpoint's tensors that share the longest end of `name`, at least two words.
 
     A model and its checkpoint name the same tensor differently: PEFT and heads prepend words, and
     PEFT inserts some.
@@ -412,6 +421,6 @@ def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
 
 
 def reversed_words(name: str) -> list[str]:
-    """The dot-separated words of a tensor's name, last first, as the model spells them."""
+    """The words of a tensor's name, last first, in the model's spelling, without base_layer."""
     words = reversed(name.split("."))
     return [RENAMED_WORDS.get(word, word) for word in words if word != "base_layer"]

@@ -1,7 +1,7 @@
 """Saves the state of a long training run now and then, in a safetensors file that holds JSON.
 
-Sessions that train the same cell at the same settings write the same file, and each save replaces
-the previous file as a whole.
+Sessions that train the same cell with the same settings write the same file, and each save
+replaces the previous file as a whole.
 """
 
 import json
@@ -55,7 +55,7 @@ class Checkpoints:
         return sentences
 
     def save_if_due(self, source: "Trainer") -> None:
-        """Writes the file if a save is due, either whole or not at all."""
+        """If a save is due, writes the file whole or not at all; notes an error in `save_error`."""
         if not self.ranks.first(lambda: time.monotonic() - self.saved_at >= self.every_seconds):
             return
         tensors: dict[str, Tensor] = {}

@@ -25,7 +25,7 @@ CPU_STEPS = Version("0.50")  # the first bitsandbytes with 8-bit optimizers for 
 BUSY_GIB = 1.0  # our own CUDA context takes about half of this
 FUSED = "sdpa"  # attention computed by torch's function
 BY_HAND = "eager"  # attention computed with products and a softmax
-# Matrix rows; at this size, unlike smaller ones, a library may multiply in fewer bits.
+# Matrix rows; at this size, unlike at smaller sizes, a library may multiply in fewer bits.
 FULL_TILES = 256
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Compute types of packed weights, by the precision of training.
@@ -69,7 +69,7 @@ def device_record(device: torch.device, attention: str) -> DeviceRecord:
 
 
 def library_lack(cell: Cell, device: torch.device) -> str:
-    """A sentence on a library that cannot run the cell on this device; empty if there is none."""
+    """A sentence on a library that cannot run the cell on `device`; empty if all libraries can."""
     installed = versions()["bitsandbytes"]
     if device.type != "cpu" or cell.optimizer is not adamw_bnb_8bit or not installed:
         return ""
@@ -93,7 +93,7 @@ def used_by_others_gib(device: torch.device) -> float:
 
 
 def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
-    """Raises InputError if other processes, or an earlier cell's tensors, hold GPU memory."""
+    """Raises InputError if an earlier cell or, unless `allow_busy`, others hold much GPU memory."""
     if device.type != "cuda":
         return
     used_gib = 0.0 if allow_busy else used_by_others_gib(device)
@@ -147,7 +147,7 @@ def device_names(requested: str | None) -> list[str]:
 
 
 def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str | None]:
-    """The recipe's precision, or the nearest one that works here and a sentence on the change."""
+    """The recipe's precision, or the nearest that `device` supports with a sentence on it."""
     requested = cell.recipe.precision
     no_units = "for which this GPU has no units"
     if requested == "bf16" and not has_bf16_units(device):
@@ -181,7 +181,7 @@ def resolve_quantization(
     cell: Cell,
     device: torch.device,
 ) -> tuple[Quantization | None, str | None]:
-    """The base's quantization; without bf16 units, a changed one and a sentence on the change."""
+    """The base's quantization, and a sentence if its type is changed for lack of bf16 units."""
     requested = cell.quantization
     if requested is None or requested.bnb_4bit_compute_dtype != "bfloat16":
         return requested, None
@@ -210,7 +210,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
-    """Sets the RNGs to these states."""
+    """Sets the RNGs to `states`."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

@@ -52,7 +52,7 @@ def evaluate(
     progress: Progress,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Predicts and scores every row; of several ranks, the first scores for all."""
+    """Predicts and scores every row; if there are several ranks, the first scores for all."""
     features = get_features(codec, rows, training=False)
     start = time.perf_counter()
     outputs, batch = predict(model, codec, features, device, progress, ranks)
@@ -93,7 +93,7 @@ def evaluate(
 
 
 def eval_precision(cell: Cell, device: torch.device) -> Precision:
-    """The precision of scoring, which is training's, as in transformers' `Trainer` and the study.
+    """The precision for scoring: training's own, as in transformers' `Trainer` and the study.
 
     Text is generated in fp32, since one token changed by rounding changes all later ones. Micro
     backbones are also scored in fp32.
@@ -113,7 +113,8 @@ def predict(
 ) -> tuple[list[Any], int]:
     """An output per feature, and the last batch size, which is halved each time memory runs out.
 
-    Several ranks share the features, and each gets all outputs.
+    Several ranks share the features, and each gets all outputs. Raises InputError if memory runs
+    out for a single row.
     """
     lengths = get_lengths(features)
     outputs: dict[int, Any] = {}

@@ -1,7 +1,7 @@
 """Figures that reveal a change without statistics, by group, such as "layer 1 attention".
 
 The training loop takes the figures of its first updates; `tunegrid.run.before_training` takes all
-others.
+other figures.
 """
 
 import math
@@ -22,8 +22,8 @@ from tunegrid.run.ranks import full_tensor
 MOVED = 3  # updates over which movement is measured, since a warm-up starts at a rate of 0
 SAMPLED = 4096  # values per tensor in which movement is measured
 # Relative to a group's largest gradient. Some gradients are zero by definition, such as the
-# gradient of a span head's bias, and come out as rounding errors or zero: below 1e-7 in the quick
-# cells, where the smallest of all others is 1e-3.
+# gradient of a span head's bias, and come out as rounding errors or zero. In the quick cells these
+# are below 1e-7, while the smallest other gradient is 1e-3.
 ROUNDING = 1e-6
 DIGITS = 9  # significant digits of a figure, more than fp32 has
 LAYER_KINDS = (  # patterns of parameter names and their kinds of layer; the first match counts
@@ -62,7 +62,7 @@ def names_by_group(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[s
 
 
 def norms(groups: Mapping[str, Sequence[str]], sizes: Mapping[str, float]) -> Figures:
-    """The norm of each group, computed from its tensors' norms; omits groups without any."""
+    """The norm of each group, computed from its tensors' norms; omits groups without norms."""
     norms_by_group = {}
     for group, names in groups.items():
         tensor_norms = [sizes[name] for name in names if name in sizes]
@@ -126,7 +126,7 @@ def sampled_values(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[s
 
 @dataclass
 class FirstUpdates:
-    """Figures of a cell's parameters in the first update and after the third, or last, update."""
+    """Figures of a cell's parameters in the first update and after the third or last update."""
 
     cell: Cell
     model: nn.Module
@@ -136,7 +136,7 @@ class FirstUpdates:
     _rounding: set[str] = field(default_factory=set, init=False)
 
     def gradients(self, device: torch.device) -> dict[str, Any]:
-        """Figures by group of gradients about to be used, and a digest of the RNG's state."""
+        """Figures, by group, of the coming step's gradients, and a digest of the RNG's state."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         self._start = sampled_values({name: self.parameters[name] for name in gradients})
         groups = names_by_group(self.cell, self.model, gradients)
@@ -148,7 +148,7 @@ class FirstUpdates:
         return {"gradients": sizes, "reached": counts, "drawn": digest(state.tolist())}
 
     def movement(self) -> dict[str, Any]:
-        """Norms, by group, of sampled values' movement so far; empty without a first update."""
+        """Norms of sampled values' movement, by group; empty if `gradients` was not called."""
         if not self._start:
             return {}
         ends = sampled_values({name: self.parameters[name] for name in self._start})

@@ -1,7 +1,7 @@
 """Measures what a cell costs at its true size, in FLOPs and bytes; needs no checkpoint.
 
-Two updates precede the timed ones and warm up the device. The first counts FLOPs, the second traces
-bytes.
+Two updates precede the timed updates and warm up the device. The first counts FLOPs, the second
+traces bytes.
 """
 
 import math
@@ -31,7 +31,7 @@ FP32_BYTES = 4
 MATRIX = {"cpu": 2048, "cuda": 8192}
 MATRIX_SECONDS = 1.0  # time spent on products, or on a single product if it takes longer
 CUDA_ROOM = 0.02  # the share of bytes that the allocator's rounding may add
-# The most that an adapter may need of full fine-tuning's gradients and moments.
+# The largest share of full fine-tuning's gradients and moments that an adapter may need.
 ADAPTER_SHARE = 0.05
 # In NF4 even T5's encoder, whose embeddings and wo stay in fp32, shrinks by a third.
 WEIGHTS_SHARE = 0.75
@@ -44,9 +44,9 @@ class Footprint:
     flops_per_step: int  # per update: matrix products and attention, forward and backward
     # The device's best rate on large matrices, at the cell's precision.
     matmul_flops_per_second: float
-    # Right after the optimizer's step, counted by the allocator (CUDA) or over tensors (CPU).
+    # Held right after the optimizer's step, by the allocator's count (CUDA) or the tensors' (CPU).
     live_bytes: int
-    peak_bytes: int  # the most held during that update
+    peak_bytes: int  # the most bytes held during the second update
 
 
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
@@ -185,7 +185,7 @@ def matmul_peak(device: torch.device, precision: str) -> float:
     # The timer warms up and synchronizes with a GPU.
     seconds = min(timer.blocked_autorange(min_run_time=MATRIX_SECONDS).times)
     del matrix, timer
-    free_memory(device)  # otherwise it would stay reserved and count in the first cell's peaks
+    free_memory(device)  # else the matrix would stay reserved and count in a cell's peaks
     return float(2 * side**3 / seconds)
 
 
@@ -211,7 +211,7 @@ def compute_flops(footprint: Footprint, step_seconds: float | None) -> Flops:
 
 
 def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
-    """Checks how many parameters train, how many bytes are held, and how many are saved."""
+    """Checks how many parameters train, and how many bytes are held and saved."""
     ledger = trainer.log.ledger
     assert ledger, "a traced trainer has made two updates"
     total_params = parameter_counts(trainer.model).total_params

@@ -22,8 +22,8 @@ from tunegrid.run.device import GIB, give_back_memory
 from tunegrid.run.ranks import Ranks, local_shard
 
 WARMUP_UPDATES = 3  # excluded from throughput, since first calls allocate memory and pick kernels
-SETTLED = 10  # updates until optimizer states and workspaces exist, after which held tensors stay
-# These add up over a phase's parts; of peaks, the highest counts.
+SETTLED = 10  # updates until optimizer states and workspaces exist, after which no tensor is added
+# These figures add up over a phase's parts; all others are peaks, of which the highest counts.
 SUMS = ("seconds", "gpu_energy_joules")
 # PEFT's duplicates count once: a head that trains in full has a frozen copy, and a trained token
 # has a row in the embedding.
@@ -90,7 +90,7 @@ class Meter:
     counter: Joules | None = None  # the GPU's energy counter; see `gpu_counter`
     cells_before: int | None = None  # earlier cells in the same process; None if unknown
     updates: list[Update] = field(default_factory=list)
-    # Taken after `SETTLED` updates or a few more, and after the last one.
+    # Taken after `SETTLED` updates or a few more, and after the last update.
     held: list[Held] = field(default_factory=list)
     phases: dict[str, Phase] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list, init=False)  # open phases, innermost last
@@ -114,7 +114,7 @@ class Meter:
         self.updates.append(update)
 
     def note_tensors(self, expected: Collection[Tensor], *, is_last: bool) -> None:
-        """If due, notes held tensors other than `expected`; this walks through all objects."""
+        """If due, notes held tensors other than `expected`, by walking through all objects."""
         if is_last != bool(self.held) or len(self.updates) < SETTLED:
             return
         held = held_tensors(self.device, len(self.updates), expected)
@@ -153,7 +153,7 @@ class Meter:
             self._began = time.perf_counter()
 
     def gather_ranks(self, ranks: Ranks) -> RanksRecord:
-        """The figures of each rank; all ranks must call this. Updates then cover all ranks."""
+        """The figures of each rank; all ranks must call this. Makes `updates` cover all ranks."""
         memory = self.memory()
         rates = self.throughput()
         record = {
@@ -272,7 +272,7 @@ def peaks(device: torch.device, seconds: float) -> Phase:
 
 
 def held_tensors(device: torch.device, updates: int, expected: Collection[Tensor]) -> Held:
-    """Counts this process's tensors other than `expected`, after this many updates."""
+    """Counts this process's tensors other than `expected`, after `updates` updates."""
     expected_ids = set(map(id, expected))
     tensors = []
     stored = []

@@ -1,4 +1,4 @@
-"""Figures of single modules: of their inputs, their outputs, and the outputs' gradients."""
+"""Figures of single modules: their inputs, outputs, and gradients of outputs and weights."""
 
 import math
 import weakref
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 # Inputs, outputs and gradients are each reduced to a norm and projections on fixed random vectors.
-# Permuted values keep their norm, and two tensors may share a projection by chance, but hardly all
-# of them.
+# Permuted values keep their norm, and two tensors may share one projection by chance, but hardly
+# all projections.
 LARGE = 1e6  # masks have larger values, which would hide all other inputs
 PROJECTIONS = 3
 MOST_PRODUCTS = 2**20  # the most products with random values held at a time, per projection
@@ -51,7 +51,7 @@ class ModuleFigures:
 
     @contextmanager
     def watch(self, phase: str, passes: int | None = None) -> Iterator[None]:
-        """Records the model's calls, or its first `passes` only; drops them all if one fails."""
+        """Records calls in all passes, or in the first `passes`; drops them if the block raises."""
         names = {module: name for name, module in self.model.named_modules()}
         call_count = len(self._calls)
         open_calls: list[dict[str, Any]] = []
@@ -133,7 +133,7 @@ class ModuleFigures:
         return _sum(all_figures), makers
 
     def note_weights(self, phase: str, gradients: Mapping[str, Tensor]) -> None:
-        """Records parameters' gradients, by name, at the first call of the module with them."""
+        """Records gradients by parameter name at the first call of the module that owns each."""
         calls = [call for call in self._calls if call["phase"] == phase]
         first_calls = {call["module"]: call for call in reversed(calls)}
         figures: dict[str, list[Projected]] = defaultdict(list)
@@ -196,7 +196,7 @@ def random_vectors(length: int, device: torch.device) -> Tensor:
 
 
 def _sum(figures: Sequence[Projected]) -> Projected | None:
-    """The norm of several tensors, and the sum of their projections, weighted by position."""
+    """The joint norm of tensors, and their projections summed by position weight; None if empty."""
     if len(figures) < 2:
         return figures[0] if figures else None
     norms = torch.stack([norm for norm, _ in figures])

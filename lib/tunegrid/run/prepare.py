@@ -50,7 +50,7 @@ def make_codec(cell: Cell, tokenizer: Any) -> Codec:
 
 
 def layout_name(layout: Layout | None) -> str:
-    """A head's layout as messages name it."""
+    """A head's layout, as named in messages."""
     return f"Layout.{layout.name}" if layout else "no layout"
 
 
@@ -78,11 +78,11 @@ def prepare(
 
 
 def length_doubts(cell: Cell, rows: Sequence[Row]) -> Iterator[str]:
-    """Sentences on rows that exceed `max_length` or the backbone's positions."""
+    """Yields sentences on rows that exceed `max_length` or the backbone's positions."""
     limit = cell.recipe.max_length
     name = cell.backbone.id
     lengths = row_lengths(cell, rows, limit)
-    if cell.recipe.doc_stride is None:  # otherwise other windows read the rest of a row
+    if cell.recipe.doc_stride is None:  # with a stride, other windows read the rest of a row
         pairs = zip(row_lengths(cell, rows, UNCUT), lengths, strict=True)
         cut = sum(whole > length for whole, length in pairs)
         if cut:
@@ -99,7 +99,7 @@ def length_doubts(cell: Cell, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def row_lengths(cell: Cell, rows: Sequence[Row], limit: int) -> list[int]:
-    """Counts the tokens of each row's input, cut to this limit."""
+    """Counts the tokens of each row's input, cut to `limit`."""
     recipe = replace(cell.recipe, max_length=limit, doc_stride=None)
     codec = make_codec(replace(cell, recipe=recipe), load_tokenizer(cell))
     return [len(feature.input_ids) for feature in codec.encode(rows, training=False)]

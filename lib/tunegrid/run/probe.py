@@ -35,13 +35,13 @@ class Probe:
     """A trained model's answers in evaluation mode, at the precision of training."""
 
     rows: list[Feature]  # a short and a long row, so that their batch has padding
-    # Logits of each row on its own, (1, ...); empty if the output has none.
+    # Logits of each row on its own, (1, ...); empty if the output has no logits.
     alone: list[list[Tensor]] = field(default_factory=list)
     # Logits of the rows as one batch, each (B, ...).
     together: list[Tensor] = field(default_factory=list)
     # Distance between the batch's gradient and the sum of the rows' gradients, relative to the norm
-    # of that sum; None if the batch may not fit. If rounding cannot explain it, the smaller of this
-    # gap and the gap of two other rows, since a ReLU at 0 can flip.
+    # of that sum; None if the batch may not fit. If rounding cannot explain the gap, the smaller of
+    # it and the gap of two other rows, since a ReLU at 0 can flip.
     gap: float | None = None
     called: set[nn.Module] = field(default_factory=set)  # modules that the model called
     # Relative error of the last row's gradient right after an evaluation.
@@ -186,7 +186,7 @@ def relative_gap(gradients: Sequence[Tensor], expected: Sequence[Tensor]) -> flo
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
-    """The joint norm of tensors, in fp64 on the host and without the functions that clip."""
+    """The joint norm of tensors, computed in fp64 on the host, without the clipping functions."""
     squares = [float(tensor.detach().cpu().double().square().sum()) for tensor in tensors]
     return math.sqrt(math.fsum(squares))
 
@@ -241,7 +241,7 @@ def logits_and_loss(
 
 
 def output_logits(output: Any) -> list[Tensor]:
-    """The logits in a model's output, under whichever name it has them."""
+    """The logits in a model's output, under any of their possible names."""
     tensors = [getattr(output, name, None) for name in ("logits", "start_logits", "end_logits")]
     return [logits for logits in tensors if logits is not None]
 
@@ -302,7 +302,7 @@ def run_search(
     rules: Generation | None = None,
     **options: Any,
 ) -> FoundTexts:
-    """Searches with a cache, prompts in one batch; `rules` and `options` override the recipe.
+    """Searches all prompts in one batch, with a cache; `rules`, `options` override the recipe.
 
     Scores are compared with those from passes over whole texts, one row's beams at a time. A second
     search would be no reference, since a near-tie between beams is no fault.
@@ -378,7 +378,7 @@ def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
 
 
 def type_of_digits(numbers: Tensor) -> str:
-    """The 16-bit type that holds these numbers exactly, or else the tensor's own type."""
+    """The 16-bit type that holds `numbers` exactly, or else the tensor's own type."""
     for half in HALVES:
         if numbers.dtype is half or torch.equal(numbers.to(half).to(numbers.dtype), numbers):
             return dtype_name(half)

@@ -39,16 +39,16 @@ HOOKS = ("after_step", "penalty", "plan")  # these let a method change a model b
 
 
 class Ranks:
-    """The processes that train one cell, as seen by rank `rank` of `count`; 0 keeps the record."""
+    """The processes that train one cell, as seen by `rank` of `count`; rank 0 keeps the record."""
 
     def __init__(self, rank: int = 0, count: int = 1, *, fsdp: bool = False) -> None:
-        """Takes ranks that `join_ranks` connected; with FSDP2, each holds shards of weights."""
+        """Takes ranks connected by `join_ranks`; with FSDP2 (`fsdp`), each holds shards."""
         self.rank = rank
         self.count = count
         self.holds_parts = fsdp and count > 1
 
     def share(self, group: Sequence[Sequence[Feature]], size: int) -> Sequence[Sequence[Feature]]:
-        """This rank's micro-batches of an update, of at most `size` rows each; perhaps none."""
+        """This rank's micro-batches of an update, of at most `size` rows each; may be empty."""
         if self.count == 1:
             return group
         rows = list(chain.from_iterable(group))
@@ -121,14 +121,17 @@ class Ranks:
         return ddp_model
 
     def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
-        """Keeps gradients on this rank, except with FSDP: whole ones are as large as weights."""
+        """Keeps gradients local, except with FSDP: unsharded, they are as large as all weights."""
         if isinstance(ddp_model, DistributedDataParallel):
             return ddp_model.no_sync()
         return nullcontext()
 
     @contextmanager
     def train_parts(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[None]:
-        """With FSDP, moves the whole model off the device while shards train, then updates it."""
+        """With FSDP, moves the whole model off the device while shards train, then updates it.
+
+        Raises InputError if the whole model does not fit on the device afterwards.
+        """
         if not self.holds_parts:
             yield
             return
@@ -170,7 +173,7 @@ class Ranks:
                 weight.copy_(full_tensor(shard))
 
     def moments(self, saved: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
-        """A parameter's saved optimizer state; FSDP gets tensors of its shard's shape as shards."""
+        """A parameter's saved optimizer state; with FSDP, tensors like its shard are shards."""
         if not self.holds_parts:
             return dict(saved)
         from torch.distributed.tensor import DTensor

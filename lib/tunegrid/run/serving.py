@@ -1,4 +1,6 @@
-"""Saves, reloads and merges a trained model as transformers and PEFT document; writes its card.
+"""Saves, reloads and merges a trained model in documented ways, and writes its card.
+
+The ways are those that transformers and PEFT document.
 
 An adapter is loaded over a fresh base. If no checkpoint holds that base, because the method, a
 random start or a perturbation made it, the base is saved beside the adapter, as PEFT documents for
@@ -68,7 +70,7 @@ class Serving:
     """Saves and serves a cell's result. Injected faults replace this class."""
 
     def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Writes the tokenizer, the model or adapter, and the recipe's search to `folder`."""
+        """Writes to `folder`: tokenizer, model or adapter, search, and a base that has no file."""
         tokenizer.save_pretrained(folder)
         cell.method.save(model, cell, folder)
         codec = make_codec(cell, tokenizer)
@@ -102,12 +104,12 @@ class Serving:
         return model, tokenizer
 
     def merge(self, model: Any) -> Any:
-        """Merges a loaded adapter into its base and returns it; the loaded model is used up."""
+        """Merges a loaded adapter into its base and returns the base; this uses up the model."""
         return model.merge_and_unload()
 
 
 def saved_search(codec: GenerateCodec) -> dict[str, Any]:
-    """The recipe's search to save; without beams, transformers rejects settings for beams."""
+    """The recipe's search settings; without beams, resets the one that transformers rejects."""
     search = codec.search
     if codec.generation.num_beams <= 1:
         search["length_penalty"] = 1.0
@@ -125,7 +127,7 @@ def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 
 
 def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
-    """Options for the base that the adapter's files omit and on which the checkpoint differs."""
+    """Options for the base that the adapter's files omit and the checkpoint sets differently."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False, **pin)
     options: dict[str, Any] = {}

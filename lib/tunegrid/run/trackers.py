@@ -23,10 +23,10 @@ from tunegrid.run.train import Trainer, TrainingLog
 
 
 class Trackers:
-    """One cell's trackers, started with its first losses; drops failing ones with a warning."""
+    """A cell's trackers, started with its first losses; a failing one is dropped with a warning."""
 
     def __init__(self, cell: Cell, options: Mapping[str, Mapping[str, Any]], lock: Path) -> None:
-        """Takes each tracker's `options`, by name; the lock makes processes start in turn."""
+        """Takes each tracker's `options` by name; `lock` lets processes start one at a time."""
         self._cell = cell
         self._options = options
         self._lock = lock

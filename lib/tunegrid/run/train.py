@@ -1,4 +1,4 @@
-"""Trains a model on a codec's features by a recipe and keeps a log, in one loop for every cell.
+"""Trains a model on a codec's features by a recipe, and keeps a log; one loop serves all cells.
 
 The loop's unit is the update: one or more micro-batches, one optimizer step, one schedule step. The
 loss of an update is the mean over all its targets, however they are split into micro-batches.
@@ -44,7 +44,7 @@ from tunegrid.run.ranks import ALONE, SEED_STEP, SEEDS, Ranks, full_tensor, loca
 from tunegrid.run.watch import watch_update
 
 CHECK_EVERY = 10  # updates between checks of the loss, each of which stalls a GPU
-# In nats. A model this sure has no gradient, or one so small that fp32 rounds off a percent.
+# In nats. A model this sure has no gradient, or a gradient so small that fp32 is off by a percent.
 LEAST_LOSS = 1e-5
 # Returns the model's score (higher is better) and the rows it was scored on.
 Validate = Callable[[], tuple[float, Sequence[Row]]]
@@ -94,7 +94,7 @@ class Trainer:
         stepped: the optimizer's tensors, by name: these parameters, or this rank's shards of them.
         trained: the tensors in `stepped` that the optimizer changes.
         adamw: a reference AdamW that follows some of the optimizer's steps.
-        log: the log so far; `run` does not repeat its updates. `total` is the number of all
+        log: the log so far; `run` does not repeat logged updates. `total` is the number of all
             updates.
         sharded_model: the model, or the copy of it that FSDP shards over the ranks.
         ddp_model: the module that training calls.
@@ -151,7 +151,7 @@ class Trainer:
         self.trained_names = [name for name, p in self.stepped.items() if p.requires_grad]
         # Both are read after `Stepper` is made, since a method's optimizer may freeze some weights.
         self.trained = [self.stepped[name] for name in self.trained_names]
-        # Otherwise a loss scale or the method also affects how weights move.
+        # False if a loss scale or the method also affects how weights move.
         is_alone = not self.accelerator.scaler and not self.stepper.acts_after_step
         self.adamw = AdamW(self.optimizer.optimizer, self.stepped if is_alone else {})
         self.ddp_model = self.sharded_model
@@ -180,7 +180,10 @@ class Trainer:
         *,
         first_updates: int | None = None,
     ) -> TrainingRecord:
-        """Trains to the end or to the first non-finite loss; keeps the best epoch's weights."""
+        """Trains to the end, or for `first_updates`; stops after a loss that is not finite.
+
+        Ends with the weights of the best epoch, if `validate` scored several epochs.
+        """
         log = self.log
         self._end = min(first_updates or self.total, self.total)
         # Dropout does not depend on how the model was built; each rank has its own.
@@ -329,7 +332,7 @@ class Trainer:
         group: Sequence[Sequence[Feature]],
         names: Iterable[str],
     ) -> tuple[Tensor, list[Tensor]]:
-        """The loss and some gradients of an update on micro-batches; all ranks must call this."""
+        """The loss of an update on `group` and gradients of `names`; all ranks must call this."""
         self.optimizer.zero_grad()
         micro_batches = self.ranks.share(group, self.log.micro_batch)
         batches = [self.codec.collate(features) for features in micro_batches if features]
@@ -471,7 +474,7 @@ class Trainer:
             batches = [*batches, *[self.codec.collate(self.features[:1])] * idle]
             divisors = [*divisors, *[math.inf] * idle]
         with check_memory():
-            if self.ranks.count > 1:  # the last micro-batch's pass sums it over the ranks
+            if self.ranks.count > 1:  # the last micro-batch's pass sums its gradients too
                 self._penalize()
             for number, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
                 is_last = number == len(batches)
@@ -509,7 +512,7 @@ class Trainer:
 
 
 def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
-    """Extends the hash of a row order by an update on these micro-batches."""
+    """Extends the hash of a row order by the rows of an update."""
     examples = [feature.example for features in group for feature in features]
     return sha256(f"{order}{examples}".encode()).hexdigest()[:16]
 
@@ -517,9 +520,9 @@ def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
 class Stepper:
     """Updates weights: clips gradients, steps the optimizer, and runs loss scale and schedule.
 
-    Only the device knows whether fp16 lost a step, and asking it (`get_scale`) would stall the
-    host, then the GPU. The answer is therefore copied asynchronously and read when the next step is
-    due; by then the GPU has a whole pass queued.
+    Only the device knows whether fp16 lost a step, and asking the device (`get_scale`) would
+    stall the host, then the GPU. The answer is therefore copied asynchronously and read when the
+    next step is due; by then the GPU has a whole pass queued.
     """
 
     def __init__(
@@ -539,7 +542,7 @@ class Stepper:
         self._trained = [p for p in stepped.parameters() if p.requires_grad]
         # `after_step` needs the gradients of its step, so it cannot wait for the next step.
         self.acts_after_step = type(cell.method).after_step is not Method.after_step
-        # The schedule wraps the optimizer's step, so it must be made before accelerate wraps that.
+        # The schedule wraps the optimizer's step, so it precedes accelerate's own wrapper.
         self.schedule = make_schedule(optimizer, cell, updates)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self._unsettled: list[int] = []  # the update that fp16 may have lost

@@ -15,7 +15,7 @@ from tunegrid.run.build import dtype_name
 
 @contextmanager
 def watch_update(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Fills a mapping of plain values with how the model is used inside the context.
+    """Yields a mapping that is filled at the end with plain values on how the model was used.
 
     `rows` lists the rows of each forward pass. `types` counts, by type, the outputs of linear
     layers with fp32 weights, and `devices` lists the devices of those outputs. `layers` lists the
@@ -71,7 +71,7 @@ def watch_update(model: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def repeated_layers(model: nn.Module) -> dict[nn.Module, str]:
-    """Names of the members of the model's module lists, without lists nested inside them."""
+    """Names of the members of the model's module lists; lists inside other lists are left out."""
     layers: dict[nn.Module, str] = {}
     inner: tuple[str, ...] = ()
     for name, module in model.named_modules():
