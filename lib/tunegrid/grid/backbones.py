@@ -349,7 +349,7 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
     kind = config_fields(folder).get("model_type")
     needed_kind = backbone.shape.get("model_type")
     if kind and needed_kind and kind != needed_kind:
-        raise InputError(f"{folder} is a {kind} model; this cell needs {needed_kind}")
+        raise InputError(f"{folder} holds a model of type {kind}; this cell needs {needed_kind}")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         names = ", ".join(TOKENIZER_FILES)
         raise InputError(f"{folder} has no tokenizer ({names}); save it there with save_pretrained")

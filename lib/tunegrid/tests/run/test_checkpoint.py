@@ -151,7 +151,10 @@ def cell(folder):
     head = replace(
         cell.head, architecture="AutoModelForSequenceClassification", new_modules=("classifier",)
     )
-    return replace(cell, head=head, profile=replace(cell.profile, checkpoint_root=folder.parent))
+    # A checkpoint of another type would be refused before any code of it could run
+    backbone = replace(cell.backbone, shape={**cell.backbone.shape, "model_type": "own"})
+    profile = replace(cell.profile, checkpoint_root=folder.parent)
+    return replace(cell, head=head, backbone=backbone, profile=profile)
 
 
 LOADS = {
