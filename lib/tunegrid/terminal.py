@@ -72,7 +72,7 @@ def strip_places(text: str) -> str:
     """The text as records keep it, without secrets and with shortened paths.
 
     An absolute path is cut to the part inside the checkout or a library, or else to its last
-    component. A home folder becomes ~, and a folder after --data-root or --checkpoint-root DIR.
+    component. A home folder becomes ~; after --data-root or --checkpoint-root, DIR is shown.
     """
 
     def shown(match: re.Match[str]) -> str:

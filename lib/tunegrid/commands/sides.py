@@ -172,7 +172,7 @@ def cells_with_changes(judgements: Sequence[Judgement]) -> list[str]:
 def version_changes(before: Environment, after: Environment) -> str:
     """Describe version changes, as in "peft 0.21.2 -> 0.22.0", with the suite's libraries first.
 
-    If all versions are equal, the packages are said to come from another archive.
+    If all versions are equal, names the packages, which then come from different archives.
     """
     here = {name: installed_version(found) for name, found in find_packages(sys.path).items()}
     names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))

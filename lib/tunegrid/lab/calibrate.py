@@ -133,7 +133,7 @@ def best_controls(controls: Iterable[Control]) -> dict[NoiseKey, float]:
 
 
 def noise_toml(measured: Calibration) -> str:
-    """The text of the training-noise file: measured deviations and their scores, unpooled."""
+    """The text of the training-noise file: deviations, and scores that are pooled on reading."""
     noise = measured.noise
     run_counts = [len(grids) for grids in measured.perturbed.values()]
     lines = [

@@ -176,7 +176,7 @@ def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
 
 
 def make_pairs(written: Review, rng: Random) -> list[dict[str, Any]]:
-    """Entailed, neutral and contradicted hypotheses; the neutral one's premise lacks the verdict."""
+    """Rows that are entailed, neutral and contradicted; the neutral premise lacks the verdict."""
     open_opinions = [("overall", rng.random() < 0.5), *written.opinions[1:]]
     pairs = (
         (written.content, written.opinions),
