@@ -64,7 +64,7 @@ class Release:
 
     version: str
     before: str = ""  # empty if no earlier release ran or this one did not
-    installed: str = ""  # what changed with it, such as "peft 0.18.1 -> 0.19.0"
+    installed: str = ""  # version changes, such as "peft 0.18.1 -> 0.19.0"
     fault: str = ""  # the reason why it did not run
     answer: str = ""  # the gate's answer
     changed_cells: Sequence[str] = ()  # cells whose numerics changed

@@ -54,7 +54,7 @@ class Runner:
         first_updates: bool = False,
         again: bool = False,
     ) -> SavedRun:
-        """Run cells (all if none are given); `again` measures everything anew."""
+        """Run cells (all cells if none are given); `again` ignores results of earlier runs."""
         stage = "first-updates" if first_updates else "whole"
         arguments = ["-m", self.options.profile]
         if cells:

@@ -4,9 +4,9 @@ BERT: masked LM and next-sentence prediction (Devlin et al. 2018). GPT-2: next t
 corruption (Raffel et al. 2020). Words that need understanding (`Document.focus`, `echo`) are hidden
 more often than others, as in salient span masking (Guu et al. 2020).
 
-Encoders also have labels at tokens: a review's verdict at its full stops and, in T5, marks on the
+Encoders also have token labels: a review's verdict at its full stops and, in T5, marks on the
 values of a passage that do or do not answer a question. Two of T5's three tasks have no decoder, so
-its encoder must understand a text alone.
+its encoder must understand a text by itself.
 """
 
 from collections import Counter
