@@ -1,4 +1,4 @@
-"""Starts pytest in another process or environment, waits for it, and ties its life to this process.
+"""Starts pytest in another process or environment, waits for it, and ends it if this process ends.
 
 This module does not import pytest.
 
@@ -39,7 +39,7 @@ FAILURE = re.compile(r"rank +: (\d+) .*\n.*exitcode +: (-?\d+) ")
 FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # a frame as faulthandler writes it
 # The attribute that carries rows on a report; xdist transmits attributes that hold plain values
 ROW = "tunegrid_row"
-Reports = Sequence[Mapping[str, Any]]  # of one test, as pytest serializes them
+Reports = Sequence[Mapping[str, Any]]  # one test's, as pytest serializes them
 
 
 def run(
@@ -55,7 +55,7 @@ def run(
 
     If this process is interrupted, the command is ended first.
 
-    `output` receives everything the command prints instead of this process's streams; `errors`
+    `output` replaces this process's streams and receives all that the command prints; `errors`
     receives only its standard error. After `limit_seconds` the command is ended and OVERDUE is
     returned.
     """
@@ -81,8 +81,9 @@ def run(
 def end_with_launcher(lock: str, torchrun: int | None = None) -> None:
     """Wait until the process that holds the lock has ended, then end this process.
 
-    By then nobody collects this process's rows. `torchrun` is the process that started this one as
-    a rank. It is killed outright, because it has nothing left to wait for and is slow to stop.
+    By then nobody is left to collect this process's rows. `torchrun`, if given, is the id of the
+    process that started this one as a rank. That process is killed outright, because it has nothing
+    left to wait for and is slow to stop.
     """
     with suppress(FileNotFoundError), Path(lock).open(encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -111,7 +112,7 @@ class Child:
     progress_to: Path | None = None  # the folder where the session reports its progress
 
     def option(self, path: Path) -> str:
-        """Write this to a file and return the option that names the file.
+        """Write these settings to a file and return the option that names the file.
 
         If the option is given several times, the last one counts.
         """
@@ -130,12 +131,12 @@ class ProcessResult:
 
     returncode: int  # negative if a signal ended the process
     output: str = ""  # everything the process printed
-    reports: Reports = ()  # of its test; empty if the test did not finish
+    reports: Reports = ()  # the test's; empty if the test did not finish
     hung_in: str = ""  # the stack when `--timeout` ended the process; else empty
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The cell's records, from the rows on the reports."""
+        """The cell's records, from the rows that the reports carry."""
         return [
             row["extra_info"]
             for report in self.reports
@@ -144,7 +145,7 @@ class ProcessResult:
 
     @property
     def kill_cause(self) -> str:
-        """A sentence that names the process that a signal ended, and the signal; else empty."""
+        """A sentence that names the process and the signal that ended it; empty if none did."""
         rank = killed_rank(self.output)
         if self.reports or self.hung_in or not (rank or self.returncode < 0):
             return ""
@@ -172,10 +173,10 @@ def run_test(
     environment: Mapping[str, str] | None = None,
     limit_seconds: float | None = None,
 ) -> ProcessResult:
-    """Run a session with this test alone and wait for it; torchrun starts it for several ranks.
+    """Run a session with only this test and wait for it; torchrun starts it for several ranks.
 
-    `arguments` are the options of the session that wants the test, valid in `cwd`. The child itself
-    enforces `limit_seconds`.
+    `arguments` are the options of the session that needs the test, valid in `cwd`. The child itself
+    enforces `limit_seconds`; `MARGIN_SECONDS` later, this process ends it.
     """
     torchrun = (*TORCHRUN, f"--nproc-per-node={child.ranks}") if child.ranks > 1 else ()
     # torchrun would give each rank one thread
@@ -210,8 +211,8 @@ def decisive_reports(by_rank: Sequence[Reports], output: str) -> Reports:
     """Choose the reports that count as the test's.
 
     They are the first rank's if it passed, else those of the rank that failed first. The result is
-    empty if no rank finished or if a signal killed a rank: the other ranks then report only that
-    they were waiting for it.
+    empty if no rank finished, or if a signal killed a rank, because the other ranks then report
+    only that they were waiting for the killed rank.
     """
     failed_at = []
     for reports in by_rank:

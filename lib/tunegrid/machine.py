@@ -62,7 +62,7 @@ CODE_FILE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # files that Python
 def cpu_name() -> str:
     """The CPU's model name on Linux, else its architecture.
 
-    Set `INSTRUCTIONS` variables are appended, and so is AMX, which no model name reveals.
+    AMX, which no model name reveals, and the `INSTRUCTIONS` variables that are set are appended.
     """
     name = cpu_field("model name") or platform.machine()
     units = " with AMX" if "amx_bf16" in cpu_field("flags").split() else ""
@@ -85,7 +85,7 @@ def usable_cores() -> int:
     """The number of cores that this process may use.
 
     It is the scheduler's grant (TUNEGRID_CORES) if there is one, else what the system and the
-    container allow. Raises InputError if TUNEGRID_CORES is no positive number.
+    container allow. Raises InputError if TUNEGRID_CORES is not a positive integer.
     """
     if number := os.environ.get("TUNEGRID_CORES"):
         if not number.isdecimal() or int(number) < 1:
@@ -111,8 +111,8 @@ def worker() -> tuple[int, int]:
 def thread_share(requested: int | None, ranks: int = 1) -> int:
     """The number of threads for this process.
 
-    It is the requested number, else the one the user set, else this process's share of the cores
-    among all workers and their ranks.
+    It is `requested` if given, else the user's OMP_NUM_THREADS, else this process's share of the
+    cores among all workers and their ranks.
     """
     number = os.environ.get(THREADS[0], "").partition(",")[0].strip()
     users = int(number) if number.isdecimal() and SHARE_VARIABLE not in os.environ else 0
@@ -120,7 +120,7 @@ def thread_share(requested: int | None, ranks: int = 1) -> int:
 
 
 def announce_threads(count: int) -> None:
-    """Tell torch and the tokenizers how many threads to use; both read this only once."""
+    """Tell torch and the tokenizers how many threads to use; both read the number only once."""
     os.environ.update(share_threads(os.environ))
     for name in THREADS:
         os.environ.setdefault(name, str(count))
@@ -270,7 +270,7 @@ def _output_descriptor(status: os.stat_result) -> int | None:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which replaces `path` on exit, once the data is on the disk.
+    """Yield a path to write to; the new file replaces `path` on exit, once its data is on the disk.
 
     If the block does not finish, nothing changes. If `path` is a link, its target is replaced.
     Devices and pipes are kept, and the content is written into them. Raises OSError if writing

@@ -1,6 +1,6 @@
 """Makes text from files, models and libraries safe to show.
 
-Terminals and CI systems obey nothing in it, and paths do not reveal whose machine it came from.
+Terminals and CI systems obey nothing in the result, and no path reveals whose machine it is from.
 """
 
 import re
@@ -49,7 +49,7 @@ def defuse_lines(text: str) -> str:
 
 
 def annotation(level: str, title: str, message: str) -> str:
-    """A line that GitHub Actions does obey, at `level` error, warning or notice."""
+    """A line that GitHub Actions obeys; `level` is error, warning or notice."""
     heading = defuse(title).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
     text = defuse_lines(message).replace("%", "%25").replace("\n", "%0A")
     return f"::{level} title={heading}::{text}"
@@ -69,10 +69,10 @@ def say(text: str, *, error: bool = False, runner: bool = False) -> None:
 
 
 def strip_places(text: str) -> str:
-    """The text as it is recorded, with no secrets and with shortened paths.
+    """The text as records keep it, without secrets and with shortened paths.
 
-    An absolute path keeps the part inside the checkout or a library, or else its last component;
-    after an option that needs a folder it is DIR.
+    An absolute path is cut to the part inside the checkout or a library, or else to its last
+    component. A home folder becomes ~; after --data-root or --checkpoint-root, DIR is shown.
     """
 
     def shown(match: re.Match[str]) -> str:

@@ -80,7 +80,7 @@ def by_seed(
 ) -> Mapping[int, Mapping[str, Record]]:
     """Group records by seed, then by cell.
 
-    Raises InputError if a record is missing, unfinished or failed an audit.
+    Raises InputError if a record is missing or unfinished, or failed an audit.
     """
     finished = {}
     for record in records:

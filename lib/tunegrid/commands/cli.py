@@ -56,7 +56,7 @@ def program(
 ) -> int:
     """Run the command that the first argument names; return its exit code.
 
-    Each command lives in the module of its name; `commands` maps names to descriptions. If a
+    Each command lives in the module of the same name; `commands` maps names to descriptions. If a
     command raises InputError or OSError, the message is printed and the exit code is 2.
     """
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]

@@ -115,7 +115,7 @@ def write_table(frame: "pd.DataFrame", path: Path) -> None:
 
 
 def escape_formula(value: Any) -> Any:
-    """Prefix text that a spreadsheet would treat as a formula with an apostrophe."""
+    """Put an apostrophe before text that a spreadsheet would treat as a formula."""
     if isinstance(value, str) and normalize("NFKC", value[:1]).startswith(FORMULA):
         return f"'{value}"
     return value

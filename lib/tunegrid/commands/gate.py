@@ -95,7 +95,7 @@ def gate(
 ) -> GateAnswer:
     """Answer as `tunegrid gate` does: is the new run worse than the old one?
 
-    Each run is a file, a record or several; only a file also carries the noise of your own
+    Each run is a file, a record or several records; only a file also carries the noise of your own
     calibrated cells. Raises InputError if a run cannot be read or judged.
     """
     names = gate_on if isinstance(gate_on, str) else ",".join(gate_on)
@@ -109,7 +109,7 @@ def judge(
     kinds: Sequence[str],
     given: Sequence[str] = (),
 ) -> GateAnswer:
-    """Judge one run against another; `given` is the command that asks.
+    """Judge one run against another; `given` holds the words of the command line.
 
     Raises InputError if a file was changed since it was written.
     """
@@ -133,7 +133,7 @@ def judge(
 
 
 def print_answer(answer: GateAnswer, options: argparse.Namespace) -> None:
-    """Print the verdicts and the answer."""
+    """Print the verdicts and the answer, and write them to the step summary."""
     verdict = answer.verdict
     judgements = answer.judgements
     sections = []

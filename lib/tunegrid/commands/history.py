@@ -52,7 +52,7 @@ LONGEST = 160  # characters of an audit's sentence in a table
 
 
 class Finding(NamedTuple):
-    """A change from the last earlier release that ran, or a fault of the first release."""
+    """A change from the last earlier release that ran, or a fault in the first release."""
 
     kind: str  # numerics, quality, memory, audits, or cells that run or no longer run
     sentence: str
@@ -64,7 +64,7 @@ class Release:
 
     version: str
     before: str = ""  # empty if no earlier release ran or this one did not
-    installed: str = ""  # what changed with it, such as "peft 0.18.1 -> 0.19.0"
+    installed: str = ""  # version changes, such as "peft 0.18.1 -> 0.19.0"
     fault: str = ""  # the reason why it did not run
     answer: str = ""  # the gate's answer
     changed_cells: Sequence[str] = ()  # cells whose numerics changed
@@ -74,12 +74,12 @@ class Release:
 
     @property
     def is_change(self) -> bool:
-        """True if anything differs from before."""
+        """True if anything differs from the last earlier release that ran."""
         return bool(self.before and self.findings)
 
     @property
     def kinds(self) -> set[str]:
-        """The kinds of its findings."""
+        """The kinds of the release's findings."""
         return {finding.kind for finding in self.findings}
 
     @property
@@ -155,7 +155,7 @@ def describe_release(
 
 
 def numerics_findings(numerics: Sequence[Judgement]) -> Iterator[Finding]:
-    """Yield each stage at which the numerics of cells first changed, with the first cell's words."""
+    """Yield a finding per stage at which numerics first changed, with the first cell's detail."""
     stages: dict[str, list[Judgement]] = {}
     for judgement in numerics:
         if judgement.verdict is Verdict.CHANGED:
@@ -201,7 +201,7 @@ def run_findings(new: SavedRun, old: SavedRun | None = None) -> Iterator[Finding
 
 
 def failures(run: SavedRun) -> dict[str, dict[str, str]]:
-    """The reason for each cell's failure, by audit; the name is empty for cells that do not run."""
+    """The reasons for failures by audit and cell; the audit is empty if a cell did not run."""
     finished = finished_cells(run)
     reasons: dict[str, dict[str, str]] = {}
     for record in run.records:
@@ -255,7 +255,7 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
 
 
 def read_causes(path: Path | None) -> Mapping[str, str]:
-    """Read the causes that a person wrote down, by release.
+    """Read the causes that a person wrote down, by release; empty without a file.
 
     Raises InputError if the file is not a valid file of causes.
     """

@@ -58,7 +58,7 @@ def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], di
     for run in runs:
         for row, record in map(accept_refused, run.rows):
             seed = record.seeds.seed if record else None
-            # the test's id when it runs with --seeds
+            # with --seeds, the test's id contains its seed
             name = row_name(row).replace(f"-seed{seed}]", "]")
             key = name, seed
             known_row = rows.get(key)
@@ -97,8 +97,8 @@ def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
 def expected_cells(records: Sequence[Record], is_selection: bool) -> list[str]:
     """The cells that a baseline must hold for each seed.
 
-    They are the cells that it has, plus all of the study's if it has any of those, unless --cells
-    selects some.
+    They are the cells of the records, and all of the study's if one of them is a quick cell of the
+    study, unless --cells makes a selection.
     """
     cells = dict[str, None]()
     for record in records:
@@ -124,7 +124,7 @@ def check_baseline(
     records: Sequence[Record],
     cells: Sequence[str],
 ) -> str:
-    """Describe the baseline that these runs make, with these cells for each seed, in a sentence.
+    """Describe, in a sentence, the baseline that these runs make with these cells for each seed.
 
     Raises InputError if the runs cannot be a baseline.
     """

@@ -164,7 +164,7 @@ def add_hashes(lock: str, folder: Path) -> str:
 
 
 def find_packages(folders: Sequence[str]) -> dict[str, Distribution]:
-    """The packages in these folders, by name; Python imports the first of several with one name."""
+    """The packages in these folders, by name; if a name occurs twice, the one Python imports."""
     packages: dict[str, Distribution] = {}
     for package in distributions(path=list(folders)):
         packages.setdefault(canonicalize_name(package.name), package)
@@ -178,7 +178,7 @@ def direct_url(package: Distribution) -> dict[str, Any]:
 
 
 def installed_version(package: Distribution) -> str:
-    """A package's version, with its source if not an index: "0.21.2 at commit a8d99cf0"."""
+    """A package's version, and any source but an index, as in "0.21.2 at commit a8d99cf0"."""
     source = direct_url(package)
     if "vcs_info" in source:
         return f"{package.version} at commit {source['vcs_info']['commit_id'][:8]}"
@@ -274,7 +274,7 @@ def run_command(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command with `text` as its input; raises InputError if it fails.
 
-    The reason is the last error or cause in stderr, or else its last line.
+    The message gives the last error or cause in stderr, or else the last line of stderr.
     """
     try:
         answer = subprocess.run(

@@ -46,8 +46,8 @@ def wait_seconds() -> float:
 def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
     """Yield an empty answer when ready, then the seconds and peak bytes of each update.
 
-    The peak is resident memory on a CPU and allocated memory on a GPU; None if the system does not
-    report it.
+    The peak is of resident memory on a CPU and of allocated memory on a GPU, or None if the system
+    does not report it.
     """
     threads = thread_share(cell.profile.threads)
     announce_threads(threads)

@@ -41,13 +41,13 @@ def command(arguments: Sequence[str], python: Path | str = sys.executable) -> li
 
 
 def latest_run() -> Path:
-    """The default run file: in the checkout if this process is in it, else in this folder."""
+    """The default run file: in the checkout if it holds the current folder, else in that folder."""
     folder = ROOT if Path.cwd().is_relative_to(ROOT) else Path.cwd()
     return folder / "reports" / "latest.json"
 
 
 def user_arguments(arguments: Sequence[object]) -> str:
-    """Reconstruct the command line that the user typed from pytest's arguments."""
+    """Reconstruct, from pytest's arguments, the command line that the user typed."""
     words = [*map(str, arguments)]
     own = own_words(words)
     program = ["pytest"] if own == words else ["tunegrid", "run"]
@@ -81,8 +81,8 @@ def run(
         options: other options of `tunegrid run`, such as ("-n", "2"), or "-q" to print less.
 
     Raises:
-        InputError: if the run wrote no file, usually with the run's own message, or `set` is not a
-            mapping.
+        InputError: if the run wrote no file (usually with the run's own message), or if `set` is
+            not a mapping.
     """
     from tunegrid import launcher
     from tunegrid.errors import InputError
@@ -128,7 +128,7 @@ def _join(values: object) -> str:
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """A file's inode and modification time, which writing changes; None if there is no file."""
+    """A file's inode and modification time, which change when it is written; None if missing."""
     if not path.is_file():
         return None
     status = path.stat()

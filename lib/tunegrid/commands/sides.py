@@ -33,7 +33,7 @@ class Comparison(NamedTuple):
 
 
 class Runner:
-    """Runs cells in environments, each run only once; an interrupted run is resumed."""
+    """Runs cells in environments, repeats no run, and resumes interrupted runs."""
 
     def __init__(self, options: argparse.Namespace, *, is_strict: bool = False) -> None:
         """Store options from `parse_options`; if strict, cells must finish before the change."""
@@ -54,7 +54,7 @@ class Runner:
         first_updates: bool = False,
         again: bool = False,
     ) -> SavedRun:
-        """Run cells (all if none are given); `again` measures everything anew."""
+        """Run cells (all cells if none are given); `again` ignores results of earlier runs."""
         stage = "first-updates" if first_updates else "whole"
         arguments = ["-m", self.options.profile]
         if cells:
@@ -114,7 +114,7 @@ class Runner:
 
 
 def finished_cells(run: SavedRun) -> set[str]:
-    """The cells that came to their end or through their first updates, at any seed."""
+    """The cells that finished their training or their first updates, for any seed."""
     return {record.cell for record in run.records if record.finished or record.first_updates}
 
 
@@ -129,14 +129,14 @@ def check_finished(run: SavedRun, side: Environment) -> None:
 
 
 def with_ends(start: SavedRun, end: SavedRun) -> SavedRun:
-    """Replace first updates with the complete training runs of the cells that have one."""
+    """Replace first updates with complete training runs, for the cells that have them."""
     finished = {record.cell for record in end.records}
     begun = [record for record in start.records if record.cell not in finished]
     return replace(end, records=[*end.records, *begun])
 
 
 def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
-    """The gate's judgements; empty if no cell of one of the runs finished."""
+    """The gate's judgements; empty if no cell finished in one of the runs."""
     from tunegrid.gate.gate import Run, gate  # imports scipy
 
     before = Run.of_file(old)
@@ -147,7 +147,7 @@ def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
 
 
 def judge_sound(old: SavedRun, new: SavedRun) -> list[Judgement]:
-    """Judge the cells that were sound before."""
+    """Judge the cells in which no audit failed in the old run."""
     unsound = unsound_cells(old)
     sides = []
     for run in (old, new):
@@ -172,7 +172,7 @@ def cells_with_changes(judgements: Sequence[Judgement]) -> list[str]:
 def version_changes(before: Environment, after: Environment) -> str:
     """Describe version changes, as in "peft 0.21.2 -> 0.22.0", with the suite's libraries first.
 
-    If all versions are equal, the packages come from different archives.
+    If all versions are equal, names the packages, which then come from different archives.
     """
     here = {name: installed_version(found) for name, found in find_packages(sys.path).items()}
     names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))
@@ -193,7 +193,7 @@ def parse_options(
     arguments: Sequence[str] | None,
     counted: Sequence[str] = COUNTED,
 ) -> argparse.Namespace:
-    """Parse a command's own options and those that the commands share.
+    """Parse a command's own options and the options that these commands share.
 
     `counted` are the kinds of figures that --gate-on accepts. Words after `--` are options of
     pytest.

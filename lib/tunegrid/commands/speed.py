@@ -45,7 +45,7 @@ PRINT_VERSIONS = f"""import json, sys; sys.path.insert(0, {LIB!r}); from tunegri
 print(json.dumps([machine.versions(), machine.library_digests()]))"""
 Turn = Sequence[Mapping[str, Any]]  # per update, its seconds and the peak_bytes so far
 Key = tuple[str, str]  # a cell and a figure
-Ratios = Mapping[Key, Sequence[float]]  # one per round: log of second side over first
+Ratios = Mapping[Key, Sequence[float]]  # one per round: log of the second side over the first
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,10 @@ class FigureShift:
 
     @property
     def verdict(self) -> Verdict:
-        """WORSE or BETTER if the whole interval is beyond the margin, SAME if it is within."""
+        """WORSE or BETTER if the whole interval is beyond the margin, SAME if it is within.
+
+        CANNOT_TELL if it straddles the margin.
+        """
         margin = math.log(1 + MARGIN)
         size = abs(self.log_ratio)
         if size - self.reach > margin:

@@ -50,7 +50,7 @@ CONTROLS = {
 
 
 def calibration(options: argparse.Namespace) -> tuple[Calibration, Sequence[Control]]:
-    """The runs that the options ask for, and all controls; missing runs are trained."""
+    """The calibration that the options ask for, and all controls; missing runs are trained."""
     is_quick = options.profile == QUICK
     seeds = options.seeds or PROFILE_SEEDS[options.profile]
     runs = run_grids(options, seeds)
@@ -71,7 +71,7 @@ def run_grids(
     seeds: range,
     draw: int | None = None,
 ) -> Mapping[int, RecordsByCell]:
-    """The grid's records by seed, from starts that this draw moved; None means unmoved starts."""
+    """The grid's records by seed, from the starts that `draw` moved; None means unmoved starts."""
     records: list[Record] = []
     if options.runs:
         for path in options.runs:
@@ -99,8 +99,7 @@ def saved(path: Path) -> list[Record]:
 def get_controls(options: argparse.Namespace) -> Sequence[Control]:
     """Read the controls from the options' file, or train them if no file is given.
 
-    For saved quick runs without a file, there are none. Raises InputError if the file holds no
-    controls.
+    Empty for saved quick runs without such a file. Raises InputError if the file holds no controls.
     """
     if options.profile == QUICK and options.runs and not options.controls:
         return []
@@ -134,7 +133,7 @@ def best_controls(controls: Iterable[Control]) -> dict[NoiseKey, float]:
 
 
 def noise_toml(measured: Calibration) -> str:
-    """The training-noise file: measured deviations and their scores, pooled on reading."""
+    """The text of the training-noise file: deviations, and scores that are pooled on reading."""
     noise = measured.noise
     run_counts = [len(grids) for grids in measured.perturbed.values()]
     lines = [
@@ -196,7 +195,7 @@ def parse_seeds(text: str) -> range:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, write the files below a folder and report which controls miss a bound; return 0."""
+    """Train, write the files below a folder and say how many controls miss a bound; return 0."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
     add = parser.add_argument
     add("--profile", choices=PROFILE_SEEDS, default=QUICK, help="which grid (default quick)")

@@ -66,10 +66,10 @@ def alarms(
     baseline: Run,
     bounds: Mapping[str, Bounds],
 ) -> list[Alarm]:
-    """The alarms of one seed's grid: bounds and audits that it misses, and worse figures.
+    """The alarms of one seed's grid: missed bounds, failed audits and worse figures.
 
-    A missed bound counts only if every confirming training run misses one as well. An audit counts
-    if it failed in any training run that ran it.
+    A missed bound counts only if every confirming training run misses a bound as well. An audit
+    counts if it failed in any training run.
     """
     run = Run.make(records, path)
     reasons = []

@@ -30,7 +30,7 @@ class Extreme(NamedTuple):
 
 
 def measured_value(finding: AuditFinding) -> float | None:
-    """An audit's value, or the largest distance in its detail ("by 1.0e-06"), or None."""
+    """A finding's value, else the largest distance in its detail ("by 1.0e-06"), else None."""
     if finding.value is not None:
         return finding.value
     numbers = map(float, DISTANCE.findall(finding.detail))

@@ -80,8 +80,8 @@ PRELOADED = (
     "tokenizers",
     "tunegrid",
 )
-# A mutant counts as hanging beyond this multiple of a healthy process's CPU seconds. That is five
-# times what a forked process needs, since it imports nothing.
+# A mutant counts as hanging beyond this multiple of a healthy process's CPU seconds. This is five
+# times what a forked process needs, since forked processes import nothing.
 CPU_LIMIT = 2
 CLOCK_LIMIT = 10  # wall-clock limit as a multiple of the CPU limit, for a mutant that only waits
 ATTEMPTS = 1000  # draws per mutant; many lines have no possible change
@@ -103,7 +103,7 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """One change of a library, and the result of a cell that runs with it."""
+    """One change to a library, and the result of a cell that runs with it."""
 
     cell: str
     file: str  # path that starts with the library's name
@@ -143,7 +143,7 @@ class Healthy:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """All mutants of a seed, and the healthy runs they are compared with."""
+    """All mutants of a seed, and the healthy runs with which they are compared."""
 
     cells: Sequence[str]
     count: int
@@ -258,7 +258,7 @@ class Job:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """The record of the cell's first training run; empty if the session wrote none."""
+        """The record of the cell's first training run; empty if the session wrote no record."""
         path = self.folder / "run.json"
         if not path.exists():
             return {}
@@ -319,7 +319,7 @@ def trace_lines(lines: dict[str, set[int]], frame: FrameType, event: str, argume
 
 @cache
 def library_file(path: str) -> str:
-    """Cut a path so that it starts with a library's name; empty if it belongs to no library."""
+    """Cut a path so that it starts with a library's name; empty if the path is in no library."""
     for name in MUTATED:
         folder = f"{library_path(name)}{os.sep}"
         if path.startswith(folder):
@@ -412,7 +412,7 @@ def prepare_trial(trial: Trial, folder: Path, pool: ThreadPoolExecutor) -> Trial
 def draw(lines: Mapping[str, Sequence[tuple[str, int]]], count: int, seed: int) -> list[Mutant]:
     """Draw mutants: for each cell in turn, a random statement and one of its changes.
 
-    Raises InputError if there are too few.
+    Raises InputError if the cells have too few mutants.
     """
     rng = random.Random(seed)
     cells = [*lines]
@@ -466,7 +466,7 @@ def statement_starts(file: str) -> Mapping[int, int]:
 
 
 def changes_of(file: str) -> Sequence[Mutation]:
-    """All possible changes of a file."""
+    """All possible changes to a file."""
     return [*find_changes(ast.parse(library_path(file).read_bytes()))]
 
 
@@ -481,7 +481,7 @@ def change_numbers(file: str) -> Mapping[int, Sequence[int]]:
 
 
 def run_mutant(trial: Trial, folder: Path, mutant: Mutant) -> Mutant:
-    """Run a mutant and add its result."""
+    """Run a mutant; return it with its result."""
     healthy = trial.healthy[mutant.cell]
     job = Job(
         cell=mutant.cell,
@@ -506,12 +506,12 @@ def run_mutant(trial: Trial, folder: Path, mutant: Mutant) -> Mutant:
 
 
 def find_differences(healthy: Facts, facts: Facts) -> list[str]:
-    """The names of the facts that differ."""
+    """The names of the facts that differ from the healthy run's."""
     return [name for name, fact in healthy.items() if fact != facts.get(name)]
 
 
 def find_outcome(code: int, status: str, answer: Sequence[str], healthy: Sequence[str]) -> str:
-    """Derive one of OUTCOMES from exit code, record status and the reports without numbers."""
+    """Derive one of OUTCOMES from the exit code, the status and the reports, ignoring numbers."""
     if code == 0:
         sentences = re.sub(r"\d\S*", "", " ".join(answer))
         expected = re.sub(r"\d\S*", "", " ".join(healthy))
@@ -625,7 +625,7 @@ def find_trial(options: argparse.Namespace) -> Trial:
 
 
 def read_trial(path: Path) -> Trial:
-    """Read a saved trial; raises InputError if the file holds none."""
+    """Read a saved trial; raises InputError if the file holds no trial."""
     try:
         return TRIAL.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:

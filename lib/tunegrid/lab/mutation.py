@@ -1,7 +1,8 @@
 """Makes small changes to Python code and to the live functions compiled from it.
 
 A change alters one operator, constant, argument, condition or statement. Changed code first calls
-CALL_NAME, which shows that the code was reached; CALL_NAME must be in `builtins` and return None.
+the function CALL_NAME to show that it was reached; `builtins` must hold this function, which must
+return None.
 Docstrings, logging, assertions, annotations and raised expressions are never changed.
 """
 
@@ -45,7 +46,7 @@ for first, second in OPPOSITES:
 
 
 class Mutation(NamedTuple):
-    """One change of a tree."""
+    """One change to a syntax tree."""
 
     kind: str
     node: ast.expr | ast.stmt
@@ -59,7 +60,7 @@ class Mutation(NamedTuple):
 
 
 def find_changes(tree: ast.AST) -> Iterator[Mutation]:
-    """Yield all possible changes of a tree, those of outer nodes first."""
+    """Yield all possible changes to a tree, outer nodes first."""
     for node in changeable_nodes(tree):
         if isinstance(node, ast.expr | ast.stmt):
             for kind, replacement in [*expression_changes(node), *statement_changes(node)]:
@@ -98,7 +99,7 @@ def is_logging(node: ast.AST) -> bool:
 
 
 def conditions(node: ast.AST) -> list[ast.expr]:
-    """The conditions of a node, without constants."""
+    """The conditions that a node tests, except constants."""
     tests: list[ast.expr] = []
     if isinstance(node, ast.If | ast.IfExp | ast.While):
         tests = [node.test]
@@ -210,7 +211,7 @@ def nested(code: CodeType) -> Iterator[CodeType]:
 def can_replace(before: Functions, after: Functions) -> bool:
     """Checks that code changed but reads the same names of outer functions.
 
-    Live functions cannot take code that reads other names.
+    Live functions reject code that reads other names.
     """
     if before == after or before.keys() != after.keys():
         return False

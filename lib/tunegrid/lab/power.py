@@ -49,7 +49,7 @@ MOST_TRAININGS = 200
 # by the kind of noise between baseline and run
 BASELINES = {PERTURBED: "same seeds", SEEDS: "other seeds"}
 SELDOM = 0.1
-# Points that one cell's main score loses, and the share of seeds that lose them
+# Points that one cell's main score loses, and the share of seeds with this loss
 CHANGES = {
     "equal runs": (0.0, 1.0),
     "3 points lost": (3.0, 1.0),
@@ -76,7 +76,7 @@ class Simulation:
     # other seeds
     kind: str
     lost: float = 0.0  # points lost by the main score of one cell per run, with cells taking turns
-    share: float = 1.0  # share of that cell's seeds that lose them
+    share: float = 1.0  # share of that cell's seeds with this loss
 
     @cached_property
     def metrics(self) -> dict[str, list[str]]:
@@ -104,7 +104,7 @@ class Simulation:
 
     @cached_property
     def shapes(self) -> dict[str, Array]:
-        """Residuals in standard deviations by kind of cell, of shape (training runs, scores)."""
+        """Residuals by kind of cell, in standard deviations; shape (training runs, scores)."""
         rows = defaultdict[str, list[Array]](list)
         for cell, metrics in self.metrics.items():
             columns = [self.noise.residuals(self.kind, cell, metric) for metric in metrics]
@@ -161,7 +161,7 @@ class Simulation:
         old: Draws,
         new: Draws,
     ) -> set[NoiseKey]:
-        """Judge the scores of these cells together and return the worse ones."""
+        """Judge the scores of these cells together and return the keys of the worse scores."""
         effects = {}
         for key in new:
             if key[0] not in main_scores:
@@ -203,7 +203,7 @@ class Simulation:
 
 
 def runs_until(chance: float, healthy: float) -> tuple[int, int]:
-    """The number of runs that reveals an unhealthy cell by unconfirmed misses, and of misses.
+    """The numbers of runs and of unconfirmed misses that reveal an unhealthy cell.
 
     `chance` is the unhealthy cell's probability of a miss in one run, and `healthy` a healthy
     cell's. The unhealthy cell reaches the number of misses with probability `POWER` or more. Any of

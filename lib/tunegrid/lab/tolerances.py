@@ -1,4 +1,4 @@
-"""Makes thresholds/numerics.toml from training runs of one seed that differ only in rounding.
+"""Makes thresholds/numerics.toml from training runs that share a seed and differ only in rounding.
 
 A tolerance is twice the largest deviation of all cells with the same arithmetic, rounded up to two
 digits, and no less than its floor. A cell that deviates by more than ten times the median of these
@@ -150,7 +150,7 @@ def tolerance(deviation: float, floor: float, times: int) -> float:
 
 
 def get_floor(kind: str, figure: str) -> float:
-    """The smallest tolerance of a figure in this arithmetic."""
+    """The smallest tolerance for a figure in this arithmetic."""
     return KIND_FLOORS.get(kind, {}).get(figure, FLOORS[figure])
 
 
@@ -182,7 +182,7 @@ def largest(pairs: Iterable[Apart]) -> Tables:
 
 
 def make_tolerances(maxima: Tables) -> Tables:
-    """Tolerances of each arithmetic, at least the floor, and of single cells."""
+    """The tolerances for each arithmetic, at least their floors, and for single cells."""
     tables: Tables = {}
     for name, deviations in maxima.items():
         is_cell = name.startswith("cell ")
@@ -191,7 +191,7 @@ def make_tolerances(maxima: Tables) -> Tables:
         for figure in figures:
             floor = get_floor(name, figure)
             if is_cell and figure not in BY_CELL:
-                floor = 0.0  # the deviation is beyond its arithmetic's
+                floor = 0.0  # the cell deviates more than its arithmetic
             times = TIMES.get(figure, 2)
             tables[name][figure] = tolerance(deviations.get(figure, 0.0), floor, times)
     return tables

@@ -67,7 +67,7 @@ def answered_reviews(rng: Random) -> Document:
 
 
 def questioned_passages(rng: Random) -> Document:
-    """A question with its answer, and the passage that contains it; `focus` is the answer there."""
+    """A question with its answer, and its passage; `focus` is the answer's span in the passage."""
     while True:
         text = passage(rng)
         pairs = questions(rng, text)
@@ -109,7 +109,7 @@ def reserved_texts() -> frozenset[str]:
 
 
 def documents(seed: int, reserved: frozenset[str], weights: Sequence[float]) -> Iterator[Document]:
-    """Yield documents without reserved texts, endlessly; `weights` are `DOCUMENT_KINDS` shares."""
+    """Yield documents endlessly, without reserved texts; `weights` are shares of DOCUMENT_KINDS."""
     rng = Random(seed)
     while True:
         document = rng.choices(DOCUMENT_KINDS, weights)[0](rng)

@@ -4,9 +4,9 @@ BERT: masked LM and next-sentence prediction (Devlin et al. 2018). GPT-2: next t
 corruption (Raffel et al. 2020). Words that need understanding (`Document.focus`, `echo`) are hidden
 more often than others, as in salient span masking (Guu et al. 2020).
 
-Encoders also have labels at tokens: a review's verdict at its full stops and, in T5, marks on the
+Encoders also have token labels: a review's verdict at its full stops and, in T5, marks on the
 values of a passage that do or do not answer a question. Two of T5's three tasks have no decoder, so
-its encoder must understand a text alone.
+its encoder must understand a text by itself.
 """
 
 from collections import Counter
@@ -159,7 +159,7 @@ def masked_lm(
     *,
     judged: bool = False,
 ) -> Batch:
-    """Mask [CLS] first [SEP] second [SEP]; the pooled output must notice if the foil is second.
+    """Mask [CLS] first [SEP] second [SEP]; the pooled output must tell foils from second texts.
 
     Only the happy reaction is ever shown. Whether it fits depends on the review alone, so the
     pooled output learns to read reviews. If `judged`, a review's verdict is also a label at its
@@ -262,8 +262,8 @@ def _verdict_names(document: Document, first: Sequence[int], tokenizer: Any) -> 
 def _answer_names(document: Document, tokenizer: Any) -> dict[int, int]:
     """The labels of a passage by position in it.
 
-    The answer's first token has `(` and its last `)`, or its only token `*`; every other value has
-    `-` at its first and last token.
+    The answer's first token is labelled `(` and its last `)`, or its only token `*`. The first and
+    last tokens of every other value are labelled `-`.
     """
     _, offsets = _encode(tokenizer, document.second)
     first, last, only, foil = tokenizer.convert_tokens_to_ids(["(", ")", "*", "-"])
@@ -326,7 +326,7 @@ def causal_lm(
     *,
     announced: bool = False,
 ) -> Batch:
-    """Predict the next token of the document as one text; `announced` announces digests, too."""
+    """Predict the next token of documents as running text; `announced` announces digests."""
     rows = []
     for document in documents:
         text = _reading_text(document, tokenizer, rng, announced)

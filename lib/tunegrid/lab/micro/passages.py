@@ -2,7 +2,7 @@
 
 A passage tells facts about several subjects. Its towns, years, people and amounts come from pools
 of two or three values per passage, so the same words answer different questions in different
-places: only the subject *and* the relation tell which occurrence is meant.
+places. Only the subject *and* the relation tell which occurrence is meant.
 """
 
 from collections.abc import Sequence
@@ -147,14 +147,14 @@ class Passage:
 
 
 def passage(rng: Random) -> Passage:
-    """A passage of ordinary size, or (one in eight) one too long for the window."""
+    """A passage of ordinary size or, one time in eight, one that is too long for the window."""
     if rng.random() < 0.125:
         return Passage(rng, subjects=rng.randint(4, 5), facts=(2, 4))
     return Passage(rng, subjects=rng.randint(2, 3), facts=(2, 3))
 
 
 def questions(rng: Random, text: Passage) -> list[tuple[str, Fact]]:
-    """A question for each fact that only one place in the passage answers."""
+    """A question for each fact whose subject and relation occur only once in the passage."""
     subjects = [(fact.subject, fact.relation) for fact in text.facts]
     pairs = []
     for fact in text.facts:

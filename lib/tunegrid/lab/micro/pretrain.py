@@ -76,12 +76,12 @@ class Plan:
 
 
 def drop_out(model: Any) -> None:
-    """Set half of BERT's usual dropout for fine-tuning; with all of it, few updates teach less."""
+    """Halve BERT's usual dropout for fine-tuning, since a few updates teach less with all of it."""
     model.config.update({"hidden_dropout_prob": 0.05, "attention_probs_dropout_prob": 0.05})
 
 
 def scale_by_layer(model: Any) -> None:
-    """Multiply queries by the layer's number and set GPT-2's option that divides scores by it.
+    """Multiply queries by the layer's number; set GPT-2's option to divide scores by that number.
 
     The model's outputs do not change.
     """

@@ -9,7 +9,7 @@ from tunegrid.lab.micro.words import ASPECTS, BAD, GOOD, PRODUCTS
 
 AGREEMENT = 0.75  # share of the aspects that agree with the verdict; the rest mislead
 NEGATED = 0.4  # share of the opinions expressed by negating the opposite word
-# Each phrase says that an aspect is {adj}, or the opposite
+# Phrases that say that an aspect is {adj}, and phrases that say the opposite
 PLAIN = (
     "the {aspect} is {adj}",
     "the {aspect} feels {adj}",
@@ -65,7 +65,7 @@ DAYS = ("monday", "tuesday", "friday")
 
 
 def opinion(rng: Random, aspect: str, positive: bool) -> str:
-    """One clause about one aspect, either plain or as a negation of the opposite word."""
+    """A clause about an aspect, which is plain or negates the opposite word."""
     is_negated = rng.random() < NEGATED
     phrase = rng.choice(NEGATIONS if is_negated else PLAIN)
     words = GOOD if positive != is_negated else BAD
@@ -176,7 +176,7 @@ def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
 
 
 def make_pairs(written: Review, rng: Random) -> list[dict[str, Any]]:
-    """An entailed, a neutral and a contradicted hypothesis; the neutral text lacks the verdict."""
+    """Rows that are entailed, neutral and contradicted; the neutral premise lacks the verdict."""
     open_opinions = [("overall", rng.random() < 0.5), *written.opinions[1:]]
     pairs = (
         (written.content, written.opinions),
