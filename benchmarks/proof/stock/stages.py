@@ -38,9 +38,9 @@ ACCUMULATED = {
 TEST_ROWS = 10
 # Both sides run the same kernels on the same weights, rows and random numbers. By definition they
 # differ in one way: one takes a mean, the other divides a sum. Each of up to a thousand losses is
-# then rounded independently by 2^-24, which gives 32 x 2^-24 on any CPU. Measured
-# differences are at most 3e-7 with AVX-512, with AVX2, and with neither. Gradients are sums that
-# largely cancel, so their tolerance is ten times as large (measured: 1e-7).
+# then rounded independently by 2^-24, which gives 32 x 2^-24 on any CPU. Measured differences are
+# at most 3e-7 with AVX-512, with AVX2, and with neither. Gradients are sums that largely cancel, so
+# their tolerance is ten times as large (measured: 1e-7).
 LOSS = 32 * 2**-24
 # In bf16 or fp16, fp32's last digit may decide how a gradient is rounded, which changes it by 4e-3;
 # a norm averages over thousands of gradients.
