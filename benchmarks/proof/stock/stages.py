@@ -147,7 +147,7 @@ class Pair:
         return libraries.train(self.trainer("accumulated", **ACCUMULATED))
 
     def updates(self, course: Course, accumulation: int = 1) -> Iterator[Comparison]:
-        """Compares losses and unclipped gradient norms of updates that start at their weights."""
+        """Compares losses and unclipped gradient norms of updates from the libraries' weights."""
         model = self.our_model().train()
         losses = []
         norms = []
