@@ -177,7 +177,7 @@ def dropout_is_not_saved(planting, save, self, save_directory, **options):
 )
 @around(torch, "_fused_adamw_")
 def steps_saturate(planting, update, *lists, **options):
-    """Stops the step counter at 16, so the correction of moments is wrong in later steps."""
+    """Stops the step counter at 16, so the moments' bias correction is wrong in later steps."""
     *states, steps = lists
     update(*states, [step.clamp(max=16) for step in steps], **options)
 
@@ -233,7 +233,7 @@ def padding_is_not_saved(planting, save, self, save_directory, **options):
 
 
 def after_saving(target, file):
-    """Makes a plant of a function that edits settings in a file written by `save_pretrained`."""
+    """Turns a function that edits the settings in `file` into a plant of `save_pretrained`."""
 
     def make_plant(change):
         @around(target, "save_pretrained", counted=False)
@@ -330,7 +330,7 @@ def a_tensor_is_saved_rounded(planting, save, tensors, *args, **options):
 )
 @around(modeling_utils, "safe_save_file")
 def tied_weights_are_not_saved(planting, save, tensors, *args, **options):
-    """Leaves out of the file the weights that embeddings and output layer share."""
+    """Omits from the file the weights that embeddings and output layer share."""
     saved = {name: tensor for name, tensor in tensors.items() if name != "shared.weight"}
     save(saved, *args, **options)
 
@@ -361,7 +361,7 @@ def packed_product_keeps_its_input(planting, forward, ctx, inputs, *args, **opti
 
 
 def freeze(planting, model, part):
-    """Freezes the adapter's tensors that have this part in their names."""
+    """Freezes the adapter's tensors whose names contain `part`."""
     for name, parameter in model.named_parameters():
         if "lora_" in name and part in name:
             planting.act()
@@ -892,7 +892,7 @@ def ranks_do_not_divide(planting, update, self, adapter_name, *args, **options):
 
 
 def side_is_flipped(name):
-    """Makes a plant under which a method of square IA3 layers scales the wrong side."""
+    """Makes a plant that lets method `name` of square IA3 layers scale the wrong side."""
 
     @around(ia3.Linear, name, counted=False)
     def flipped(planting, method, self, *args, **options):

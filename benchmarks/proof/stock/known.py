@@ -1,4 +1,4 @@
-"""Known differences between the libraries' path and ours, as data; a test fails when one is mended.
+"""Known differences between the libraries' path and ours, as data; a test fails when one is fixed.
 
 `ours.py` and `stages.py` account for each difference, so that nothing else may differ at its stage
 or at a later one, and no difference widens a tolerance. Measured with transformers 5.24.0,

@@ -48,7 +48,7 @@ N_BEST = 20  # the default of run_qa.py
 TEST_BATCH = 4  # leaves the last of three batches smaller
 # A search's `length_penalty` decides between texts of different lengths. After six updates, a micro
 # model ends so few texts that ten rows would not tell 1.2 from 1. A bias on the end token's logit
-# makes ends likelier on both sides, and lets short texts win.
+# makes ends more likely on both sides and lets short texts win.
 END_BIAS = 6.0
 SEARCH = {"num_beams": 4, "length_penalty": -3.0}
 
@@ -78,7 +78,7 @@ def start_tokenizer(cell: Cell) -> Any:
 
 
 def write_start(cell: Cell, folder: Path) -> Cell:
-    """Saves the cell's untrained base with the library's head; returns a cell that starts there."""
+    """Saves the cell's untrained base with the library's head; returns a cell that loads it."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
     auto_classes = KITS[cell_kind(cell)].auto._model_mapping
@@ -284,7 +284,7 @@ KITS: Mapping[Problem | Layout | None, Kit] = {
 
 
 def quant_option(cell: Cell) -> dict[str, Any]:
-    """The option of `from_pretrained` and pipelines that packs a base; empty if none is packed."""
+    """The option that makes `from_pretrained` and pipelines pack a base; empty without packing."""
     if cell.quantization is None:
         return {}
     config = hf.BitsAndBytesConfig(
@@ -317,7 +317,7 @@ def make_model(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
 
 
 def make_collator(cell: Cell, tokenizer: Any, model: Any) -> Any:
-    """The collator of the guides, which for a pair makes the decoder's inputs with the model."""
+    """The guides' collator; with an encoder and a decoder, `model` makes the decoder's inputs."""
     collator = KITS[cell_kind(cell)].collator
     if is_paired(cell):
         return collator(tokenizer, model=model)
@@ -451,7 +451,7 @@ def predicted_spans(
     rows: Sequence[Row],
     table: datasets.Dataset,
 ) -> list[str]:
-    """The best span of each row as text, like `postprocess_qa_predictions` of the guide."""
+    """The best span of each row as text, as in the guide's `postprocess_qa_predictions`."""
     start_logits, end_logits = trainer.predict(table).predictions[:2]
     best_scores = [-math.inf] * len(rows)
     answers = [""] * len(rows)

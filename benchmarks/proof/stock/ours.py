@@ -73,7 +73,7 @@ class Extract(ExtractCodec):
 
 
 class Ending:
-    """A mixin for codecs that makes the end of a text likelier."""
+    """A mixin for codecs that makes the end of a text more likely."""
 
     def generate(self, *args: Any) -> Any:
         """Generates with the same bias as the libraries' side."""
@@ -105,8 +105,8 @@ class Separated(Ending, SeparatedCodec):
     def collate(self, features: Sequence[Feature]) -> dict[str, Tensor]:
         """Returns a batch of whole sequences with labels.
 
-        `prompt_counts`: every token is a label. `end_is_padding`: padding tokens, and so end
-        tokens, are not.
+        `prompt_counts`: every token is a label. `end_is_padding`: padding tokens are not labels, so
+        end tokens are not either.
         """
         batch = super().collate(features)
         if "prompt_counts" in self.known:
@@ -134,7 +134,7 @@ KINDS: Mapping[type, Any] = {
 
 
 def knowing_codec(cell: Cell, tokenizer: Any, known: Set[str]) -> Any:
-    """Our codec for the cell, which accounts for these known differences."""
+    """Our codec for the cell, which accounts for the `known` differences."""
     kind = KINDS[type(make_codec(cell, tokenizer))]
     return type(kind.__name__, (kind,), {"known": known})(cell, tokenizer)
 

@@ -37,13 +37,13 @@ ACCUMULATED = {
 }
 TEST_ROWS = 10
 # Both sides run the same kernels on the same weights, rows and random numbers. By definition they
-# differ in one way: one takes a mean, the other divides a sum. This rounds each of up to a thousand
-# losses by 2^-24, independently: 32 x 2^-24 on any CPU. Measured: at most 3e-7 with AVX-512, with
-# AVX2 and without either. Gradients are sums that largely cancel, so they get ten times as much
-# (1e-7).
+# differ in one way: one takes a mean, the other divides a sum. Each of up to a thousand losses is
+# then rounded independently by 2^-24, which gives 32 x 2^-24 on any CPU. Measured differences are
+# at most 3e-7 with AVX-512, with AVX2, and with neither. Gradients are sums that largely cancel, so
+# their tolerance is ten times as large (measured: 1e-7).
 LOSS = 32 * 2**-24
-# In bf16 or fp16, fp32's last digit may decide how a gradient rounds, and the results are 4e-3
-# apart; a norm averages over thousands of gradients.
+# In bf16 or fp16, fp32's last digit may decide how a gradient is rounded, which changes it by 4e-3;
+# a norm averages over thousands of gradients.
 NORM = {"fp32": 10 * LOSS, "bf16": 5e-4, "fp16": 5e-4}
 OWN_MEANS = {"batches_add_up", "batches_weigh_alike"}
 
@@ -69,7 +69,7 @@ class Pair:
         device: torch.device,
         without: str = "",
     ) -> None:
-        """Takes a few rows of each split; `without` is a known difference not to account for."""
+        """Takes a few rows of each split; does not account for the known difference `without`."""
         hf.logging.set_verbosity_error()
         hf.logging.disable_progress_bar()
         libraries.datasets.disable_progress_bars()
@@ -92,7 +92,7 @@ class Pair:
         self.start_weights = libraries.trained(self.our_model())
 
     def _count_rows(self, rows: Sequence[Row]) -> int:
-        """The number of rows that leaves the last batch short; a row may have several windows."""
+        """A number of rows that leaves the last batch short; a row may have several windows."""
         count = math.ceil(4.5 * self.size)
         while count > 1 and self.size > 1:
             if len(self.codec.encode(rows[:count], training=True)) % self.size:
@@ -111,7 +111,7 @@ class Pair:
         return ours.put(model, self.start_weights)
 
     def trainer(self, name: str, model: Any = None, **changes: Any) -> Any:
-        """The libraries' trainer; it trains a model of its own unless one is given."""
+        """The libraries' trainer, for a new model unless `model` is given."""
         return libraries.get_trainer(
             self.cell,
             model or self.model(),
@@ -124,7 +124,7 @@ class Pair:
 
     @cached_property
     def batches(self) -> list[tuple[Weights, Weights]]:
-        """The rows in order, as batches of the libraries and of ours, under our names."""
+        """The rows in order, in the libraries' batches and in ours, with our names for tensors."""
         extra = {"example", "offset_mapping"}.intersection(self.table.column_names)
         table = self.table.remove_columns(sorted(extra))
         collate = libraries.make_collator(self.cell, self.tokenizer, self.model())
@@ -170,7 +170,7 @@ class Pair:
     def _accumulate(self, model: Any, passes: Sequence[Pass]) -> float:
         """Sums our gradients over the batches of an update; returns the loss.
 
-        `batches_add_up`, `batches_weigh_alike`: the sum or the mean of each batch's own mean.
+        `batches_add_up`, `batches_weigh_alike`: uses the sum or the mean of the batches' means.
         """
         counts = [self.codec.targets(each.batch) for each in passes]
         loss = 0.0
@@ -222,7 +222,7 @@ class Pair:
         codec: Codec | None = None,
         size: int | None = None,
     ) -> list[Any]:
-        """Our model's answers, in the libraries' batches unless a size is given."""
+        """Our model's answers, in batches of `size`, or as large as the libraries'."""
         codec = codec or self.codec
         size = size or (TEST_ROWS if codec.generates else libraries.TEST_BATCH)
         features = codec.encode(self.test, training=False)
@@ -234,7 +234,7 @@ class Pair:
 
 
 def first_difference(pair: Pair, last: str = "pipeline") -> str:
-    """A sentence on the first comparison that differs, up to a last stage; empty if all agree."""
+    """A sentence on the first comparison that differs, up to stage `last`; empty if all agree."""
     for name, stage in STAGES.items():
         for comparison in stage(pair):
             sentence = unequal(comparison)
@@ -246,7 +246,7 @@ def first_difference(pair: Pair, last: str = "pipeline") -> str:
 
 
 def unequal(comparison: Comparison) -> str:
-    """A sentence on the first position where two values differ; empty if none does.
+    """A sentence on the first position where two values differ; empty if they are equal.
 
     Numbers may differ by the tolerance, which is relative for numbers above 1.
     """
@@ -304,7 +304,7 @@ def group_by_row(count: int, numbered_ids: Iterable[tuple[int, list[int]]]) -> M
 
 
 def start(pair: Pair) -> Iterator[Comparison]:
-    """Compares which weights train, and what they start from."""
+    """Compares which weights train, and the initial values of all weights."""
     their_weights = dict(pair.model().named_parameters())
     our_weights = dict(pair.our_model().named_parameters())
     their_training = {name: p.requires_grad for name, p in their_weights.items()}
@@ -351,7 +351,7 @@ def batch(pair: Pair) -> Iterator[Comparison]:
 
 
 def order(pair: Pair) -> Iterator[Comparison]:
-    """Checks that Trainer's loader gives every row once an epoch; only the last batch is short."""
+    """Checks that Trainer's loader gives every row once per epoch; only the last batch is short."""
     their_batches = [each.batch for each in pair.trained[1].passes[: len(pair.batches)]]
     our_batches = [our_batch for _, our_batch in pair.batches]
     yield Comparison(
@@ -430,7 +430,7 @@ def accumulation(pair: Pair) -> Iterator[Comparison]:
 
 
 def resume(pair: Pair) -> Iterator[Comparison]:
-    """Compares a training run resumed midway with the whole run, which replaces our side."""
+    """Compares a run resumed midway with the whole run; the libraries trained both."""
     whole = pair.whole  # saves a checkpoint in the middle of training
     checkpoint = pair.folder / "accumulated" / "checkpoint-1"
     resumed = libraries.train(pair.trainer("resumed", **ACCUMULATED), str(checkpoint))
@@ -463,7 +463,7 @@ def scores(pair: Pair) -> Iterator[Comparison]:
 
 
 def pipeline(pair: Pair) -> Iterator[Comparison]:
-    """Compares answers of the model that `save_model` wrote, by the pipeline or by AutoModel."""
+    """Compares answers of the model that `save_model` wrote, loaded by a pipeline or AutoModel."""
     folder = pair.folder / "saved"
     known_ids = set(pair.known)
     has_pipeline = "no_pipeline" not in known_ids
