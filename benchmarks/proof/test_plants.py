@@ -61,7 +61,7 @@ FIRST_ROWS = 256  # training rows of a run that names a module
 
 
 def marks_of(plant: Plant) -> list[pytest.MarkDecorator]:
-    """The marker of a plant's table; a control outside the quick grid also gets its grid's marker."""
+    """The marker of a plant's table; for controls outside the quick grid, also their grid's."""
     names = [marker for marker, table in TABLES.items() if plant in table]
     if plant in CONTROLS and plant.profile != "quick":
         names.append(plant.profile)
@@ -86,7 +86,7 @@ def differs_from_grid(plant: Plant) -> bool:
 
 
 def find_twins() -> list[Plant]:
-    """One plant for each cell that the grid does not run; the cell must pass without its plant."""
+    """One plant per cell setup that the grid does not run; the cell must pass without the plant."""
     twins = {}
     for plant in PLANTS:
         if not (is_in_a_cell(plant) and plant.caught_by and differs_from_grid(plant)):
@@ -106,7 +106,7 @@ def planted(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def planting(monkeypatch: pytest.MonkeyPatch, plant: Plant, planted: bool) -> Iterator[Planting]:
-    """Patches libraries; fails the test if the plant never acted."""
+    """Patches libraries; fails the test if a plant in a library never acted."""
     planting = Planting(monkeypatch)
     yield planting
     has_acted = planting.acts or not planted or plant.breaks != "libraries"

@@ -30,6 +30,6 @@ TASK = Task(
 
 def pytest_tunegrid_grid(grid):
     # Adds nine cells, copied from the cells of `sa`. Keyword arguments change fields of their
-    # recipes, for example learning_rate=5e-5 or max_length=128; quick={"max_steps": 300} changes what -m
-    # quick trains.
+    # recipes, for example learning_rate=5e-5 or max_length=128; quick={"max_steps": 300} changes
+    # what -m quick trains.
     grid.add_task(TASK, like="sa")

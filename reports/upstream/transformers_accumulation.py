@@ -2,7 +2,8 @@
 
 The models affected take **kwargs and divide a batch's loss by the batch's own number of rows.
 Prints the gradient norm of one update: for 8 rows in one batch, and for the same rows in 4
-accumulated batches. The two should be equal. Exits with 1 if the fault shows, with 0 if it does not.
+accumulated batches. The two should be equal. Exits with 1 if the fault shows, with 0 if it does
+not.
 """
 
 import sys

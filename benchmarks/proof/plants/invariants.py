@@ -178,7 +178,7 @@ def embeddings_are_saved() -> bool:
 
 
 def dropped_deltas_keep_their_mean() -> bool:
-    """DARE keeps the mean of a tensor of ones."""
+    """DARE with rescaling keeps the mean of a tensor of ones, up to chance."""
     torch.manual_seed(0)
     values = merge_utils.prune(torch.ones(DRAWS), density=0.5, method="random", rescale=True)
     return abs(float(values.mean()) - 1) < 0.1

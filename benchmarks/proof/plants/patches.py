@@ -296,7 +296,7 @@ def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
 )
 @around(bnb.functional, "create_dynamic_map")
 def signed_second_moments(planting, create, signed=True, **options):
-    """Wastes half of the map's levels, because second moments are never negative."""
+    """Wastes half of the map's levels on negative values, which second moments never have."""
     return create(signed=True, **options)
 
 
