@@ -61,7 +61,7 @@ FIRST_ROWS = 256  # training rows of a run that names a module
 
 
 def marks_of(plant: Plant) -> list[pytest.MarkDecorator]:
-    """The marker of a plant's table; for controls outside the quick grid, also their grid's."""
+    """The marker of a plant's table; controls outside the quick grid get their grid's, too."""
     names = [marker for marker, table in TABLES.items() if plant in table]
     if plant in CONTROLS and plant.profile != "quick":
         names.append(plant.profile)

@@ -23,9 +23,9 @@ class Longest(Instrument):
     def measure(self, cell, before):
         """The longest rows' points, one line per row, so that runs can be compared row by row."""
         # `cell.evaluation` holds the cell's answers. `cell.score(rows)` scores other rows, and
-        # `cell.score(rows, model)` another model. To measure before training,
-        # add a method `before(cell)`: its result is passed on as `before`. For a single number,
-        # return tidy("points", 93.0).
+        # `cell.score(rows, model)` another model. To measure before training, add a
+        # method `before(cell)`: its result is passed on as `before`. For a single number, return
+        # tidy("points", 93.0).
         points = cell.row_points(cell.evaluation)
         by_length = []
         for row, name, score in zip(cell.test_rows, cell.row_names, points, strict=True):
