@@ -23,7 +23,8 @@ pytestmark = pytest.mark.gpu
 SPARE = 0.6  # share of an update's activations for which the ladder has memory left
 # Largest relative difference between CUDA events and the wall clock over many updates
 CLOCKS = 0.05
-# Relative: micro-batches of different sizes round differently, by up to a percent in bf16.
+# Largest relative difference between losses: micro-batches of different sizes round differently,
+# by up to a percent in bf16.
 SAME_LOSS = 1e-2
 
 
@@ -39,7 +40,7 @@ def device():
 
 @pytest.fixture
 def get_trainer(device):
-    """Makes a trainer of a cell at its true size, on random tokens."""
+    """Makes a trainer for a cell at its true size, with random tokens."""
 
     def make(cell_id, updates=8, **changes):
         cell = STUDY.cell(cell_id, replace(FOOTPRINT_PROFILE, device="cuda", max_steps=updates))
@@ -61,7 +62,7 @@ def train(trainer, updates):
 
 def test_a_cell_leaves_nothing_behind(get_trainer, device, record_property):
     before = baseline_bytes(device)
-    # accelerate puts fp16's optimizer into a reference cycle.
+    # With fp16, accelerate puts the optimizer into a reference cycle.
     train(get_trainer("bert_sa_lora", precision="fp16"), 3)
     held_bytes = torch.cuda.memory_allocated(device)
     free_memory(device)
@@ -146,7 +147,7 @@ def test_lost_updates_are_counted(get_trainer, record_property):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_update_waits_for_nothing(precision, get_trainer):
-    """An update never synchronizes, except in the forward pass, which may look at a mask."""
+    """An update never synchronizes, except in the forward pass, which may read a mask."""
     trainer = train(get_trainer("bert_sa_sft", precision=precision), 3)
     trainer.model.register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("default"))
     trainer.model.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode("error"))

@@ -1,4 +1,4 @@
-"""Settings that must be equal: two ways to one result, on which cells, how closely, and why."""
+"""Pairs of settings that must give equal results, with their cells, tolerances and reasons."""
 
 import copy
 import math
@@ -39,17 +39,17 @@ doubles = partial(torch.tensor, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits on a field's relative difference, in norm; 0 means equal bits."""
+    """Limits on the norm of a field's relative difference; 0 means equal bits."""
 
     most: float = 0.0
     least: float = -1.0  # the largest difference must exceed this
-    # Relative to the whole field's norm, because some gradients are mere rounding, for example the
-    # gradient of a bias that is added to all keys.
+    # Divide by the whole field's norm, because some gradients are mere rounding errors, for example
+    # the gradient of a bias that is added to all keys.
     whole: bool = False
 
 
 def difference(name: str, first: Any, second: Any, tolerance: Tolerance) -> str:
-    """A sentence on a field that misses its tolerance; empty if it does not."""
+    """A sentence about a field that misses its tolerance; empty if the field meets it."""
     first_leaves = leaves(first)
     second_leaves = leaves(second)
     if not first_leaves or not second_leaves:
@@ -84,9 +84,10 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def relative_gap(first: Any, second: Any, unit: float | None = None) -> float:
-    """The norm of the difference, relative to `unit` or else to the larger of both norms.
+    """The norm of the difference, relative to `unit` or else to the larger norm.
 
-    Equal bits give 0. Infinity stands for values that are not finite or cannot be compared.
+    Equal values give 0. Other values give infinity unless both are finite floating-point tensors of
+    one shape and type.
     """
     if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
         return 0.0 if type(first) is type(second) and first == second else math.inf
@@ -120,7 +121,7 @@ class Bench:
         return self.codec.encode(self.splits.train[:count], training=True)[:count]
 
     def model(self, attention: str = "sdpa") -> Any:
-        """A new model as the cell trains it, without dropout, with this kind of attention."""
+        """A new model as the cell trains it, but without dropout and with the given `attention`."""
         model = build(self.cell, self.codec.tokenizer, self.device).eval()
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.set_attn_implementation(attention)
@@ -146,7 +147,7 @@ def get_trainer(
     ranks: Ranks = ALONE,
     **changes: Any,
 ) -> Trainer:
-    """A trainer for ten rows in order: two updates of four rows, then one of two."""
+    """A trainer for ten rows in order: two updates of four rows, then one of two rows."""
     fields = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
@@ -161,15 +162,15 @@ def get_trainer(
             yield [[*rows]]
 
     trainer.updates = updates
-    return trainer if dropout else still(trainer)  # each rank would drop differently
+    return trainer if dropout else still(trainer)  # ranks would drop differently
 
 
 @setting
 def trained(bench: Bench, *, resumed: int = 0, together: str = "", **changes: Any) -> Fields:
     """Trains the cell.
 
-    `resumed`: a second trainer continues from a file after this many updates. `together`: ranks
-    hold the weights as a "whole" or in "parts".
+    With `resumed`, a second trainer continues from a file after this many updates. With `together`,
+    ranks share the training, and each holds all weights ("whole") or a shard ("parts").
     """
     is_fsdp = together == "parts"
     if is_fsdp:
@@ -213,7 +214,7 @@ class TheirTrainer(hf.Trainer):
         return MicroBatches(self.ours)
 
     def get_batch_samples(self, batches: Any, count: int, device: Any) -> tuple[list[Any], int]:
-        """The next batches and the number of their targets."""
+        """The next `count` batches at most, and the number of their targets."""
         batches = list(islice(batches, count))
         return batches, sum(map(self.ours.codec.targets, batches))
 
@@ -263,7 +264,7 @@ class Seed(hf.TrainerCallback):
 
 @setting
 def looped(bench: Bench, *, by_trainer: bool = False, **changes: Any) -> Fields:
-    """Runs twelve updates with our loop, or with `Trainer`, its own optimizer and schedule."""
+    """Runs twelve updates with our loop, or with `Trainer` and its own optimizer and schedule."""
     fields = {"max_steps": 12, "head_learning_rate": None}  # Trainer's arguments have one rate
     cell = replace(bench.cell, recipe=replace(bench.cell.recipe, **fields | changes))
     trainer = cell_trainer(cell, bench.splits.train[:200])
@@ -298,7 +299,7 @@ def looped(bench: Bench, *, by_trainer: bool = False, **changes: Any) -> Fields:
 
 
 def answers(bench: Bench, model: Any, batch: Mapping[str, Tensor]) -> list[Tensor]:
-    """A model's logits for a batch; an extractor returns two tensors."""
+    """A model's logits for a batch; two tensors, for starts and ends, if it extracts."""
     inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name != "labels"}
     if bench.codec.generates:
         inputs["use_cache"] = False
@@ -319,7 +320,7 @@ def read(bench: Bench, *, left: bool = False, attention: str = "sdpa") -> Fields
     batch = bench.codec.collate([features[i * last // 3] for i in range(4)])
     if left:
         roll_padding(batch)
-    if left and not bench.cell.id.startswith("t5"):  # T5 knows only distances
+    if left and not bench.cell.id.startswith("t5"):  # T5 has only relative positions
         batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     outputs = answers(bench, model, batch)
     masks = batch.get("decoder_attention_mask", batch["attention_mask"]).bool()
@@ -328,7 +329,7 @@ def read(bench: Bench, *, left: bool = False, attention: str = "sdpa") -> Fields
         for output in outputs:
             row = output[i]
             logits.append(row[mask] if row.shape[:1] == mask.shape else row)
-    # Unlike the gradient of a usual loss, this one does not vanish where a model is sure.
+    # Unlike a usual loss's gradient, this gradient does not vanish where a model is sure.
     sum((row.flatten() * torch.arange(row.numel()).cos()).sum() for row in logits).backward()
     gradients = {}
     for name, p in model.named_parameters():
@@ -349,7 +350,7 @@ def roll_padding(batch: dict[str, Tensor]) -> None:
 
 @setting
 def packed(bench: Bench, *, alone: bool = False) -> Fields:
-    """Logits of three texts with their own positions: `alone`, or in one row without a mask."""
+    """Logits of three texts with own positions, each `alone` or all in one row without a mask."""
     model = bench.model()
     texts = [torch.tensor([*feature.input_ids, *feature.target]) for feature in bench.features(3)]
     rows = [[text] for text in texts] if alone else [texts]
@@ -380,7 +381,7 @@ def make_model(bench: Bench, second: str | None = None) -> Any:
 
 @setting
 def served(bench: Bench, *, saved: bool) -> Fields:
-    """A model's weights, its answers and its tokenizer's settings; if `saved`, as loaded again."""
+    """Trained weights, logits, token ids and tokenizer settings; reloaded from files if `saved`."""
     model = make_model(bench)
     tokenizer = copy.deepcopy(bench.codec.tokenizer)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -388,7 +389,7 @@ def served(bench: Bench, *, saved: bool) -> Fields:
     tokenizer.truncation_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.model_max_length = 37
-    # The tokenizer's backend remembers both settings.
+    # The tokenizer's backend remembers truncation and padding.
     tokenizer(["a b c d e f"], truncation=True, max_length=4, padding="max_length")
     if saved:
         Serving().save(bench.cell, model, tokenizer, bench.folder / "saved")
@@ -424,7 +425,7 @@ def filed(bench: Bench, *, second: str | None = None) -> Fields:
 @setting
 @torch.no_grad()
 def merged(bench: Bench, *, groups: Sequence[list[str]] = (), second: str | None = None) -> Fields:
-    """Layers' outputs for random inputs, logits and base weights, after adapters merge in turn."""
+    """Layers' outputs for random inputs, logits and base weights, with `groups` merged in turn."""
     model = make_model(bench, second)
     for names in groups:
         model.merge_adapter(names)
@@ -452,7 +453,7 @@ def merged(bench: Bench, *, groups: Sequence[list[str]] = (), second: str | None
 
 @dataclass(frozen=True)
 class Row:
-    """Two settings that are equal on some cells, the tolerance of each field, and the reason."""
+    """Two settings that must give equal results: on which cells, how closely, and why."""
 
     id: str
     cells: tuple[str, ...]
@@ -473,7 +474,7 @@ READ = {"logits": ROUNDING, "gradients": Tolerance(2e-5, whole=True)}
 TRAINED = {"losses": ROUNDING, "norms": Tolerance(1e-4), "moves": Tolerance(2e-2, whole=True)}
 EXACTLY_TRAINED = dict.fromkeys(("losses", "norms", "rates", "moves", "order"), SAME_BITS)
 LOOPED = dict.fromkeys(("rates", "losses", "norms", "weights"), SAME_BITS)
-# Every method of the zoo that has an adapter, each on a cell that it can train.
+# The zoo's methods with a mergeable adapter over fp32, each on a cell that it can train
 ADAPTERS = (
     "gpt2_sa_lora",
     "gpt2_sa_rslora",
@@ -672,7 +673,7 @@ ROWS = (
 
 
 def unequal(row: Row, bench: Bench) -> list[str]:
-    """A sentence for each field of a row that misses its tolerance."""
+    """A sentence for each of a row's fields that misses its tolerance."""
     first = row.first(bench)
     second = row.second(bench)
     sentences = []
@@ -705,7 +706,7 @@ def bench(cell, codec, splits, device, ranks, tmp_path) -> Bench:
 
 
 @pytest.mark.equivalent
-@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # PEFT warns of what rows do on purpose
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # PEFT warns about what rows do on purpose
 @pytest.mark.parametrize(("row", "cell_id"), list(cases()))
 def test_equal(row: Row, bench: Bench) -> None:
     assert unequal(row, bench) == [], row.why

@@ -1,4 +1,4 @@
-"""With each plant, the checks that it names object; without it, no check does.
+"""Each plant makes the checks that it names object; without the plant, no check objects.
 
 The pipeline is the one that users run; the fixtures below replace only what a plant breaks. `-m`
 chooses the tables: `faults`, `library_bugs`, `controls`, `equivalent` or `stock`.
@@ -61,7 +61,7 @@ FIRST_ROWS = 256  # training rows of a run that names a module
 
 
 def marks_of(plant: Plant) -> list[pytest.MarkDecorator]:
-    """The markers of a plant's table; controls of another grid also have that grid's marker."""
+    """The marker of a plant's table; controls outside the quick grid get their grid's, too."""
     names = [marker for marker, table in TABLES.items() if plant in table]
     if plant in CONTROLS and plant.profile != "quick":
         names.append(plant.profile)
@@ -86,7 +86,7 @@ def differs_from_grid(plant: Plant) -> bool:
 
 
 def find_twins() -> list[Plant]:
-    """One plant for each cell that the grid does not run; the cell must pass without its plant."""
+    """One plant per cell setup that the grid does not run; the cell must pass without the plant."""
     twins = {}
     for plant in PLANTS:
         if not (is_in_a_cell(plant) and plant.caught_by and differs_from_grid(plant)):
@@ -106,7 +106,7 @@ def planted(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def planting(monkeypatch: pytest.MonkeyPatch, plant: Plant, planted: bool) -> Iterator[Planting]:
-    """Patches libraries; fails the test if the plant never acted."""
+    """Patches libraries; fails the test if a plant in a library never acted."""
     planting = Planting(monkeypatch)
     yield planting
     has_acted = planting.acts or not planted or plant.breaks != "libraries"
@@ -127,7 +127,7 @@ def broken(plant: Plant, planted: bool, tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def cell(request, plant, planted, planting, broken, monkeypatch, tmp_path) -> Cell:
-    """The cell with the broken library; it shares no encoded rows with sound cells."""
+    """The cell, with its plant if `planted`; it shares no encoded rows with healthy cells."""
     if plant.breaks == "libraries" and planted and plant.caught_by not in EQUAL_ROWS:
         monkeypatch.setattr("tunegrid.codecs.features._by_codec", {})
         plant.broken_by(planting)
@@ -164,7 +164,7 @@ def validation_rows(splits, broken):
 
 
 def breakable(noun: str) -> Any:
-    """Makes a fixture that overrides the pipeline's fixture of this name; plants may break it."""
+    """Makes a fixture that overrides the pipeline's fixture `noun`, so that plants can break it."""
 
     @pytest.fixture(name=noun)
     def fixture(request: pytest.FixtureRequest, broken: Callable[..., Any]) -> Any:
@@ -189,8 +189,8 @@ def bounds(bounds, plant) -> Mapping[str, float]:
 def train(train, model, trainer, cell, broken):
     """Trains, then breaks the trained model.
 
-    The plant gets the adapter's initial weights, that is all trainable weights except the head and
-    new tokens.
+    The plant gets the adapter's initial weights: all trainable weights except the head and new
+    tokens.
     """
     head_parts = (*cell.head.new_modules, TOKEN_ROWS)
     start = {}
@@ -220,7 +220,7 @@ def objections(
     plant,
     planted,
 ) -> dict[str, str]:
-    """Runs the cell; returns the objections by audit, stage of numerics, "bound" or "gate"."""
+    """Runs the cell; returns objections keyed by audit, stage of numerics, "bound" or "gate"."""
     benchmark.group = f"plants {plant.id}"
     findings = audit()
     training = benchmark.pedantic(train, args=(findings,), rounds=1)
@@ -254,7 +254,8 @@ def objections(
 def against_baseline(record: Record) -> tuple[list[Judgement], str]:
     """Judges a record against the committed baseline's first seed.
 
-    Returns the judgements, and the reason if the gate could not judge.
+    Returns the judgements, and the reason if the gate could not judge. Both are empty if the
+    baseline does not have the cell.
     """
     run = Run.make([record])
     baseline = read_run(BASELINE)
@@ -341,7 +342,7 @@ def test_a_plant_names_its_module(plant, request, planting, monkeypatch, tmp_pat
 
 
 def first_updates(cell: Cell) -> tuple[TrainingRecord, pd.DataFrame]:
-    """Trains a cell for three updates; returns the training record and the figures of modules."""
+    """Trains a cell for three updates; returns its training record and its modules' figures."""
     figures: list[Any] = []
     short_cell = replace(cell, recipe=replace(cell.recipe, max_steps=3))
     rows = load_splits(short_cell.task, short_cell.profile).train[:FIRST_ROWS]
@@ -375,7 +376,7 @@ def test_a_plant_breaks_its_invariant(plant, planting):
     assert not INVARIANTS[plant.caught_by](), f"{plant.caught_by} holds all the same: {plant.what}"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # PEFT warns of what rows do on purpose
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # PEFT warns about what rows do on purpose
 @pytest.mark.parametrize("plant", cases(p for p in PLANTS if p.caught_by in EQUAL_ROWS))
 def test_a_plant_makes_equal_settings_differ(plant, bench, planting):  # noqa: F811
     plant.broken_by(planting)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.stock, pytest.mark.filterwarnings("default")]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Makes one case for each of the study's cells and each seed; none leaves rows in a record."""
+    """Makes one case for each study cell and seed; no case leaves rows in a record."""
     session = get_session(metafunc.config)
     if "seed" in metafunc.fixturenames:
         ids = [cell_id for cell_id in session.ids("stock") if cell_id in CELLS]

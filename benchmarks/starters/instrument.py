@@ -23,8 +23,8 @@ class Longest(Instrument):
     def measure(self, cell, before):
         """The longest rows' points, one line per row, so that runs can be compared row by row."""
         # `cell.evaluation` holds the cell's answers. `cell.score(rows)` scores other rows, and
-        # `cell.score(rows, model)` another model. If the class has a method `before(cell)`, it
-        # measures before training and `before` is what it returned. A single number is
+        # `cell.score(rows, model)` another model. To measure before training, add a
+        # method `before(cell)`: its result is passed on as `before`. For a single number, return
         # tidy("points", 93.0).
         points = cell.row_points(cell.evaluation)
         by_length = []

@@ -8,7 +8,7 @@ tunegrid calibrate --grid=NAME.py                           # writes bounds to N
 from tunegrid.grid.methods import Lora
 
 # tunegrid.grid.methods has three classes: `Lora` for LoRA and its variants, `Adapting` for any
-# adapter of PEFT, and `Method` for full fine-tuning.
+# PEFT adapter, and `Method` for full fine-tuning.
 METHOD = Lora(
     id="NAME",  # the last part of a cell's id: lower-case letters and digits
     name="NAME",

@@ -6,7 +6,7 @@ tunegrid calibrate --grid=NAME.py --cells=bert_sa_lora     # writes bounds to NA
 
 
 def NAME(predictions, references):
-    """Matthews correlation of two labels; they are numbers here, but texts in a task with texts."""
+    """Matthews correlation for two labels, which are numbers here (texts if the task has texts)."""
     pairs = list(zip(predictions, references, strict=True))
     hits = pairs.count((1, 1))
     passes = pairs.count((0, 0))
@@ -18,11 +18,11 @@ def NAME(predictions, references):
 
 def pytest_tunegrid_grid(grid):
     # Scores are points from 0 to 100: `worst` is the value that counts as 0 points, `best` the
-    # value that counts as 100. If less is better, as with an error rate, pass worst=1, best=0.
+    # value that counts as 100. If lower is better, as with an error rate, pass worst=1, best=0.
     #
     # You can also pass evaluate.load("/path/to/file.py") instead of the function;
     # evaluate.load("accuracy") needs the hub.
     #
-    # by_row=True calls the function for each row alone: the score is the mean over rows, and a gate
-    # can compare rows. A correlation is not such a mean.
+    # by_row=True calls the function on one row at a time: the score is the mean over rows, and a
+    # gate can compare rows. A correlation is not such a mean.
     grid.add_metric("NAME", NAME, task="sa", worst=-1, best=1, main=True)

@@ -5,7 +5,7 @@ The folder beside this file holds made-up rows: replace them with your own.
 tunegrid run -m quick --grid=NAME.py -k NAME --list-cells     # reads the rows, trains nothing
 tunegrid run -m quick --grid=NAME.py --cells=bert_NAME_lora   # runs right away, micro backbone
 tunegrid calibrate --grid=NAME.py                             # writes bounds to NAME.quick.toml
-tunegrid run -m full --grid=NAME.py --cells=bert_NAME_lora    # the true checkpoint
+tunegrid run -m full --grid=NAME.py --cells=bert_NAME_lora    # the real checkpoint
 """
 
 from tunegrid.grid.tasks import Carve, Problem, Task
@@ -29,7 +29,7 @@ TASK = Task(
 
 
 def pytest_tunegrid_grid(grid):
-    # Adds nine cells, copied from those of `sa`. Keyword arguments change fields of their recipes,
-    # for example learning_rate=5e-5 or max_length=128; quick={"max_steps": 300} changes what -m
-    # quick trains.
+    # Adds nine cells, copied from the cells of `sa`. Keyword arguments change fields of their
+    # recipes, for example learning_rate=5e-5 or max_length=128; quick={"max_steps": 300} changes
+    # what -m quick trains.
     grid.add_task(TASK, like="sa")

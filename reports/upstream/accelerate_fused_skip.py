@@ -1,8 +1,8 @@
 """accelerate: a fused optimizer's skipped fp16 step is not reported as skipped.
 
-The learning rate therefore moves on. Prints, for AdamW with and without `fused`, whether a step
-with an infinite gradient moved the weight, and what accelerate reports. Both should say that the
-step was skipped. The scaler is the one for CPUs, so no GPU is needed. Exits with 1 if the fault
+The learning-rate schedule therefore advances. Prints, for AdamW with and without `fused`, whether
+a step with an infinite gradient moved the weight, and what accelerate reports. Both should say that
+the step was skipped. The scaler is the one for CPUs, so no GPU is needed. Exits with 1 if the fault
 shows, with 0 if it does not.
 """
 

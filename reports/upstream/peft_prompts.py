@@ -24,7 +24,10 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 
 
 def first_logits(config: peft.PeftConfig) -> tuple[torch.Tensor, torch.Tensor | str]:
-    """The logits of the next two tokens, from one forward pass per token and from `generate`."""
+    """The logits of the next two tokens, from one forward pass per token and from `generate`.
+
+    If `generate` fails, the second is the text of its error.
+    """
     torch.manual_seed(0)
     model = peft.get_peft_model(hf.GPT2LMHeadModel(hf.GPT2Config(**SMALL)), config).eval()
     with torch.no_grad():

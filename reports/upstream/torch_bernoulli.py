@@ -34,11 +34,11 @@ def race(label: str, library: Callable[[], object], proposed: Callable[[], objec
 
 
 def bernoulli_(mask: torch.Tensor, p: float) -> torch.Tensor:
-    """Fill a mask with ones that have a probability of exactly `p`, 0 < p < 1.
+    """Set each element of a mask to 1 with a probability of exactly `p`, 0 < p < 1, or else to 0.
 
-    Each element takes one random byte. The lowest of the 256 levels become zeros, as many levels as
-    1 - p allows. A Poisson number of hits at random positions makes the remaining zeros: a position
-    stays without a hit with probability exp(-mean).
+    Each element draws one random byte. The lowest floor(256 (1 - p)) levels of 256 become zeros.
+    A Poisson number of hits at random positions makes the remaining zeros: each position escapes
+    all hits with probability exp(-mean), where mean is the expected number of hits per position.
     """
     # Torch's seed still determines every draw
     source = np.random.SFC64(int(torch.randint(2**63 - 1, ())))

@@ -1,6 +1,6 @@
 """On an x86 CPU without AMX, torch multiplies bf16 matrices more slowly than fp32 ones.
 
-Widening them to fp32 first is faster. Exit codes: see README.md.
+Widening bf16 matrices to fp32 first is faster. Exit codes: see README.md.
 `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16` hides AMX from torch's products.
 """
 

@@ -1,8 +1,9 @@
-"""transformers: Trainer sums, not averages, accumulated losses of models that take **kwargs.
+"""transformers: Trainer adds up accumulated losses that it should average.
 
-It does so for models that divide a batch's loss by its own number of rows. Prints the gradient norm
-of one update: for 8 rows in one batch, and for the same rows in 4 accumulated batches. The two
-should be equal. Exits with 1 if the fault shows, with 0 if it does not.
+The models affected take **kwargs and divide a batch's loss by the batch's own number of rows.
+Prints the gradient norm of one update: for 8 rows in one batch, and for the same rows in 4
+accumulated batches. The two should be equal. Exits with 1 if the fault shows, with 0 if it does
+not.
 """
 
 import sys

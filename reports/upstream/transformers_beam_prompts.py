@@ -41,7 +41,7 @@ def same(label: str, one: torch.Tensor, other: torch.Tensor) -> None:
 
 
 def prefill(each_beam: bool) -> torch.Tensor:
-    """Fill a cache for all beams, and return the logits of each beam's next token."""
+    """Fill a cache for all beams, per beam or per row; return each beam's next-token logits."""
     cache = hf.DynamicCache(config=model.config)
     rows = ids.repeat_interleave(BEAMS, 0) if each_beam else ids
     logits = model(input_ids=rows, cache=cache, logits_to_keep=1).logits

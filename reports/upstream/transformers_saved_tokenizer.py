@@ -1,7 +1,7 @@
 """transformers: a saved tokenizer forgets its padding side and keeps its last call's truncation.
 
-Prints both. The truncation shows if `tokenizers` reads the file, as servers do. Exits with 1 if a
-fault shows, with 0 if none does.
+Prints both effects. The truncation shows if `tokenizers` reads the file, as servers do. Exits with
+1 if a fault shows, with 0 if none does.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
 T5's config has no `initializer_range`, so the library's general rule takes `initializer_factor`,
 which is a multiplier, as the standard deviation. T5 starts its own heads with
-`initializer_factor * d_model**-0.5`. Before 5.13 the layer was not initialized at all. Prints both.
-Exits with 1 if the fault shows, with 0 if it does not.
+`initializer_factor * d_model**-0.5`. Before 5.13 the layer was not initialized at all. Prints both
+standard deviations. Exits with 1 if the fault shows, with 0 if it does not.
 """
 
 import sys

@@ -61,7 +61,7 @@ CAUSES = {
 
 
 def controls(profile: str, cells: Sequence[Cell], ids: Iterable[str]) -> Iterator[Plant]:
-    """Yields a plant for each cause in each cell; a cell without an adapter cannot lose it."""
+    """Yields a plant for each cause and cell; cells without an adapter get no `adapter_off`."""
     for id in ids:
         cause = CAUSES[id]
         for cell in cells:

@@ -1,7 +1,7 @@
 """Invariants of the libraries, checked on small inputs; every release must satisfy them.
 
-They cover paths that users take but cells do not: streams, loaders, collators, other adapters. The
-first line of each function states what holds; the function returns whether it does.
+They cover paths that users take but cells do not: streams, loaders, collators, other adapters. Each
+docstring states what must hold, and its function returns whether it does.
 """
 
 import functools
@@ -94,7 +94,7 @@ def late_columns_are_read() -> bool:
 
 
 def epochs_reach_samplers() -> bool:
-    """`set_epoch` of a loader on one of several ranks reaches the sampler below it."""
+    """`set_epoch` of a loader on one of several ranks reaches the loader's sampler."""
     sampler = RandomSampler(range(4))
     sampler.epoch = 0
     sampler.set_epoch = functools.partial(setattr, sampler, "epoch")
@@ -159,7 +159,7 @@ def layouts_step_alike() -> bool:
 
 
 def embeddings_are_saved() -> bool:
-    """An adapted embedding is saved alike, whether a list or a pattern names it as a target."""
+    """An adapted embedding is saved whether a list or a pattern names it as a target."""
 
     def keys(targets: list[str] | str) -> list[str]:
         config = hf.LlamaConfig(
@@ -178,14 +178,14 @@ def embeddings_are_saved() -> bool:
 
 
 def dropped_deltas_keep_their_mean() -> bool:
-    """DARE keeps the mean of a tensor of ones."""
+    """DARE with rescaling keeps the mean of a tensor of ones, up to chance."""
     torch.manual_seed(0)
     values = merge_utils.prune(torch.ones(DRAWS), density=0.5, method="random", rescale=True)
     return abs(float(values.mean()) - 1) < 0.1
 
 
 def rotations_are_cayleys() -> bool:
-    """OFT turns a row x into x (I - S)(I + S)^-1; S is skew, its upper triangle the weights."""
+    """OFT maps a row x to x (I - S)(I + S)^-1, for a skew S whose upper triangle is the weights."""
     module = OFTRotationModule(1, 3, 3, 3, use_cayley_neumann=False)
     weights = (0.1, -0.2, 0.3)
     module.weight.data = torch.tensor([weights])

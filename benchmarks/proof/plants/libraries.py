@@ -1,4 +1,4 @@
-"""The end of the table of library bugs: harmless changes, which no check may take for a bug.
+"""The end of the table of library bugs: harmless changes, to which no check may object.
 
 `LIBRARIES` holds all plants in libraries, beginning with those of `patches` and `more_patches`.
 """

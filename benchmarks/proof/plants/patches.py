@@ -1,4 +1,4 @@
-"""Bugs that users reported to libraries, put back into the installed ones, each with its check.
+"""Bugs that users reported, put back into the installed libraries, each with its check.
 
 A patch changes only the library, nothing in tunegrid, and is as strong as the bug was. A bug that
 no quick cell can trigger breaks an invariant instead.
@@ -296,7 +296,7 @@ def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
 )
 @around(bnb.functional, "create_dynamic_map")
 def signed_second_moments(planting, create, signed=True, **options):
-    """Wastes half of the map's levels, because second moments are never negative."""
+    """Wastes half of the map's levels on negative values, which second moments never have."""
     return create(signed=True, **options)
 
 
@@ -323,7 +323,7 @@ def wo_is_quantized(planting):
 )
 @around(LRScheduler, "step")
 def schedule_stepped_twice(planting, step, self, *args):
-    """Steps torch's scheduler, which the suite uses, twice, like accelerate's on two processes."""
+    """Steps the scheduler twice, as accelerate does on two processes; the suite uses torch's."""
     step(self, *args)
     if self._step_count > 1:  # the first step is part of making the schedule
         step(self)
@@ -353,7 +353,7 @@ def norm_without_clipping(planting):
 )
 @around(torch, "_fused_adamw_")
 def moments_without_correction(planting, update, *lists, **options):
-    """Pretends that steps are late: step t's correction divides by 1 - beta^t, which is then 1."""
+    """Passes a huge step t, so that the correction, a division by 1 - beta^t, has no effect."""
     *states, steps = lists
     update(*states, [torch.full_like(step, 1e9) for step in steps], **options)
 
@@ -383,7 +383,7 @@ def first_offset_is_late(planting, convert, self, *args, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_decode")
 def decoding_cleans_up(planting, decode, self, *args, **options):
-    """Removes spaces before punctuation and short forms, though the tokenizer should keep them."""
+    """Removes spaces before punctuation and contractions, though the tokenizer should keep them."""
     text = decode(self, *args, **options)
     return hf.PreTrainedTokenizerBase.clean_up_tokenization(self, text)
 
@@ -516,7 +516,7 @@ def source_without_mask(planting, prepare, self, *args, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_save_pretrained")
 def saved_tokenizer_cuts(planting, save, self, save_directory, *args, **options):
-    """Cuts texts only in the saved file; the tokenizer in memory still reads whole texts."""
+    """Turns on truncation only in the saved file; the tokenizer in memory still reads all text."""
     names = save(self, save_directory, *args, **options)
     path = str(Path(save_directory, "tokenizer.json"))
     file = tokenizers.Tokenizer.from_file(path)
@@ -544,7 +544,7 @@ def growing_overwrites_rows(planting, resize, self, new_num_tokens=None, *args, 
 
 
 class _Bf16Sum(torch.autograd.Function):
-    """Multiplies weight and states; the gradient for the weight is summed in bf16."""
+    """Multiplies the weight and states; the weight's gradient is summed in bf16."""
 
     @staticmethod
     def forward(ctx, weight, states):
@@ -679,7 +679,7 @@ def dropped_deltas_are_not_rescaled(planting, prune, tensor, density, rescale):
     "two-adapters",
 )
 def likely_named_adapters_are_saved_along(planting):
-    """Keeps the tensors of "default_2" in the file of "default"."""
+    """Saves the tensors of "default_2" in the file of "default", too."""
     planting.setattr(
         save_and_load,
         "_filter_state_dict_for_adapter_name",
@@ -1006,7 +1006,7 @@ def idle_ranks_get_the_last_sample(planting):
     "nodes_share_all_rows",
 )
 def rank_of_the_other_split(planting):
-    """Swaps both ranks when a stream that was already split is split again."""
+    """Swaps the two ranks when a stream that was already split is split again."""
     split = iterable._split_by_node_iterable_dataset
 
     def of_other(dataset, rank, world_size, *args, **options):

@@ -24,7 +24,7 @@ def unchanged(cell: Cell, folder: Path) -> Cell:
 
 
 def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
-    """Makes a function that changes fields of a cell's recipe, method or profile."""
+    """Makes a function that changes fields of a cell's `part`: recipe, method or profile."""
 
     def changed(cell: Cell, folder: Path) -> Cell:
         return replace(cell, **{part: replace(getattr(cell, part), **fields)})
@@ -39,7 +39,7 @@ class Plant:
     id: str
     what: str  # the fault, in one line
     source: str  # where it occurred: cells of the study, reports to a library, or "classic"
-    cell: str  # the cell to run; two ids with a comma for records; empty if no cell is needed
+    cell: str  # the cell to run; for records, two ids joined by a comma; empty if none is needed
     # A function that breaks libraries takes a `Planting`. One that breaks a fixture takes the
     # fixture's value and a folder for files, and returns the broken value (`validation_rows` comes
     # with the splits and `trained` with the adapter's start instead of a folder). One that breaks
@@ -82,9 +82,9 @@ class Table(list[Plant]):
         caught_by: str,
         **fields: Any,
     ) -> Callable[[F], F]:
-        """Adds the decorated function as a plant of each of these cells.
+        """Adds the decorated function as a plant in each of `cells`.
 
-        Raises ValueError if the table already has a plant with this id in the cell.
+        Raises ValueError if the table already has a plant with the same `test_id`.
         """
         several = (cells,) if isinstance(cells, str) else cells
 
@@ -100,14 +100,14 @@ class Table(list[Plant]):
 
 
 class Planting:
-    """Pytest's monkeypatch with a count, because a plant that never acts proves nothing.
+    """Pytest's monkeypatch with a count of acts: a plant that never acts proves nothing.
 
-    A replacement function counts its calls. A patch that changes nothing in most calls is installed
-    with `counted=False` and calls `act` where it changes something.
+    Each call of a replacement counts as an act. A patch that changes nothing in most calls is
+    installed with `counted=False` and calls `act` where it changes something.
     """
 
     def __init__(self, monkeypatch: Any) -> None:
-        """Patches through this monkeypatch, which also undoes the patches."""
+        """Patches through `monkeypatch`, which also undoes the patches."""
         self._monkeypatch = monkeypatch
         self._acts = Value("q", 0)
 
@@ -157,9 +157,9 @@ def around(
     *,
     counted: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[[Planting], None]]:
-    """Makes a plant of a function that replaces another.
+    """Returns a decorator that makes a plant from a replacement for `target.name`.
 
-    The function takes the planting, the original, and the original's arguments.
+    The replacement takes the planting, the original, and the original's arguments.
     """
 
     def make_plant(change: Callable[..., Any]) -> Callable[[Planting], None]:

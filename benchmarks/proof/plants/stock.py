@@ -1,4 +1,4 @@
-"""Plants in the libraries' own path, each with the first stage that shows it and its sentence."""
+"""Plants in the libraries' own path, each with the start of the sentence that must report it."""
 
 import copy
 
@@ -81,7 +81,7 @@ def loss_is_too_large(planting, compute, *args, **options):
 
 
 def gradients_times(factor):
-    """Makes a plant that multiplies gradients by `factor(batches of an update)` in each step."""
+    """Makes a plant that multiplies each step's gradients by `factor(batches per update)`."""
 
     @around(hf.Trainer, "training_step")
     def scaled(planting, step, self, model, *args, **options):
