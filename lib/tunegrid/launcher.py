@@ -81,8 +81,9 @@ def run(
 def end_with_launcher(lock: str, torchrun: int | None = None) -> None:
     """Wait until the process that holds the lock has ended, then end this process.
 
-    By then nobody collects this process's rows. `torchrun` is the process that started this one as
-    a rank. It is killed outright, because it has nothing left to wait for and is slow to stop.
+    By then nobody collects this process's rows. `torchrun` is the id of the process that started
+    this one as a rank. It is killed outright, because it has nothing left to wait for and is slow
+    to stop.
     """
     with suppress(FileNotFoundError), Path(lock).open(encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -111,7 +112,7 @@ class Child:
     progress_to: Path | None = None  # the folder where the session reports its progress
 
     def option(self, path: Path) -> str:
-        """Write this to a file and return the option that names the file.
+        """Write this child to a file and return the option that names the file.
 
         If the option is given several times, the last one counts.
         """
@@ -172,7 +173,7 @@ def run_test(
     environment: Mapping[str, str] | None = None,
     limit_seconds: float | None = None,
 ) -> ProcessResult:
-    """Run a session with this test alone and wait for it; torchrun starts it for several ranks.
+    """Run a session with only the child's test and wait for it; torchrun starts several ranks.
 
     `arguments` are the options of the session that wants the test, valid in `cwd`. The child itself
     enforces `limit_seconds`.
@@ -209,9 +210,9 @@ def rank_file(path: Path, rank: int) -> Path:
 def decisive_reports(by_rank: Sequence[Reports], output: str) -> Reports:
     """Choose the reports that count as the test's.
 
-    They are the first rank's if it passed, else those of the rank that failed first. The result is
-    empty if no rank finished or if a signal killed a rank: the other ranks then report only that
-    they were waiting for it.
+    These are the first rank's reports if it passed, else the reports of the rank that failed first.
+    The result is empty if no rank finished or if a signal killed a rank, because the other ranks
+    then report only that they were waiting for it.
     """
     failed_at = []
     for reports in by_rank:

@@ -62,7 +62,8 @@ CODE_FILE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # files that Python
 def cpu_name() -> str:
     """The CPU's model name on Linux, else its architecture.
 
-    Set `INSTRUCTIONS` variables are appended, and so is AMX, which no model name reveals.
+    The `INSTRUCTIONS` variables that are set are appended, and so is AMX, which no model name
+    reveals.
     """
     name = cpu_field("model name") or platform.machine()
     units = " with AMX" if "amx_bf16" in cpu_field("flags").split() else ""
@@ -111,8 +112,8 @@ def worker() -> tuple[int, int]:
 def thread_share(requested: int | None, ranks: int = 1) -> int:
     """The number of threads for this process.
 
-    It is the requested number, else the one the user set, else this process's share of the cores
-    among all workers and their ranks.
+    It is the requested number, else the number that the user set, else this process's share of the
+    cores among all workers and their ranks.
     """
     number = os.environ.get(THREADS[0], "").partition(",")[0].strip()
     users = int(number) if number.isdecimal() and SHARE_VARIABLE not in os.environ else 0
@@ -203,7 +204,7 @@ def package_digest(package: str) -> str | None:
 
 
 def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
-    """The hashes of a wheel's code on disk, by path; empty if no wheel installed this folder."""
+    """The hashes of a wheel's code on disk, by path; empty if no wheel installed `folder`."""
     wheel = next(iter(distributions(name=package)), None)
     files = {file.as_posix(): file for file in (wheel and wheel.files) or ()}
     record = next(
@@ -260,7 +261,7 @@ def is_special(path: Path) -> bool:
 
 
 def _output_descriptor(status: os.stat_result) -> int | None:
-    """The descriptor of this process's stdout or stderr, if it refers to this file."""
+    """The descriptor of this process's stdout or stderr if it refers to the file; else None."""
     for descriptor in (1, 2):
         with suppress(OSError):  # the descriptor may be closed
             if os.path.samestat(os.fstat(descriptor), status):

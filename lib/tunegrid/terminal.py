@@ -48,7 +48,7 @@ def defuse_lines(text: str) -> str:
 
 
 def annotation(level: str, title: str, message: str) -> str:
-    """A line that GitHub Actions does obey, at `level` error, warning or notice."""
+    """A line that GitHub Actions shows as an annotation of `level` error, warning or notice."""
     heading = defuse(title).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
     text = defuse_lines(message).replace("%", "%25").replace("\n", "%0A")
     return f"::{level} title={heading}::{text}"

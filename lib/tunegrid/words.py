@@ -34,7 +34,7 @@ def some(names: Sequence[str], most: int = NAMED) -> str:
 
 
 def shorten(line: str, width: int) -> str:
-    """Cut a line to this width, ending with three dots."""
+    """Cut a line that is longer than `width`; the result ends with three dots."""
     return line if len(line) <= width else f"{line[: max(0, width - 3)]}..."
 
 

@@ -123,7 +123,7 @@ def _join(values: object) -> str:
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """A file's inode and modification time, which writing changes; None if there is no file."""
+    """A file's inode and modification time, which change when it is written; None if missing."""
     if not path.is_file():
         return None
     status = path.stat()

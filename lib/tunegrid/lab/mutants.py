@@ -481,7 +481,7 @@ def change_numbers(file: str) -> Mapping[int, Sequence[int]]:
 
 
 def run_mutant(trial: Trial, folder: Path, mutant: Mutant) -> Mutant:
-    """Run a mutant and add its result."""
+    """Run a mutant; return it with its result."""
     healthy = trial.healthy[mutant.cell]
     job = Job(
         cell=mutant.cell,

@@ -203,7 +203,7 @@ class Simulation:
 
 
 def runs_until(chance: float, healthy: float) -> tuple[int, int]:
-    """The number of runs that reveals an unhealthy cell by unconfirmed misses, and of misses.
+    """The numbers of runs and of unconfirmed misses that reveal an unhealthy cell.
 
     `chance` is the unhealthy cell's probability of a miss in one run, and `healthy` a healthy
     cell's. The unhealthy cell reaches the number of misses with probability `POWER` or more. Any of

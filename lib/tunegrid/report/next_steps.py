@@ -34,7 +34,7 @@ CELL_OPTIONS = (
 )
 # Ranges of seeds to suggest, each with its number of seeds.
 SEED_RANGES = {"0-4": 5, "0-9": 10}
-# Options that, like their values, change neither what trains nor how it is judged.
+# Options that, with any value, change neither what trains nor how it is judged.
 SHOWING = re.compile(
     r"(-n|--gate|--gate-on|--on|--report-to|--format|--html"
     r"|--benchmark-json|--benchmark-save|--junitxml)$"
@@ -47,13 +47,13 @@ LENGTHS = ("max_steps", "num_train_epochs", "train_rows", "eval_rows")
 class NextSteps:
     """Makes the commands for a run's verdict.
 
-    Methods return an empty text if the command would only repeat the one that was given.
+    Methods return an empty text if the command would only repeat `command` or `given`.
 
     Attributes:
         command: the command that started the run; empty if unknown.
-        given: the command that the user typed, if it was another.
+        given: the command that the user typed, if it differs from `command`.
         files: the files of the older run and of this one.
-        runner: the words that run cells where the new run ran; empty if it ran in this environment.
+        runner: the words that run cells in the new run's environment; empty if it is this one.
         upgrade: for an upgrade, the words that run both sides again.
     """
 
@@ -96,7 +96,7 @@ class NextSteps:
         return options
 
     def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
-        """Runs cells as this run did, or to their ends if `whole`."""
+        """Runs cells as this run did, or trains them to the end if `whole`."""
         records = [*self.records, *self.before]
         first = next((record for record in records if record.cell in cells), None)
         marker = marker_words(first.cell, first.profile) if first else "quick"
@@ -176,7 +176,7 @@ class NextSteps:
         return f"{command} shows the test rows that changed" if command else ""
 
     def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
-        """Finds the release that changed the first of these cells.
+        """Finds the release that changed the first of `cells`.
 
         Returns an empty text if no library has a later release than before.
         """
@@ -203,7 +203,7 @@ class NextSteps:
         return f"{self.quoted(words)} finds the release{note}"
 
     def _session_options(self, records: Sequence[Record]) -> list[str]:
-        """The profile, options and seeds of the session that trained these records of one cell."""
+        """The profile, options and seeds of the session that trained `records`, all of one cell."""
         marker = marker_words(records[0].cell, records[0].profile)
         seeds = sorted({record.seeds.seed or 0 for record in first_trainings(records)})
         options = [] if marker == "quick" else ["-m", marker]
@@ -214,7 +214,7 @@ class NextSteps:
 
 
 def split_words(command: str) -> list[str]:
-    """Splits a command into words; none if a shell could not parse it.
+    """Splits a command into words; returns an empty list if a shell could not parse it.
 
     The command comes from a file, which may hold anything.
     """

@@ -67,7 +67,7 @@ def answered_reviews(rng: Random) -> Document:
 
 
 def questioned_passages(rng: Random) -> Document:
-    """A question with its answer, and the passage that contains it; `focus` is the answer there."""
+    """A question with its answer, and its passage; `focus` is the answer's span in the passage."""
     while True:
         text = passage(rng)
         pairs = questions(rng, text)
