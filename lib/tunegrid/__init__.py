@@ -22,8 +22,8 @@ DEFAULT_CACHE = (
     else ROOT / ".cache"
 )
 
-# The libraries' load reports and progress bars add nothing to the record. These must be set before
-# any of our processes imports the libraries.
+# The libraries' load reports and progress bars add nothing to the record. These variables must be
+# set before any of our processes imports the libraries.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

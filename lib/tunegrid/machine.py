@@ -203,7 +203,7 @@ def package_digest(package: str) -> str | None:
 
 
 def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
-    """The hashes of a wheel's code on disk, by path; empty if no wheel installed this folder."""
+    """The hashes of a wheel's code on disk, by path; empty if no wheel installed `folder`."""
     wheel = next(iter(distributions(name=package)), None)
     files = {file.as_posix(): file for file in (wheel and wheel.files) or ()}
     record = next(
@@ -260,7 +260,7 @@ def is_special(path: Path) -> bool:
 
 
 def _output_descriptor(status: os.stat_result) -> int | None:
-    """The descriptor of this process's stdout or stderr, if it refers to this file."""
+    """The descriptor of this process's stdout or stderr if it refers to the file; else None."""
     for descriptor in (1, 2):
         with suppress(OSError):  # the descriptor may be closed
             if os.path.samestat(os.fstat(descriptor), status):

@@ -39,11 +39,11 @@ Measure = Callable[..., SavedRun]  # runs a version; `again` runs it a second ti
 
 
 def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> tuple[int, int, str]:
-    """Find the last good version and the first bad one.
+    """Find the last good version and the first bad version.
 
-    Returns their indexes and the gate's reason for the bad one. Both ends are checked first, then
+    Returns their indexes and why the gate calls the latter worse. Both ends are checked first, then
     the range is bisected. A version that cannot be judged is skipped; if it could be the first bad
-    one, it lies between the two that are returned.
+    version, it lies between the two returned versions.
 
     Raises:
         InputError: if the good end is worse than itself, or the bad end is not worse.

@@ -59,7 +59,7 @@ def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[
 
 
 def train_session(path: Path, arguments: Sequence[str], run: Session = session) -> Path:
-    """Run a session and save it at this path; cells that passed earlier are not trained again.
+    """Run a session and save it at `path`; cells that passed earlier are not trained again.
 
     Raises InputError if the session stopped early.
     """

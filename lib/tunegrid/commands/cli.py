@@ -41,7 +41,7 @@ def add_gate_on(
     default: Sequence[str],
     former_name: str,
 ) -> None:
-    """Add `--gate-on`, which also accepts the name it had in an earlier release."""
+    """Add `--gate-on`, and `former_name` as its name in an earlier release."""
     add = parser.add_argument
     text = f"what counts: {','.join(known)} (default {','.join(default)})"
     add("--gate-on", default=",".join(default), metavar="KIND,KIND", help=text)

@@ -105,11 +105,11 @@ class Backbone:
         segments: token type ids separate the model's two texts.
         dtype: of a frozen base; trainable weights are always fp32.
         overflows_fp16: the model's activations exceed fp16's range on any device.
-        objective: of pretraining, for `--ask=forgetting`; None is undeclared, so forgetting is not
-            measured.
+        objective: the pretraining objective, which `--ask=forgetting` needs; if it is None,
+            forgetting is not measured.
         shape: the checkpoint's config, for building a model of its true size without its weights.
-        dropouts: fields of the checkpoint's config, by a pattern for module names; "a or b" means b
-            if a is null.
+        dropouts: fields of the checkpoint's config that hold dropout rates, by a pattern for module
+            names; "a or b" means b if a is null.
         special_tokens: the tokenizer's special ids by attribute, such as "cls_token_id".
         vocabulary: the number of ids that the tokenizer has.
     """
@@ -277,7 +277,7 @@ BERT_MLP = Head(
 
 
 def is_part(name: str, modules: Iterable[str]) -> bool:
-    """Checks that a parameter or layer belongs to one of these modules.
+    """Checks that a parameter or layer belongs to one of `modules`.
 
     "score.weight" belongs to "score"; "my_score" does not.
     """

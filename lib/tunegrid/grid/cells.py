@@ -1,4 +1,4 @@
-"""Makes `Cell`s at a `Profile` from backbones, tasks, methods and recipes.
+"""Makes `Cell`s for a `Profile` from backbones, tasks, methods and recipes.
 
 The grid is sparse: a cell exists if its backbone, task and method have a recipe. The study's 27
 cells are one declared set (`study`), to which users add with `pytest_tunegrid_grid`.
@@ -39,7 +39,7 @@ HEADS: Mapping[str, Head] = {"bert_sa_lora": BERT_MLP}
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A backbone fine-tuned on a task with a method, at a profile.
+    """A backbone fine-tuned on a task with a method, under a profile.
 
     Attributes:
         recipe: how the cell trains here, including the profile's changes.
@@ -82,7 +82,7 @@ class Cell:
 
     @property
     def new_parts(self) -> str:
-        """A sentence about pretrained modules that the checkpoint lacks; empty if it has all."""
+        """A sentence about pretrained modules that the checkpoint lacks; empty if it lacks none."""
         modules = " and ".join(self.head.renewed_modules)
         if not modules:
             return ""
@@ -131,18 +131,16 @@ class Grid:
         """Adds a backbone; `like=` names another backbone, whose recipes are copied.
 
         Keyword arguments change fields of the copies; `quick={...}` changes fields of their quick
-        form. Raises InputError for a name that is taken, and for a field that no recipe has.
+        form. Raises InputError for an invalid or taken id, and for a field that no recipe has.
         """
         self._add_like(0, backbone, **copies)
 
     def add_task(self, task: Task, **copies: Any) -> None:
         """Adds a task, as `add_backbone` adds a backbone.
 
-        Copied recipes read the new task's `text`.
-
-        They have a quick form only if the task has its own files, since the micro rows belong to
-        the study's tasks. The quick form makes the updates of `plan_updates`, unless `quick` sets
-        `max_steps`.
+        Copied recipes read the new task's `text`. They have a quick form only if the task has its
+        own files, since the micro rows belong to the study's tasks. `plan_updates` sets the number
+        of updates in the quick form, unless `quick` sets `max_steps`.
         """
         task = task.with_files_in(self.folder)
         if task.files and not task.has_own_rows:
@@ -326,7 +324,7 @@ class Grid:
             self.quick[cell_id] = quick
 
     def ids(self, profile: Profile) -> tuple[str, ...]:
-        """Ids of the cells that exist at a profile, heaviest problems first."""
+        """Ids of the cells that exist under a profile, heaviest problems first."""
         reasons = self._reasons(profile)
         return tuple(cell_id for cell_id, reason in reasons.items() if reason is None)
 
@@ -363,11 +361,11 @@ class Grid:
         return method.unsupported(head)
 
     def cells(self, profile: Profile) -> tuple[Cell, ...]:
-        """Every cell at a profile, in the order of `ids`."""
+        """Every cell under a profile, in the order of `ids`."""
         return tuple(self.cell(cell_id, profile) for cell_id in self.ids(profile))
 
     def cell(self, cell_id: str, profile: Profile) -> Cell:
-        """One cell; raises InputError if it does not exist or its recipe cannot be followed."""
+        """Makes a cell; raises InputError if it does not exist or its recipe cannot be followed."""
         self.checked_ids([cell_id])
         backbone, task, method = self._parts(cell_id)
         if profile.micro and cell_id not in self.quick and task.id in self.missing_files:
@@ -441,8 +439,8 @@ def _add(entries: dict[str, Any], kind: str, entry: Any) -> None:
 def plan_updates(task: Task, copied: Fields) -> Fields:
     """Sets the fewest and the most updates of a quick recipe that is copied to another task.
 
-    Between them, the recipe makes one pass over the task's rows. The copied recipe's updates would
-    be too few, because its micro backbone was pretrained on rows like those of its own task.
+    Within these limits, the recipe makes one pass over the task's rows. The copied recipe has too
+    few updates, because its micro backbone was pretrained on rows like those of its own task.
     """
     copied_updates = copied.get("min_steps") or copied.get("max_steps", 0)
     fewest = max(copied_updates, LABEL_UPDATES * len(task.labels))
@@ -540,7 +538,7 @@ def add_file(path: Path, grid: Grid) -> None:
         grid.folder = None
         _pop_own_modules()
         sys.modules.update(modules)
-        # Later imports of the file find its neighbours, too.
+        # Later imports by the file find its neighbours, too.
         sys.path[:] = [*folders, *(folder for folder in sys.path if folder not in folders)]
     if hook is None:
         lack = "has no function pytest_tunegrid_grid(grid), which adds to the grid"

@@ -52,7 +52,7 @@ TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an 
 
 
 class Measured(NamedTuple):
-    """A value that an audit measured, and the largest value that passes; true if it passes."""
+    """A value that an audit measured, with its upper limit; true if the value is within it."""
 
     value: float
     limit: float
@@ -103,7 +103,7 @@ class Base:
 
 
 class UpdateHooks:
-    """What a method such as AdaLoRA does around updates; nothing unless a subclass overrides it."""
+    """Hooks around updates, for methods such as AdaLoRA; they do nothing unless overridden."""
 
     shows_early: ClassVar[bool] = True  # `Method.check_model` can pass after the first updates
 
@@ -133,8 +133,7 @@ class Method(UpdateHooks):
         adapts: the base is frozen; only added parameters and the head's new modules train.
         changes_inputs: an adapter changes the inputs of its base layer, which a packed base rounds.
         quantization: how the frozen base is stored; None keeps it as loaded.
-        must_move: parts of the names of parameters that the method added and that must all change
-            in training.
+        must_move: parts of the names of added parameters, all of which must change in training.
         rate_factors: peak rates as multiples of the recipe's, by parts of parameter names.
     """
 
@@ -153,7 +152,7 @@ class Method(UpdateHooks):
             raise InputError(f"method {self.id!r} {fault}")
 
     def unsupported(self, head: Head) -> str | None:
-        """Returns the reason why the method cannot train a model with this head; None if it can."""
+        """Returns the reason why the method cannot train a model with `head`; None if it can."""
         return None
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
@@ -184,7 +183,7 @@ class Method(UpdateHooks):
         return name
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
-        """The facts that `layer_facts` must return for the adapted layer with this name."""
+        """The facts that `layer_facts` must return for the adapted layer named `layer`."""
         return ()
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
@@ -208,11 +207,11 @@ class Method(UpdateHooks):
         return False
 
     def rewrites(self, cell: "Cell") -> tuple[str, ...]:
-        """Suffixes of the layers whose pretrained weights the method replaces, as PiSSA does."""
+        """Name suffixes of layers whose pretrained weights the method replaces, as PiSSA does."""
         return ()
 
     def parameter_groups(self, model: "nn.Module", cell: "Cell") -> ParameterGroups:
-        """Trainable parameters by rate, the recipe's first. Biases and norms do not decay."""
+        """Trainable parameters by rate, the recipe's rate first. Biases and norms do not decay."""
         recipe = cell.recipe
         groups: dict[float | None, list[nn.Parameter]] = {None: []}  # None: the recipe's rate
         for name, parameter in model.named_parameters():
@@ -243,7 +242,7 @@ class Method(UpdateHooks):
         model.save_pretrained(folder)
 
     def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
-        """Checks beyond `must_move` that this method trained the model; None: no evidence."""
+        """Checks, beyond `must_move`, that this method trained the model; None without evidence."""
         return None
 
 
@@ -260,14 +259,14 @@ def exact(tensor: Any) -> "torch.Tensor":
 
 
 def base_weight(layer: Any) -> "torch.Tensor":
-    """The exact weights (out, in) under an adapted linear layer, unpacked from 4 bits."""
+    """The exact weights (out, in) under an adapted linear layer; 4-bit weights are unpacked."""
     base = layer.get_base_layer()
     weight = base.weight
     if getattr(weight, "quant_state", None) is not None:
         from bitsandbytes.functional import dequantize_4bit
 
         return exact(dequantize_4bit(weight.data, weight.quant_state))
-    # Without `in_features` it is transformers' Conv1D.
+    # A layer without `in_features` is transformers' Conv1D.
     return exact(weight) if hasattr(base, "in_features") else exact(weight).T
 
 
@@ -279,7 +278,7 @@ def get_adapter(recipe: Recipe) -> Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapting(Method):
-    """A frozen base with a PEFT adapter, from these fields or from a subclass's `peft_config`.
+    """A frozen base with a PEFT adapter, configured by these fields or a subclass's `peft_config`.
 
     Attributes:
         config: the name of PEFT's config class, such as "IA3Config".
@@ -388,7 +387,7 @@ class Adapting(Method):
         return frozenset(names)
 
     def declared_names(self, model: "nn.Module", cell: "Cell") -> frozenset[str]:
-        """Added parameters except `frozen_parts`, and the head's (PEFT's copies if wrapped)."""
+        """Names of added parameters except `frozen_parts`, and of the head's (or PEFT's copies)."""
         names = set(head_names(model, cell))
         for name in self.own_parameters(model):
             if not any(part in name for part in self.frozen_parts):
@@ -437,7 +436,7 @@ class Lora(Adapting):
         }
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
-        """Rank, scale and dropout, after `rank_pattern` and `alpha_pattern` in the options."""
+        """Rank, scale and dropout, with the options' `rank_pattern` and `alpha_pattern` applied."""
 
         def by_pattern(option: str, default: int) -> Any:
             """The value for the first pattern that matches a layer's name or suffix, as in PEFT."""
@@ -487,7 +486,7 @@ class Lora(Adapting):
         return product.float().to(inputs.device)
 
     def starts_at_zero(self, cell: "Cell") -> bool:
-        """B starts at zero, and DoRA's norms at those of W; other options may start elsewhere."""
+        """B starts at zero, DoRA's magnitudes at W's norms; other options may start elsewhere."""
         return not set(self.options) - KEEP_ZERO
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
@@ -497,12 +496,12 @@ class Lora(Adapting):
         return f"rank {rank}", f"scale {layer.scaling['default']:g}", f"dropout {rate:g}"
 
     def rewrites(self, cell: "Cell") -> tuple[str, ...]:
-        """The target modules, if a start such as PiSSA's changes their weights."""
+        """The target modules if an initialization such as PiSSA's changes them; otherwise empty."""
         start = str(self.options.get("init_lora_weights"))
         return self.targets(cell) if start.startswith(REWRITING) else ()
 
     def save(self, model: Any, cell: "Cell", folder: Path) -> None:
-        """Saves the adapter with the default start, or PEFT would rewrite the base on loading."""
+        """Saves the adapter with the default start; otherwise loading it would rewrite the base."""
         config = model.peft_config["default"]
         start = config.init_lora_weights
         if self.rewrites(cell):
@@ -511,9 +510,9 @@ class Lora(Adapting):
         config.init_lora_weights = start
 
     def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
-        """Checks that PEFT has the variant's options and parameters, and those of no other variant.
+        """Checks that PEFT has the options and parameters of this variant and of no other.
 
-        Returns None for plain LoRA if no variant's parameters are there.
+        Returns None for plain LoRA without the parameters of a variant.
         """
         groups = {self.group_name(name) for name in self.own_parameters(model)}
         faults = []

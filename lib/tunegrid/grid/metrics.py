@@ -26,11 +26,11 @@ class Metric:
     Attributes:
         function: called with `predictions=` and `references=`, two lists with one entry per row: a
             label's number or a text. For a question, a reference is a list of answers. It returns a
-            number, or numbers by name. An object with a method `compute` works as well, such as the
+            number, or numbers by name. An object with a `compute` method works too, such as the
             result of `evaluate.load`.
-        worst: the number that is worth 0 points; above `best` if less is better.
+        worst: the number that is worth 0 points; above `best` if lower is better.
         best: the number that is worth 100 points.
-        by_row: call the function for each row alone; the score is the mean, and a gate compares
+        by_row: call the function on one row at a time; the score is the mean, and a gate compares
             rows.
     """
 

@@ -20,7 +20,7 @@ from tunegrid.grid.tasks import Carve, Problem, Task
 
 
 def resize(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Backbone, Backbone]:
-    """A backbone of the study, and a relative of it with the shape from its own `config.json`."""
+    """Returns `like` and a copy for another checkpoint, whose `config.json` gives `shape`."""
     backbone = replace(
         like,
         id=name.lower().replace("-", ""),
@@ -139,12 +139,12 @@ SMOLLM2 = Backbone(
     },
 )
 
-NLI_LENGTH = 128  # the tokens of a pair that transformers' run_glue reads
+NLI_LENGTH = 128  # tokens per pair, as in transformers' run_glue
 
 # LoRA's script roberta_base_mnli.sh, for a model of BERT's shape. QLoRA adapts the same layers at
 # the same rate.
 BERT_NLI: Fields = {"adapter": QUERY_VALUE, "learning_rate": 5e-4, "trainable_params": 297_219}
-# Fields of each cell's own. BERT's SFT has the rate that transformers' run_glue uses on MNLI, and
+# Each cell's own fields. BERT's SFT has the rate that transformers' run_glue uses on MNLI, and
 # GPT-2's rates are the study's. For T5, transformers' documentation recommends 1e-4 to 3e-4 with
 # AdamW.
 NLI_CELLS: Mapping[str, Fields] = {
@@ -205,7 +205,7 @@ NLI_RATES = {"bert_nli_lora": 5e-3, "bert_nli_qlora": 4e-3, "bert_nli_sft": 5e-4
 
 
 def more_tasks() -> Grid:
-    """The study's grid plus the cells of these tasks, which replace the study's in `-m tasks`."""
+    """The study's grid plus the cells of inference and conversations, which `-m tasks` runs."""
     grid = study()
     grid.add_task(NLI, like="sa", max_length=NLI_LENGTH)
     for cell_id, fields in NLI_CELLS.items():
@@ -218,19 +218,19 @@ def more_tasks() -> Grid:
     return grid
 
 
-# By the word that `-m` combines with a profile of true size: the grid that replaces the study's,
-# whose cells it includes, and the backbones or tasks that mark its own cells.
+# Both are keyed by the word that `-m` combines with a full-size profile. A grid here replaces the
+# study's grid and includes its cells; OWN_PARTS has the backbones or tasks of the added cells.
 EXTRA_GRIDS: Mapping[str, Callable[[], Grid]] = {"larger": larger_grid, "tasks": more_tasks}
 OWN_PARTS = {"larger": {backbone.id for _, backbone in LARGER}, "tasks": {NLI.id, CHAT.id}}
 
 
 def belongs_to(word: str, cell_id: str) -> bool:
-    """Checks that a cell, whatever its name, runs in place of the study's cells."""
+    """Checks that a cell is one that the grid `word` adds; its id may be any text."""
     return not OWN_PARTS[word].isdisjoint(cell_id.split("_"))
 
 
 def marker_words(cell_id: str, profile: str) -> str:
-    """The words of `-m` for a cell of a profile, such as "full and larger"."""
+    """The `-m` expression that selects a cell under a profile, such as "full and larger"."""
     words = [profile]
     if profile in AT_TRUE_SIZE:
         words += [word for word in EXTRA_GRIDS if belongs_to(word, cell_id)]

@@ -1,4 +1,4 @@
-"""The study's 27 recipes, one row per cell, with their quick forms and the profiles they run at.
+"""The study's 27 recipes, one row per cell, with their quick forms and their profiles.
 
 Field names are those of transformers and PEFT. The profile `full` is the study; `quick` is the same
 on micro backbones. Values come from the study's text. Values that the text leaves open come from
@@ -17,7 +17,7 @@ from pydantic import Field
 from tunegrid import DEFAULT_CACHE, ROOT
 from tunegrid.errors import InputError
 
-# Types with bounds, which are checked by `--set` and when a record is read.
+# Types with bounds, which `--set` and the reader of records check.
 Precision = Literal["fp32", "fp16", "bf16"]
 # transformers' schedules that need only the numbers of updates and warm-up steps.
 Schedule = Literal[
@@ -122,7 +122,7 @@ class Hyperparameters:
         return math.ceil(micro_batches / self.gradient_accumulation_steps)
 
     def planned_updates(self, features: int) -> int:
-        """Plans the training's updates: `max_steps`, or as many as the epochs take.
+        """Plans the number of updates: `max_steps`, or the number that the epochs take.
 
         With `min_steps`, the epochs decide, from `min_steps` up to `max_steps`.
         """
@@ -300,7 +300,7 @@ TOTAL_PARAMS = {
 def merge(
     cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]
 ) -> dict[str, Any]:
-    """A cell's fields: those its task, method, backbone and pair share, overridden by its own."""
+    """The shared fields of a cell's task, method, backbone and pair, overridden by its own."""
     backbone, task, method = cell_id.split("_")
     fields: dict[str, Any] = {}
     for level in (task, method, backbone, f"{backbone}_{task}"):
@@ -373,7 +373,7 @@ QUICK_SHARED: Mapping[str, Fields] = {
 #   score by points.
 # * warmup_ratio: long where the score reached the bound after a tenth of the updates.
 # * head_learning_rate: if a micro backbone already holds the answer, a head that learns as fast as
-#   an adapter does the work alone, and the cell cannot tell whether its adapter works
+#   an adapter does all the work, and the cell cannot tell whether its adapter works
 #   (`adapter_off` in benchmarks/proof/plants/controls.py). When all of BERT's weights train at a
 #   new head's rate, they forget how to look up an answer at one seed in forty. `like` copies no
 #   head's rate.
@@ -458,8 +458,8 @@ class Profile:
 
     Attributes:
         data_root, checkpoint_root: folders to read instead of the hub; None uses the hub.
-        micro: load `Backbone.micro` in place of the true checkpoint.
-        random_weights: use the true checkpoint's shape with random weights, and random token ids.
+        micro: load `Backbone.micro` in place of the real checkpoint.
+        random_weights: use the real checkpoint's shape with random weights, and random token ids.
         caps: maximum rows by task id.
         train_rows, eval_rows: override `caps` for train, and for validation and test; 0 takes all.
         max_steps: updates of every cell, in place of the recipe's epochs; None keeps the recipe's.
@@ -473,7 +473,8 @@ class Profile:
         seed: for initialization, dropout and the order of rows; the splits have another seed.
         perturbation: seed of noise in the last digits of the initial weights, which measures the
             effect of rounding; None adds none.
-        confirms: the seed that missed, in a confirmation run.
+        confirms: the seed that missed a bound, in a confirmation run.
+        own_test: score tasks that have an `own_test` split on it.
         feature_cache: folder for tokenized rows; None tokenizes every time.
     """
 
@@ -507,7 +508,7 @@ class Profile:
         return cap
 
     def adjust_recipe(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> Recipe:
-        """A cell's recipe at this profile; `quick` holds the fields that turn it into a quick one.
+        """A cell's recipe under this profile; `quick` has the fields that make a quick recipe.
 
         Changing the adapter drops the study's parameter counts, which no longer apply. Changing the
         rate changes the head's rate in proportion. Raises InputError if the profile is micro and

@@ -22,7 +22,7 @@ GZIP = ".gz"  # may follow any of them except .parquet, which compresses itself
 
 
 def file_kind(path: str | Path) -> str:
-    """Returns the one of `FILE_KINDS` that ends a file's name; empty for any other file."""
+    """Returns the ending of a file's name if `FILE_KINDS` has it, without `GZIP`; else empty."""
     name = str(path).lower()
     kind = Path(name.removesuffix(GZIP)).suffix
     if kind not in FILE_KINDS or (kind == ".parquet" and name.endswith(GZIP)):
@@ -76,9 +76,9 @@ class Task:
     Attributes:
         dataset: id on the hub; `folder` is its name below a `--data-root`.
         files: the file with each split's rows (`FILE_KINDS`), by split. A path is absolute, or
-            relative to the `--grid` file's folder or to `folder`. Empty: `folder` has a file named
-            after each split. If all files are absolute or next to the `--grid` file, rows come from
-            them alone.
+            relative to the `--grid` file's folder or to `folder`. If empty, `folder` has a file
+            named after each split. If all files are absolute or next to the `--grid` file, rows
+            come only from them.
         columns: the hub's column names, with the JSON type of each; `str` for labels given by name.
         text: columns to read, joined by a line break; `Recipe.text` may choose others.
         text_pair: columns of the second text: a hypothesis, or the passage after a question.
@@ -164,7 +164,7 @@ class Task:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the data set's splits to read; a share of train has no name there."""
+        """Names of the data set's splits to read; shares of train are not among them."""
         splits = (self.train, self.validation, self.test)
         return tuple(dict.fromkeys(split for split in splits if isinstance(split, str)))
 
@@ -174,7 +174,7 @@ class Task:
         return bool(self.files) and all(Path(path).is_absolute() for path in self.files.values())
 
     def with_files_in(self, folder: Path | None) -> "Task":
-        """The task with its relative files placed in a folder; unchanged if none is there."""
+        """The task with its relative files resolved in `folder`; unchanged if none is there."""
         if folder is None:
             return self
         files = {split: folder / path for split, path in self.files.items()}
@@ -184,7 +184,7 @@ class Task:
 
     @property
     def hub_columns(self) -> Mapping[str, type]:
-        """Columns that the data set must have: those of rows, or the one with conversations."""
+        """Columns that the data set must have: its rows' columns, or the conversations' column."""
         return {self.messages: list} if self.messages else self.columns
 
     @property

@@ -60,7 +60,7 @@ class AdaLora(Adapting):
         return {**scale, **self._ranks(cell.recipe), "total_step": 1}
 
     def plan(self, model: Any, updates: int) -> None:
-        """Has PEFT cut ranks after each update, except in the first and the last share of them."""
+        """Has PEFT cut ranks after each update, except in the shares `first` and `last`."""
         config = model.peft_config["default"]
         config.tinit = round(updates * self.first)
         config.tfinal = round(updates * self.last)
@@ -191,7 +191,7 @@ class Oft(Adapting):
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """W R x - W x, where R has Cayley blocks (I + Q) (I - Q)^-1 with skew Q of the weights."""
+        """W R x - W x; R has Cayley blocks (I + Q) (I - Q)^-1, where skew Q holds the weights."""
         import torch
 
         weights = exact(layer.oft_R["default"].weight)  # (blocks, values above the diagonal)
@@ -343,7 +343,7 @@ class QuickPlan(NamedTuple):
 
 
 # Found by hand with the test scores in view. Every method gets the same rate for the head, because
-# at the rate of IA3 or VeRA the head would do the work alone. GPT-2's rate for classifying is not
+# at the rate of IA3 or VeRA the head would do all the work. GPT-2's rate for classifying is not
 # low: at a low rate, no method learns from some starts.
 QUICK: Mapping[tuple[str, str], QuickPlan] = {
     ("bert", "sa"): QuickPlan(60, 5e-3, 2e-3),

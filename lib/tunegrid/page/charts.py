@@ -128,10 +128,10 @@ def cell_pair(record: Record) -> CellPair:
 
 
 def looks(cells: Sequence[CellPair]) -> tuple[dict[CellPair, dict[str, Any]], list[Line2D]]:
-    """Chooses a look for each backbone and method, and makes the legend.
+    """Chooses a style for each backbone and method, and makes the legend.
 
-    Markers and dashes show the method, and colours the backbone. If there are more backbones than
-    colours, colours show the method, too.
+    Markers and dashes stand for methods, colours for backbones. If there are more backbones than
+    colours, colours stand for methods, too.
     """
     pairs = sorted(cells, key=lambda cell: study_place(f"{cell[0]}__{cell[1]}"))
     backbones = list(dict.fromkeys(backbone for backbone, _ in pairs))
@@ -251,7 +251,7 @@ def logarithmic(axes: Axes, figures: Sequence[float]) -> None:
 
 
 def loss_chart(name: str, new: Losses, old: Losses) -> Chart:
-    """Plots losses by update for methods of a backbone and task, over an older run's in grey."""
+    """Plots methods' losses by update for a backbone and task, over an older run's in grey."""
     grey: dict[str, Any] = {"color": GREYS["soft"], "linewidth": 0.7}
     lines: dict[str, dict[str, Any]] = {}
     legend = []

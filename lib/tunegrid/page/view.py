@@ -112,7 +112,7 @@ class PageRun:
         return time if time.tzinfo else time.replace(tzinfo=UTC)
 
     def seed_records(self, cell: str, seeds: Iterable[int | None]) -> list[Record]:
-        """A cell's records with these seeds, or all of its records if none match."""
+        """A cell's records with `seeds`, or all of its records if none match."""
         records = self.by_cell.get(cell, [])
         return [record for record in records if record.seeds.seed in seeds] or records
 
@@ -131,7 +131,7 @@ def read_page_run(path: Path, profile: str | None = None) -> PageRun:
 def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
     """Selects one profile of a saved run, by default the profile with the most records.
 
-    Raises InputError if the run has no records of that profile or holds only published results.
+    Raises InputError if the run has no records of `profile` or holds only published results.
     """
     profiles = [record.profile for record in saved.records]
     names = sorted(set(profiles), key=lambda name: (-profiles.count(name), name))
@@ -195,7 +195,7 @@ def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
 
 
 def has_other_rows(old: Iterable[Record], new: Record) -> bool:
-    """Checks whether a record was scored on different test rows than any of the older records."""
+    """Checks whether a record was scored on other test rows than any of the older records."""
     try:
         for record in old:
             check_rows(record, new)
@@ -255,13 +255,13 @@ class CellView:
 
     @property
     def headroom(self) -> float | None:
-        """The points by which the main score exceeds its bound."""
+        """The points by which the main score exceeds its bound; None if either is missing."""
         bound = self.first.bounds.get(self.main_score)
         return None if self.score is None or bound is None else self.score - bound
 
     @property
     def shade(self) -> str:
-        """The heat map's step: b4 far below the bound, a4 far above, none without a bound."""
+        """The heat map's step: b4 far below the bound, a4 far above, "none" if unknown."""
         if self.headroom is None:
             return "none"
         step = 1 + sum(abs(self.headroom) >= edge for edge in (1, 3, 8))
@@ -269,12 +269,12 @@ class CellView:
 
     @property
     def change(self) -> float | None:
-        """The points that the main score gained over the older run, if the gate paired the runs."""
+        """The points that the main score gained over the older run; None if not judged."""
         return self.main_judgement.effect if self.main_judgement else None
 
     @property
     def main_judgement(self) -> Judgement | None:
-        """The gate's judgement on the main score."""
+        """The gate's judgement on the main score; None if there is none."""
         return next((j for j in self.judged if j.quantity == self.main_score), None)
 
     @property
@@ -287,18 +287,18 @@ class CellView:
 
     @property
     def ranked_judgements(self) -> list[Judgement]:
-        """All judgements, gravest first."""
+        """All judgements, most severe first."""
         return sorted(self.judged, key=lambda judgement: GRAVEST_FIRST.index(judgement.verdict))
 
     @property
     def verdict(self) -> Verdict | None:
-        """The gravest verdict on numerics, quality and memory."""
+        """The most severe verdict on numerics, quality and memory; None if there is none."""
         deciding = [judgement for judgement in self.judged if judgement.decides]
         return worst([j for j in deciding if j.kind not in ("instruments", "speed")])
 
     @property
     def failed(self) -> bool:
-        """Checks whether the cell failed; a cell with first updates alone did not."""
+        """Checks whether the cell failed; a cell that made only its first updates did not."""
         return self.status not in ("passed", "unconfirmed", "begun")
 
     @property
@@ -319,7 +319,7 @@ class CellView:
         return texts
 
     def losses(self, *, old: bool = False) -> Sequence[float | None]:
-        """The losses of the first seed by update."""
+        """The first seed's loss at each update, from the older run if `old`."""
         records = self.old if old else self.records
         record = records[0] if records else None
         return record.training.losses if record and record.training else ()
@@ -372,7 +372,7 @@ class Page:
 
     @cached_property
     def grids(self) -> list[TaskGrid]:
-        """The grid of each task; none for the footprint profile, which has no scores."""
+        """The grid of each task; empty for the footprint profile, which has no scores."""
         if self.run.profile == "footprint":
             return []
         by_task: dict[str, list[CellView]] = defaultdict(list)
@@ -507,7 +507,7 @@ class Page:
         return figure_frame(records, columns)
 
     def _speed(self, records: Sequence[Record]) -> pd.DataFrame:
-        """Losses of each cell's first seed and mean rates of these and the older run's records."""
+        """Losses of each cell's first seed, and mean rates of `records` and the older records."""
         frame = figure_frame([cell.first for cell in self.cells], COURSE)
         frame = frame.join(figure_frame(records, RATES).groupby(level=0).mean())
         old_records: list[Record] = []
@@ -627,7 +627,7 @@ class Page:
         return [section for section in sections if section.cells or section.sentences]
 
     def _rows(self, cell: CellView) -> list[Section]:
-        """The table of the first seed's test rows (`rows_section`); none without an evaluation."""
+        """The table of the first seed's test rows (`rows_section`); empty if nothing was scored."""
         if not cell.first.evaluation:
             return []
         limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // len(self.cells)))

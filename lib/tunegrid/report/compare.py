@@ -1,8 +1,8 @@
 """Compares methods by score and cost, and lists pairs that cannot be told apart.
 
 Methods are compared within one backbone and task, based on the scores of the run's seeds on the
-same test rows. The noise comes from calibration where that is available, otherwise from these
-seeds. Needs no torch.
+same test rows. The noise comes from calibration where available, otherwise from these seeds. Needs
+no torch.
 """
 
 import math
@@ -33,7 +33,7 @@ from tunegrid.runs.frame import figure_frame
 from tunegrid.terminal import strip_places
 from tunegrid.words import count_text
 
-# Costs; less is better
+# Costs; lower is better
 TRAINED = "trained MiB"
 TENSORS = "tensor MiB"
 PEAK = "peak GiB"
@@ -53,7 +53,7 @@ INSTEAD = {"rougeLsum": "rougeL"}
 CALIBRATED = "calibrated noise"
 OWN = "these seeds"
 UNKNOWN = "unknown"
-TOO_RARE = 0.001  # a share of runs; seeds that scatter this rarely have other noise
+TOO_RARE = 0.001  # share of runs; calibrated noise does not fit seeds that scatter more rarely
 MOST_PAIRS = 40  # in a table; the rest need more seeds than anybody has
 
 
@@ -128,13 +128,13 @@ def _row_hash(record: Record) -> str:
 
 
 def _count_updates(record: Record) -> str:
-    """The number of updates and of rows per update."""
+    """The numbers of updates and of rows per update."""
     updates = record.training.updates if record.training else "no"
     return f"{updates}x{record.recipe.rows_per_update}"
 
 
 def _check_adapted(record: Record) -> str:
-    """The adapted part, which is the new head alone if no adapted layer was pretrained."""
+    """The adapted part: the backbone, or only the new head if no adapted layer was pretrained."""
     # A user's method may hold settings of any type.
     targets = (record.recipe.adapter or {}).get("target_modules")
     if not isinstance(targets, list) or not targets or not record.model:
@@ -169,7 +169,7 @@ FACTS: Mapping[str, Callable[[Record], str]] = {
 
 
 def p_value(difference: float, errors: Sequence[Error]) -> float:
-    """The two-sided p-value for a difference between two means; 0 or 1 if there is no error."""
+    """The two-sided p-value for a difference between two means; 0 or 1 if all errors are 0."""
     total = sum(error.variance for error in errors)
     if not total:
         return float(difference == 0)
@@ -186,7 +186,7 @@ def freedom(errors: Sequence[Error]) -> float:
 
 
 def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
-    """The entries with the errors of their means, from calibrated noise or the run's own."""
+    """The entries with the errors of their means, from calibrated noise or the run's own noise."""
     rows: dict[str, int] = {}
     scores: dict[NoiseKey, list[Sequence[float]]] = {}
     for entry in entries:
@@ -243,7 +243,7 @@ class Comparison:
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        """All pairs of methods, each with the better one first.
+        """All pairs of methods, each with the better method first.
 
         The chance that any pair is told apart by mistake is at most 5 % (Holm).
         """
@@ -272,9 +272,10 @@ class Comparison:
         return frame
 
     def seeds_needed(self, better: str, worse: str, tests: int) -> float:
-        """The seeds per method that tell two methods apart four times in five; NaN if none can.
+        """The number of seeds per method that tells two methods apart four times in five.
 
-        Assumes that more seeds leave the degrees of freedom of the noise as they are.
+        Returns NaN if the scores are equal. Assumes that more seeds leave the degrees of freedom of
+        the noise as they are.
         """
         entries = [self.entries[better], self.entries[worse]]
         gap = entries[0].score - entries[1].score
@@ -300,7 +301,7 @@ class Comparison:
         return [name for name in costs if name != TENSORS or PEAK not in costs]
 
     def front(self, *costs: str) -> list[str]:
-        """The Pareto front, that is, methods that no other dominates in score and these costs."""
+        """The Pareto front: methods that no other method dominates in score and `costs`."""
         figures = {}
         for method, entry in self.entries.items():
             figures[method] = -entry.score, *(entry.costs[name] for name in costs)
@@ -325,7 +326,7 @@ def dominates(rival: Sequence[float], figures: Sequence[float]) -> bool:
 
 
 def why_left_out(record: Record) -> str:
-    """The reason why a record may not represent its method; empty if there is none."""
+    """The reason to keep a record from representing its method; empty if there is none."""
     if record.seeds.confirms is not None:
         return f"it only confirms or refutes the miss of seed {record.seeds.confirms}"
     if record.scores.get(record.main_score) is None:
@@ -499,7 +500,7 @@ def _differences(comparisons: Sequence[Comparison]) -> Section:
 
 
 def _pairs(comparisons: Sequence[Comparison]) -> Section:
-    """The pairs that cannot be told apart, with reasons, those needing the fewest seeds first."""
+    """Pairs that cannot be told apart, with reasons, sorted by the number of seeds needed."""
     frames = [c.pairs.assign(task=c.task, backbone=c.backbone) for c in comparisons]
     frame = pd.concat(frames)
     if frame.empty:

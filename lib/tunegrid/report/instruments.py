@@ -18,7 +18,7 @@ from tunegrid.report.tables import Section
 def instrument_sections(records: Sequence[Record], run: Path | None) -> Iterator[Section]:
     """Yields a section for each instrument of the run.
 
-    Its table has a row for each cell and part; its sentences explain figures that are missing.
+    A section's table has a row for each cell and part; its sentences explain missing figures.
     """
     frame = load_frame(records, run)
     instruments: dict[str, InstrumentRecord] = {}

@@ -34,7 +34,7 @@ CELL_OPTIONS = (
 )
 # Ranges of seeds to suggest, each with its number of seeds.
 SEED_RANGES = {"0-4": 5, "0-9": 10}
-# Options that, like their values, change neither what trains nor how it is judged.
+# Options that, with any value, change neither what trains nor how it is judged.
 SHOWING = re.compile(
     r"(-n|--gate|--gate-on|--on|--report-to|--format|--html"
     r"|--benchmark-json|--benchmark-save|--junitxml)$"
@@ -47,13 +47,13 @@ LENGTHS = ("max_steps", "num_train_epochs", "train_rows", "eval_rows")
 class NextSteps:
     """Makes the commands for a run's verdict.
 
-    Methods return an empty text if the command would only repeat the one that was given.
+    Methods return an empty text if the command would only repeat `command` or `given`.
 
     Attributes:
         command: the command that started the run; empty if unknown.
-        given: the command that the user typed, if it was another.
+        given: the command that the user typed, if it differs from `command`.
         files: the files of the older run and of this one.
-        runner: the words that run cells where the new run ran; empty if it ran in this environment.
+        runner: the words that run cells in the new run's environment; empty if it is this one.
         upgrade: for an upgrade, the words that run both sides again.
     """
 
@@ -184,7 +184,7 @@ class NextSteps:
         return f"{command} shows the test rows that changed" if command else ""
 
     def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
-        """Finds the release that changed the first of these cells.
+        """Finds the release that changed the first of `cells`.
 
         Returns an empty text if no library has a later release than before.
         """
@@ -211,7 +211,7 @@ class NextSteps:
         return f"{self.quoted(words)} finds the release{note}"
 
     def _session_options(self, records: Sequence[Record]) -> list[str]:
-        """The profile, options and seeds of the session that trained these records of one cell."""
+        """The profile, options and seeds of the session that trained `records`, all of one cell."""
         marker = marker_words(records[0].cell, records[0].profile)
         options = [] if marker == "quick" else ["-m", marker]
         return [*options, *self.cell_options(whole=True), *seed_options(records)]
@@ -231,7 +231,7 @@ def suite_file(name: str) -> str:
 
 
 def split_words(command: str) -> list[str]:
-    """Splits a command into words; none if a shell could not parse it.
+    """Splits a command into words; returns an empty list if a shell could not parse it.
 
     The command comes from a file, which may hold anything.
     """

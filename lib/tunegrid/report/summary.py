@@ -108,7 +108,7 @@ def table(
     rows: Iterable[Mapping[str, Any]],
     sentences: Sequence[str] = (),
 ) -> Section:
-    """A section whose table has these columns, without empty ones."""
+    """A section with a table of the columns that are not empty."""
     import pandas as pd
 
     frame = pd.DataFrame(rows, columns=list(columns), dtype=object).dropna(axis=1, how="all")
@@ -119,7 +119,7 @@ def table(
 def cell_lines(
     records: Iterable[Record], cells: Sequence[str] = STUDY_IDS, seconds: float | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Yields lines with colours (or ""): one line per cell over its seeds, then all causes."""
+    """Yields lines with their colours (or ""): a line per cell over its seeds, then all causes."""
     order = {cell: index for index, cell in enumerate(cells)}
 
     def position(record: Record) -> tuple[object, ...]:

@@ -131,7 +131,7 @@ def mark_code(sentence: str, escaped: Callable[[str], str], code: str) -> str:
 
 
 def latex(sections: Iterable[Section]) -> str:
-    """The report in LaTeX for a paper, with each table a float that uses booktabs rules."""
+    """The report in LaTeX for a paper; each table is a float with booktabs rules."""
     blocks = [r"% needs \usepackage{booktabs}"]
     for section in sections:
         heading, *notes = map(_latex, (section.heading, *section.sentences))

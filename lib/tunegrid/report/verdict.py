@@ -1,4 +1,4 @@
-"""Makes the verdict on a run: statements on what failed, changed or is unknown, gravest first.
+"""Makes the verdict on a run: statements on failures, changes and unknowns, most severe first.
 
 `run_verdict` makes the verdict once. The terminal, step summary, JUnit file, annotations and page
 all print this verdict (`tunegrid.report.summary`).
@@ -32,7 +32,7 @@ from tunegrid.words import count, count_text, phrase, some
 
 
 class Rank(StrEnum):
-    """The gravity of a statement, gravest first; the gravest statement gives a run its rank."""
+    """Ranks of statements, most severe first; a run has the rank of its most severe statement."""
 
     FAILED = "failed"
     CHANGED = "changed"
@@ -88,18 +88,18 @@ class Statement:
 class RunVerdict:
     """The verdict on a run."""
 
-    statements: Sequence[Statement]  # gravest first; the first decides
+    statements: Sequence[Statement]  # most severe first; the first decides
     next_step: str = ""  # empty if there is nothing to do
     failing: Sequence[Judgement] = ()  # the judgements that fail the run
 
     @property
     def rank(self) -> Rank:
-        """The rank of the gravest statement."""
+        """The rank of the most severe statement."""
         return self.statements[0].rank
 
     @property
     def exit_code(self) -> int:
-        """The exit code 0, 1 or 6 of the gravest statement."""
+        """The exit code 0, 1 or 6 of the most severe statement."""
         return self.rank.exit_code
 
     @property
@@ -186,9 +186,9 @@ def run_verdict(
         uncompared: a clause on why the run could not be compared with the requested baseline.
         judges_cells: whether the cells' own failures and passes count.
         command: the command that started the run.
-        given: the command that asked for the verdict, if it was another.
+        given: the command that asked for the verdict, if it differs from `command`.
         files: the files of the older run and of this one.
-        runner: the words that run cells where the run ran, if that is another environment.
+        runner: the words that run cells in the run's environment, if it is not this one.
         upgrade: for an upgrade, the words that run both sides again.
     """
     records = sorted(records, key=record_place)
@@ -276,7 +276,7 @@ def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Sta
 
 
 def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
-    """Statements on cells that passed or were too short to judge; none if anything failed."""
+    """Statements on cells that passed or were too short to judge; empty if anything failed."""
     if all(record.status == "reported" for record in run.records):
         yield Statement(rank=Rank.EMPTY, clause="nothing to show: this run holds no cell that ran")
         return
@@ -461,7 +461,7 @@ class ChangedPlace(NamedTuple):
 
 
 def changed_place(judged: Iterable[Judgement]) -> ChangedPlace:
-    """Finds where the numerics of these cells changed first.
+    """Finds where numerics first changed, according to `judged`.
 
     If modules of several cells share a class and library, the most common pair is named.
     """
@@ -492,7 +492,7 @@ def module_classes(judgement: Judgement) -> list[tuple[str, str]]:
 
 
 def _commonest_class(judged: Sequence[Judgement]) -> tuple[str, str, int]:
-    """The class and library that most cells name, and the number of those cells."""
+    """The class and library that most judgements name, and the number of these judgements."""
     cells: Counter[tuple[str, str]] = Counter()
     for judgement in judged:
         cells.update(module_classes(judgement))
@@ -589,7 +589,7 @@ def _early_numerics(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
-    """Statements on scores that were not compared or decided, or that nothing is worse."""
+    """Statements on uncompared or undecided scores, or the statement that nothing is worse."""
     if not run.judged:
         return
     counts_quality = bool({"quality", CANNOT_TELL} & set(run.kinds))
@@ -651,7 +651,7 @@ def _unknown_answer(run: JudgedRun, undecided: Sequence[Judgement]) -> Statement
 
 
 def _reasons(run: JudgedRun, kinds: Sequence[str]) -> str:
-    """The reasons, in brackets, why figures of these kinds were not compared; empty if unknown."""
+    """The reasons, in brackets, why figures of `kinds` were not compared; empty if unknown."""
     details = [j.detail for j in run.judged if j.kind in kinds and j.detail and not was_compared(j)]
     return f" ({some(list(dict.fromkeys(details)))})" if details else ""
 
@@ -767,7 +767,7 @@ def _missed_baseline(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _rounding(run: JudgedRun) -> Iterator[Statement]:
-    """The statement that the numerics of all cells are equal or differ by rounding alone."""
+    """The statement that the numerics of all cells are equal or differ only by rounding."""
     rounding = [j for j in run.numerics if j.verdict is Verdict.ROUNDING and not j.first_updates]
     if not rounding or not all(is_equal_or_rounding(judgement) for judgement in run.numerics):
         return
