@@ -232,7 +232,9 @@ def test_a_backbone_may_name_a_local_folder_as_its_checkpoint(tmp_path):
 def test_a_checkpoint_of_another_kind_is_rejected_by_name(tmp_path):
     profile = pretrained(tmp_path, hf.GPT2Model, micro="gpt2-micro")
     (tmp_path / "gpt2-micro").rename(tmp_path / "bert-micro")
-    with pytest.raises(InputError, match="bert-micro holds a model of type gpt2; this cell needs bert"):
+    with pytest.raises(
+        InputError, match="bert-micro holds a model of type gpt2; this cell needs bert"
+    ):
         checkpoint_source(BERT, profile)
 
 
