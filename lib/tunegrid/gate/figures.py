@@ -149,7 +149,7 @@ def unlike_machines(before: Record, after: Record) -> str:
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
-    """The gravest judgement on each instrument, among its figures that have a better direction."""
+    """The most severe judgement on each instrument, among its figures whose `better` is set."""
     old, new = zip(*rows.records, strict=True)
     before = load_frame(old, rows.old_path)
     after = load_frame(new, rows.new_path)

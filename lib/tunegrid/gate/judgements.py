@@ -31,7 +31,7 @@ RecordsBySeed = Mapping[int | None, Record]  # records of one cell
 
 
 class Verdict(StrEnum):
-    """A gate's verdicts, the gravest first; a group of judgements is as grave as its gravest."""
+    """A gate's verdicts, most severe first; a group of judgements has its most severe verdict."""
 
     MISSING = "missing"
     WORSE = "worse"

@@ -90,7 +90,7 @@ def _numbers(calls: Modules) -> Any:
 
 @dataclass(frozen=True)
 class Moved:
-    """The movement of all figures in one phase."""
+    """The movement of all figures in one phase between two records."""
 
     calls: Modules  # calls of the newer record
     # A row per call and a column per figure, in units of the figure's norm; NaN if the older record

@@ -190,7 +190,7 @@ Reached = Annotated[
 
 
 class FirstStep(Part):
-    """Figures from before training and the first updates that show changes without statistics."""
+    """Figures before training and in its first updates, which show changes without statistics."""
 
     tokens: Annotated[Hash, note("hash of the training features' token ids and targets")]
     types: Annotated[dict[str, str], note("how each group's weights are stored")]

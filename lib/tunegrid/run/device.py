@@ -147,7 +147,7 @@ def device_names(requested: str | None) -> list[str]:
 
 
 def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str | None]:
-    """The recipe's precision, or the nearest that `device` supports with a sentence on it."""
+    """The recipe's precision, or the nearest that works here, and a sentence on a change."""
     requested = cell.recipe.precision
     no_units = "for which this GPU has no units"
     if requested == "bf16" and not has_bf16_units(device):

@@ -173,7 +173,7 @@ class Ranks:
                 weight.copy_(full_tensor(shard))
 
     def moments(self, saved: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
-        """A parameter's saved optimizer state; with FSDP, tensors like its shard are shards."""
+        """A parameter's saved optimizer state; tensors of its shard's shape are shards (FSDP)."""
         if not self.holds_parts:
             return dict(saved)
         from torch.distributed.tensor import DTensor

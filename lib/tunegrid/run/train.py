@@ -542,7 +542,7 @@ class Stepper:
         self._trained = [p for p in stepped.parameters() if p.requires_grad]
         # `after_step` needs the gradients of its step, so it cannot wait for the next step.
         self.acts_after_step = type(cell.method).after_step is not Method.after_step
-        # The schedule wraps the optimizer's step, so it precedes accelerate's own wrapper.
+        # The schedule wraps the optimizer's step, so it must be made before accelerate wraps it.
         self.schedule = make_schedule(optimizer, cell, updates)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self._unsettled: list[int] = []  # the update that fp16 may have lost
