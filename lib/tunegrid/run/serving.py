@@ -70,7 +70,7 @@ class Serving:
     """Saves and serves a cell's result. Injected faults replace this class."""
 
     def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Writes to `folder`: tokenizer, model or adapter, search, and a base that no checkpoint holds."""
+        """Writes to `folder`: tokenizer, model or adapter, search, and a base without a checkpoint."""
         tokenizer.save_pretrained(folder)
         cell.method.save(model, cell, folder)
         codec = make_codec(cell, tokenizer)
