@@ -40,9 +40,8 @@ from tunegrid.terminal import say
 from tunegrid.words import some
 
 ENVIRONMENTS = CACHE.absolute() / "environments"
-LOCK_FILE = (
-    "used-by-another-command.lock"  # the error shows this name if another command holds the lock
-)
+# The error shows this name if another command holds the lock
+LOCK_FILE = "used-by-another-command.lock"
 USAGE_ERROR = 4  # pytest's exit code
 
 

@@ -191,7 +191,7 @@ def run_findings(new: SavedRun, old: SavedRun | None = None) -> Iterator[Finding
         begun = [cell for cell in now if cell not in before]
         ended = [cell for cell in before if cell not in now and cell in finished]
         fails = f"audit {name} fails in" if name else "not run:"
-        passes = f"audit {name} no longer fails in" if name else "run again:"
+        passes = f"audit {name} no longer fails in" if name else "run now:"
         kind = "audits" if name else "cells"
         if begun:
             reason = shorten(now[begun[0]], LONGEST)

@@ -292,9 +292,10 @@ def assess(
     for cell, rows in by_cell.items():
         first = rows.records[0][0]
         judge = partial(make_judgement, first)
+        recipe_clause = rows.other_recipe
         for metric in first.bounded_scores:
-            if rows.other_recipe:
-                judgements.append(judge(metric, Verdict.NOT_COMPARABLE, detail=rows.other_recipe))
+            if recipe_clause:
+                judgements.append(judge(metric, Verdict.NOT_COMPARABLE, detail=recipe_clause))
                 continue
             if not has_numbers(rows.old, metric):
                 judgements.append(judge(metric, Verdict.CANNOT_TELL, detail=f"the old {NO_NUMBER}"))

@@ -346,7 +346,7 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
         raise InputError(f"no checkpoint folder {folder.name!r} {advice}")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; save it there with save_pretrained")
-    kind = config_fields(folder).get("model_type")
+    kind = read_config(folder).get("model_type")
     needed_kind = backbone.shape.get("model_type")
     if kind and needed_kind and kind != needed_kind:
         raise InputError(f"{folder} holds a model of type {kind}; this cell needs {needed_kind}")
@@ -362,8 +362,8 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
     return str(folder), {}
 
 
-def config_fields(folder: Path) -> Mapping[str, Any]:
-    """The fields of a checkpoint's config.json; none if it is unreadable, as loading reports."""
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The fields of a checkpoint's config.json; empty if unreadable, which loading reports."""
     with suppress(OSError, ValueError):
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if isinstance(fields, dict):

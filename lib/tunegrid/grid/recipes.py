@@ -132,6 +132,11 @@ class Hyperparameters:
         return min(updates, self.max_steps or updates)
 
 
+def cpu_precision(precision: Precision) -> Precision:
+    """The precision in which a CPU trains; it only emulates fp16."""
+    return "bf16" if precision == "fp16" else precision
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Hyperparameters):
     """Settings for training one cell; without an adapter, the method decides what trains."""

@@ -218,7 +218,7 @@ class NextSteps:
 
 
 def seed_options(records: Sequence[Record]) -> tuple[str, ...]:
-    """The option that names the seeds of these records; none for seed 0 alone."""
+    """The option that names the seeds of `records`; empty for seed 0 alone."""
     seeds = sorted({record.seeds.seed or 0 for record in first_trainings(records)})
     return () if seeds in ([], [0]) else ("--seeds", ",".join(map(str, seeds)))
 

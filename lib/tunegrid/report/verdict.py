@@ -309,10 +309,8 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
         if training and not record.excused:
             made = f"{record.cell} made {training.updates}"
             updates[record.cell] = f"{made} of its {training.planned} planned updates"
-    clauses = [*_excused_clauses(run, records)]
-    if updates:
-        clauses.append(some([*updates.values()]))
-    clause = "; ".join(clauses)
+    clauses = [_excused_clause(run, records), some([*updates.values()])]
+    clause = "; ".join(filter(None, clauses))
     is_judged = len(cells) < run.cell_count or any(map(was_compared, main_scores(run.judged)))
     command = run.steps.run(sorted(cells, key=study_place), whole=True)
     pronoun = "it" if len(cells) == 1 else "them"
@@ -323,8 +321,8 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
     )
 
 
-def _excused_clauses(run: JudgedRun, records: Sequence[Record]) -> Iterator[str]:
-    """Yields a clause for each group of cells that failed the same audits, the largest first."""
+def _excused_clause(run: JudgedRun, records: Sequence[Record]) -> str:
+    """A clause on each group of cells that failed the same audits, the largest first, and why."""
     cells_by_audit: dict[str, dict[str, None]] = {}
     reasons: dict[str, None] = {}
     for record in records:
@@ -334,13 +332,11 @@ def _excused_clauses(run: JudgedRun, records: Sequence[Record]) -> Iterator[str]
     audits_by_cells: dict[tuple[str, ...], list[str]] = {}
     for audit, cells in cells_by_audit.items():
         audits_by_cells.setdefault(tuple(cells), []).append(audit)
-    end = f" ({some(list(reasons))})"
+    clauses: list[str] = []
     for group in sorted(audits_by_cells, key=len, reverse=True):
-        subject = some(group)
-        if end:
-            subject = count_text(len(group), run.cell_count, "cell")
-        yield f"{subject} failed {phrase(audits_by_cells[group])}{end}"
-        end = ""
+        subject = some(group) if clauses else count_text(len(group), run.cell_count, "cell")
+        clauses.append(f"{subject} failed {phrase(audits_by_cells[group])}")
+    return f"{'; '.join(clauses)} ({some(list(reasons))})" if clauses else ""
 
 
 def _soundness(run: JudgedRun, records: Sequence[Record]) -> str:
@@ -738,7 +734,7 @@ def _uncompared_figures(run: JudgedRun, kind: str) -> Iterator[str]:
 def _notes(run: JudgedRun) -> Iterator[Statement]:
     """Statements that decide nothing."""
     if run.judged and list(run.records) == list(run.before):
-        yield Statement(clause="both runs hold the same records, so nothing was compared")
+        yield Statement(clause="both runs hold the same records: a run was compared with itself")
     yield from _rounding(run)
     worse = main_scores(run.judged, Verdict.WORSE)
     if worse and "quality" not in run.kinds:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization, adamw_bnb_8bit
-from tunegrid.grid.recipes import Precision
+from tunegrid.grid.recipes import Precision, cpu_precision
 from tunegrid.machine import cpu_name, versions
 from tunegrid.record.record import DeviceRecord
 
@@ -160,7 +160,8 @@ def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str 
             return "bf16", f"bf16 in place of {fp16}"
         return "fp32", f"fp32 in place of {fp16}, and of bf16, {no_units}"
     if device.type == "cpu":
-        return "bf16", "bf16 in place of fp16, which a CPU only emulates"
+        substitute = cpu_precision(requested)
+        return substitute, f"{substitute} in place of fp16, which a CPU only emulates"
     return requested, None
 
 

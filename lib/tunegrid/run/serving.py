@@ -224,7 +224,8 @@ def save_trained(
         serving.save(cell, model, tokenizer, folder)
         if adapter.is_file():
             config = json.loads(adapter.read_text(encoding="utf-8"))
-            # PEFT loads a base from the current folder, and does not find one that has no place.
+            # PEFT resolves ./base from the current folder. A local checkpoint's name is no id of the hub,
+            # so PEFT fails instead of loading another base.
             config["base_model_name_or_path"] = base_name(cell, record)
             if (folder / BASE).is_dir():
                 config["base_model_name_or_path"] = f"./{BASE}"

@@ -184,6 +184,17 @@ def test_the_bias_of_a_span_head_may_be_without_a_gradient_and_no_other_tensor()
     assert detail.endswith(f"; 1 get none: {weight} in 2 of 3 updates")
 
 
+def test_the_gradient_of_a_bias_of_two_labels_may_cancel_in_a_tenth_of_the_updates():
+    evidence = quick_evidence("bert_sa_sft", warmup_ratio=0.0)
+
+    def answer(name, count):
+        return training.gradients_reach(altered(evidence, moving_updates=43, idle={name: count}))[0]
+
+    assert answer("classifier.bias", 4)
+    assert not answer("classifier.bias", 5)
+    assert not answer("classifier.weight", 1)
+
+
 def test_gradients_that_are_kept_are_named_by_the_updates_that_began_with_them(monkeypatch):
     trainer = fine_tuner("bert_sa_sft", train_rows("bert_sa_sft")[:64], max_steps=4)
     clear = trainer.optimizer.zero_grad

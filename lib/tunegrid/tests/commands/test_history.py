@@ -122,7 +122,7 @@ def test_what_is_mended_is_a_change_too(saved_runs, walked):
     _, _, releases = walked()
     assert ["cells", f"not run: {CELLS[0]}: OSError: no room"] in releases["1.0"]["findings"]
     assert releases["3.0"]["findings"] == [
-        ["cells", f"run again: {CELLS[0]}"],
+        ["cells", f"run now: {CELLS[0]}"],
         ["audits", f"audit base_frozen no longer fails in {CELLS[1]}"],
     ]
 

@@ -232,8 +232,8 @@ CASES = [
     ),
     Case(
         Rank.UNJUDGED,
-        "both cells failed learned_something (2 of 48 updates may be too few); "
-        "t5_sa_lora failed predictions_not_collapsed.",
+        "both cells failed learned_something; t5_sa_lora failed predictions_not_collapsed "
+        "(2 of 48 updates may be too few).",
         records=[SHORT, UNVARIED],
     ),
     # No line says more than was compared
