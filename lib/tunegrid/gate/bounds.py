@@ -1,4 +1,4 @@
-"""Derives bounds (a TOML file) and noise from runs of one grid, for `tunegrid calibrate`.
+"""Derives bounds and noise from runs of one grid, and writes the bounds as a TOML file.
 
 Scores are in points, 0-100.
 """
@@ -17,9 +17,9 @@ from tunegrid.record import Record
 from tunegrid.runs.files import recipe_digest
 
 HEALTHY_MISSES = 0.02  # chance that a healthy run of the whole grid misses any bound
-# Share of the way from the mean to a control's score; a lower bound would be blunt.
+# Largest share of the way from the mean to a control's score; the control must miss the bound.
 CONTROL_SHARE = 2 / 3
-LEAST_ROOM = 1.0  # points between mean and bound, since another CPU rounds differently
+LEAST_ROOM = 1.0  # fewest points from mean to bound, since another CPU rounds differently
 RecordsByCell = Mapping[str, Record]  # one run of the grid
 
 
@@ -34,10 +34,10 @@ def get_bound(
 ) -> float:
     """The lowest score expected of a healthy run, in points, rounded down to a tenth.
 
-    A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n). All `bounds` bounds of
-    a run share `HEALTHY_MISSES` (Bonferroni). If a seed of the cell's kind lay farther out, by
-    `tail` deviations, the bound widens to it. If a few seeds leave the bound too wide, it lies
-    `CONTROL_SHARE` of the way from the mean to the score of a `control`.
+    A new score deviates from the mean of n scores by noise * sqrt(1 + 1 / n). The `bounds` bounds
+    of a run share the chance `HEALTHY_MISSES` (Bonferroni). The bound is at least `tail` deviations
+    and `LEAST_ROOM` points below the mean. If few seeds make that too low, it is `CONTROL_SHARE` of
+    the way from the mean to the score of a `control`.
     """
     from tunegrid.gate.statistics import critical_value  # imports scipy
 
@@ -105,7 +105,7 @@ def _check_sharp(record: Record, bounds: Mapping[NoiseKey, float]) -> None:
 
 
 def get_bounds(noise: Noise, controls: Mapping[NoiseKey, float]) -> dict[NoiseKey, float]:
-    """The bounds of all cells and scores whose seeds were measured."""
+    """The bounds of all scores whose noise between seeds is known, by cell and score."""
     bounds = {}
     calibrated = noise.scores[SEEDS]
     for (cell, metric), [scores] in calibrated.items():
@@ -135,7 +135,7 @@ def cell_scores(grids: Sequence[RecordsByCell], cell: str, metric: str) -> list[
 
 
 def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> str:
-    """The text of the bounds file, which names the command that made it."""
+    """The text of the bounds file; its first line names the `command` that writes it."""
     lines = [
         f"# Written by `{command}`. Scores are points, 0-100.",
         "# A bound is the mean of the seeds minus a margin for the noise between seeds. "
@@ -177,13 +177,13 @@ def own_noise_toml(calibration: Calibration) -> str:
 
 
 def evidence(calibration: Calibration) -> list[str]:
-    """Describes where the figures come from: device, date, versions and seeds."""
+    """The lines of the `[evidence]` table: profile, date, device, versions and seeds."""
     firsts = [next(iter(grid.values())) for grid in calibration.seeds]
     return ["[evidence]", *origin(firsts[0]), f"seeds = {[record.seeds.seed for record in firsts]}"]
 
 
 def origin(first: Record) -> list[str]:
-    """The profile, date, device and versions of a record."""
+    """Lines with a record's profile, device and versions, and today's date."""
     device = (
         f"{first.device.name}, {first.device.threads} thread per process" if first.device else ""
     )

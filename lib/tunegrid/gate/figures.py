@@ -1,9 +1,9 @@
 """Judges a run's measurements other than losses and scores: memory, speed and instruments.
 
 The ledger of tensors is exact. Peaks and speed have relative margins and are compared only between
-similar machines. The bytes of a traced update are counted on a CPU, so any two CPUs are comparable.
-A run's JSON declares the figures of its instruments and names a file with their values for each
-cell and seed, so this module needs to know no instrument. Needs no torch.
+similar machines. On a CPU, the bytes of a traced update are counted, so any two CPUs are
+comparable. A run's JSON declares the figures of its instruments and names a file with their values
+for each cell and seed, so this module depends on no instrument. Needs no torch.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -47,7 +47,7 @@ def judge_figures(
     one_training: Collection[str],
     margins: Mapping[str, Mapping[str, float]],
 ) -> Iterator[Judgement]:
-    """Judges memory and speed, and the worst-judged figure of each instrument in the old run."""
+    """Judges memory and speed, and the old run's instruments, each by its worst-judged figure."""
     cost_margins = {**margins["memory"], **margins["speed"]}
     for cell, rows in cells.items():
         is_finished = all(record.finished for record in rows.records[0])
@@ -57,7 +57,7 @@ def judge_figures(
 
 
 def _costs(rows: Rows, margins: Mapping[str, float], is_finished: bool) -> Iterator[Judgement]:
-    """Judges the ledger and, for finished runs, also peaks, traced bytes and speed."""
+    """Judges the ledger, and for finished runs also peaks, traced bytes and speed."""
     before, after = rows.records[0]
     references = {name: [before] for name in LEDGER}
     if is_finished:
@@ -149,7 +149,7 @@ def unlike_machines(before: Record, after: Record) -> str:
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
-    """The most severe judgement on each instrument, among its figures whose `better` is set."""
+    """Yields each instrument's most severe judgement, among figures whose `better` is set."""
     old, new = zip(*rows.records, strict=True)
     before = load_frame(old, rows.old_path)
     after = load_frame(new, rows.new_path)
@@ -182,7 +182,7 @@ def _judge_figure(
     part: str,
     lines: pd.DataFrame,
 ) -> Judgement:
-    """Judges a figure by its paired rows, which move only by rounding if nothing changed."""
+    """Judges a figure by its rows, paired; if nothing changed, they differ only by rounding."""
     weights = lines.weight / lines.weight.mean()
     sign = 1 if figure.better == "higher" else -1
     gains = sign * weights * (lines.value_new - lines.value)

@@ -28,11 +28,11 @@ ONE_PROFILE = "judge one profile at a time"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A saved run: records by cell and seed, and the path of its file, with examples beside it."""
+    """A saved run: its records by cell and seed, and its file, next to the folder of examples."""
 
     records: Mapping[str, RecordsBySeed]
     path: Path | None = None
-    # Records that confirm or refute a drop, by the seed of that drop.
+    # Records that confirm or refute a drop, by cell and by the seed of that drop.
     confirming: Mapping[str, RecordsBySeed] = field(default_factory=dict)
     noise: Sequence[OwnNoise] = ()  # for users' cells that were calibrated
     doubt: str = ""  # why the file cannot be a baseline; else empty
@@ -105,11 +105,11 @@ def read_run(path: Path) -> Run:
 def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
     """Returns every verdict, missing cells first, otherwise in the study's order.
 
-    If `noise` is None, the gate uses the training noise of the suite and of the runs' own cells.
+    If `noise` is None, the gate uses the training noise of the suite and of users' own cells.
 
     Raises:
         InputError: if the runs are of two profiles, have no cell in common or scored different
-            test rows, or if the baseline cannot serve as one (`check_sound`).
+            test rows, if the new run holds no cell, or if the baseline fails `check_sound`.
     """
     margins = load_margins()
     tolerances = load_tolerances()
@@ -169,10 +169,10 @@ def _extra_cells(run: Run, reference: Run) -> list[Record]:
 
 
 def check_sound(baseline: Run) -> None:
-    """Raises InputError if a baseline's file was changed or is unsealed, or a cell failed an audit.
+    """Raises InputError if a baseline's file was changed or is unsealed, or a cell is not sound.
 
-    Figures from a failed audit do not belong to the method. Figures below a bound do, and a new run
-    with equally low figures misses the bound, too.
+    If an audit failed, the figures do not describe the method. Figures below a bound do, and a new
+    run with equally low figures misses the bound, too.
     """
     if baseline.doubt:
         fault = f"{baseline.path} {baseline.doubt}"
@@ -191,7 +191,7 @@ def check_sound(baseline: Run) -> None:
 
 
 def is_sound(record: Record) -> bool:
-    """Checks that no audit of a record failed and no figure of its first updates was wrong."""
+    """Checks that no audit failed, unless excused, and no figure of the first updates was wrong."""
     return record.status != "failed" and not failed_audit_names(record)
 
 
@@ -207,8 +207,8 @@ def _confirm(
     confirming: RecordsBySeed,
     judge: Callable[..., list[Judgement]],
 ) -> Judgement:
-    """Lets a second training run confirm a drop found at a single seed not in the baseline."""
-    # At equal seeds the change itself is what differs, and the mean of several seeds is reliable.
+    """Checks a drop at a single seed that the baseline lacks against a second training run."""
+    # Runs of equal seed differ only by the change, and the mean of several seeds is reliable.
     if drop.verdict is not Verdict.WORSE or drop.effect is None:
         return drop
     if len(rows.new) > 1 or rows.new.keys() & rows.old.keys():
@@ -233,9 +233,9 @@ def _confirm(
 
 
 def is_suspect(old: Run, record: Record) -> bool:
-    """Checks that a record alone is judged worse at a seed that the baseline lacks.
+    """Checks whether a record alone is judged worse at a seed that the baseline lacks.
 
-    A single record is suspect more often than the gate of all cells would find it worse.
+    The gate of all cells adjusts its p-values, so it finds fewer records worse.
     """
     try:
         judgements = gate(old.select([record.cell]), Run.make([record]))
@@ -245,7 +245,7 @@ def is_suspect(old: Run, record: Record) -> bool:
 
 
 def _rows(old: Run, new: Run) -> dict[str, Rows]:
-    """The paired runs of each cell that both runs have."""
+    """The records of each cell that both runs have."""
     rows = {}
     for cell, seeds in old.records.items():
         if cell in new.records:

@@ -31,7 +31,7 @@ RecordsBySeed = Mapping[int | None, Record]  # records of one cell
 
 
 class Verdict(StrEnum):
-    """A gate's verdicts, most severe first; a group of judgements has its most severe verdict."""
+    """A gate's verdicts, most severe first; a group of judgements takes its most severe one."""
 
     MISSING = "missing"
     WORSE = "worse"
@@ -73,9 +73,8 @@ class Judgement:
     # tested.
     p: float | None = None
     min_drop: float | None = None  # smallest drop that would be called worse four times in five
-    # Standard error from training noise; None if single rows were compared.
-    error: float | None = None
-    margin: float | None = None  # smallest change that counts, in points
+    error: float | None = None  # standard error of a score's effect; None for other figures
+    margin: float | None = None  # smallest change that counts, in the effect's units
     seeds: int = 1  # number of the cell's runs that were judged
     # For numerics, the number of first updates that the verdict rests on; None for a whole run.
     first_updates: int | None = None
@@ -101,7 +100,7 @@ class Judgement:
 
     @property
     def decides(self) -> bool:
-        """True if the cell's answer depends on it; scores other than the main one only if worse."""
+        """True if the cell's verdict depends on it; for a score, if it is the main one or worse."""
         if self.quantity in NEVER_FAILING:
             return False
         return (
@@ -168,7 +167,7 @@ def verdict_text(judgement: Judgement) -> str:
 
 
 def parse_kinds(text: str, known: Sequence[str] = COUNTED) -> tuple[str, ...]:
-    """The kinds that a run's exit code depends on; raises InputError for an unknown name."""
+    """Parses the kinds that an exit code depends on; raises InputError for an unknown name."""
     kinds = tuple(text.split(","))
     for kind in kinds:
         if kind not in known:
@@ -202,7 +201,7 @@ def main_scores(judged: Iterable[Judgement], *verdicts: Verdict) -> list[Judgeme
 
 
 def was_compared(judgement: Judgement) -> bool:
-    """Checks that something is known about how the figure changed."""
+    """Checks whether the figure was compared, even if the result is undecided."""
     if judgement.verdict is Verdict.CANNOT_TELL:
         return judgement.p is not None
     return judgement.verdict not in (Verdict.NOT_COMPARABLE, Verdict.NEW)
@@ -211,7 +210,8 @@ def was_compared(judgement: Judgement) -> bool:
 def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[str]:
     """The counted kinds of which no figure could be compared; for quality, no main score.
 
-    If nothing at all was compared, these are all counted kinds.
+    Kinds without judgements are left out, except speed and instruments. If no kind remains and
+    nothing was compared, all counted kinds are returned.
     """
     names = []
     for kind in KINDS:

@@ -7,11 +7,11 @@ other tolerances of numerics. Rounding in one module is rounded again in every l
 deepest module sets the bound. A figure is equal if it moved by less than the bound and by less than
 a tenth of the movement on the module's other side.
 
-Forward, the modules sought are the innermost ones whose output moved while all their input is
-equal, in the order in which they ended. Backward, starting from the end, they are those that
-received the first tensor whose gradient moved, while the gradient at their own output is equal. If
-no module received that tensor, the smallest such module around it is named. A module whose own
-weights get other gradients also counts.
+Forward, the first modules are the innermost ones whose output moved although their input is equal,
+in the order in which they ended. Backward, starting from the end, they are those that received the
+first tensor whose gradient moved, although the gradient at their own output is equal. If no module
+received that tensor, the smallest such module around it is named. A module also counts if the
+gradients of its weights moved but the gradient at its output did not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ Names = tuple[tuple[str, str, str], ...]  # modules, each with its class and lib
 
 
 class FirstModules(NamedTuple):
-    """The modules that changed first."""
+    """The first module that changed; `words` also counts those that changed likewise."""
 
     words: str = ""
     names: Names = ()
@@ -99,7 +99,7 @@ class Moved:
 
     @classmethod
     def measure(cls, old: Modules, new: Modules, phase: str) -> "Moved":
-        """Measures the movement between two records; infinite if a number is or was not finite."""
+        """Measures the movement between two records; infinite to or from a non-finite number."""
         before = old[old.phase == phase]
         calls = new[new.phase == phase]
         old_calls = before.drop_duplicates(CALL, keep="last").set_index(CALL)
@@ -184,9 +184,9 @@ def first_modules(
     *,
     backward: bool = False,
 ) -> FirstModules:
-    """The first modules that changed in a phase of the probe, if any.
+    """Finds the first module that changed in a phase of the probe, if any.
 
-    If `backward` is set and no output changed, they are found from the gradients.
+    If `backward` is set and the forward pass shows no change, gradients are compared.
     """
     movement = Moved.measure(old, new, phase)
     bound = tolerance["module_outputs"]

@@ -32,7 +32,7 @@ NOISE_FILE = THRESHOLDS / "noise.toml"
 SEEDS = "seeds"
 PERTURBED = "perturbed"
 ENOUGH = 30  # degrees of freedom that fix a standard deviation to within an eighth
-# Points by which a changed row moves, if not by 100. By BERTScore, no two texts are far apart. The
+# Points by which a changed row moves, if not by 100. BERTScore never rates two texts far apart. The
 # value is the mean square over the mean change of the rows that two seeds answer differently: 15.6
 # in 0.19's baseline, 17.4 today.
 STEPS = {"bertscore_f1": 15.6}
@@ -61,7 +61,7 @@ class Scale:
         return 100 * math.asin(math.sqrt((points + self.half) / (100 + 2 * self.half)))
 
     def shift(self, score: float, distance: float) -> float:
-        """The score, in points from 0 to 100, at this distance above another on the scale."""
+        """The score at this distance above another on the scale; only plain points leave 0-100."""
         if self.half == math.inf:
             return score + distance
         angle = min(max((self.position(score) + distance) / 100, 0.0), math.pi / 2)
@@ -162,7 +162,7 @@ class Noise:
         return [list(map(scale.position, group)) for group in self.scores[kind][cell, metric]]
 
     def residuals(self, kind: str, cell: str, metric: str) -> list[float]:
-        """The residuals of a cell's scores, scaled to a variance of 1; empty if all are equal."""
+        """A cell's residuals, scaled to a variance of 1; empty if the deviation is 0 or unknown."""
         unit = self.spreads.get((kind, cell, metric))
         if not unit or not unit.sd:
             return []
@@ -176,7 +176,7 @@ class Noise:
         return residuals
 
     def tail(self, cell: str, metric: str) -> float:
-        """How many deviations the worst seed of any cell of this kind lies below its mean."""
+        """The number of deviations by which this kind's worst seed is below its cell's mean."""
         lowest = 0.0
         for calibrated, score in self.scores[SEEDS]:
             if cell_kind(calibrated) == cell_kind(cell) and score == metric:
@@ -208,12 +208,12 @@ class Noise:
         return replace(own_spread, sd=max(own_spread.sd, spread.sd))
 
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
-        """A cell's own deviation; with fewer than `ENOUGH` draws, at least that of its kind.
+        """A cell's own deviation; below `ENOUGH` degrees of freedom, at least that of its kind.
 
-        A few draws may agree by chance, and for a new method only the kind's scores are known. The
-        degrees of freedom are the cell's own, since cells of a kind share the kind's and may be
-        compared with each other. The deviation is at least the resolution of the test rows at
-        `score`.
+        A few draws may agree by chance. A new method has only its kind's figures. Other cells keep
+        their own degrees of freedom, since cells of a kind share the kind's and may be compared
+        with each other. The deviation is at least the resolution of the test rows at `score`.
+        Returns None if the kind is unknown.
         """
         common = self.spreads.get((kind, cell_kind(cell), metric))
         if not common:
@@ -271,7 +271,7 @@ def load_noise(path: Path = NOISE_FILE, own: Sequence[OwnNoise] = ()) -> Noise:
 def load_own_noise(path: Path) -> list[OwnNoise]:
     """Loads the noise in a user's bounds file; raises InputError for a bad file.
 
-    Returns an empty list if there is no such file.
+    Returns an empty list if there is no such file or it holds no noise.
     """
     if not path.is_file():
         return []

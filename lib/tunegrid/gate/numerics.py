@@ -1,10 +1,10 @@
 """Judges whether the arithmetic of training changed between two records of one cell and seed.
 
-The first updates show a change before any score does, and without statistics, because they hardly
-amplify rounding, as later updates do. A later change shows in the smoothed loss curve and in the
-number of test rows whose predictions differ, which rounding rarely changes. Tolerances are
-measured. The figures of modules (`tunegrid.gate.modules`) name the module that changed but never
-decide, since they include what the model computes for padding, which may change without harm.
+The first updates show a change before any score does, and without statistics, because they amplify
+rounding far less than later updates. A later change shows in the smoothed loss curve and in the
+number of test rows whose predictions differ, since rounding rarely changes predictions. Tolerances
+are measured. The figures of modules (`tunegrid.gate.modules`) name the module that changed but
+never decide, since they include the model's values for padding, which may change without harm.
 """
 
 import math
@@ -177,7 +177,7 @@ def _gap(before: Any, after: Any) -> float:
 
 
 def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, Any] | None:
-    """Describes how a figure differs: by its largest gap if it is a norm, else by its first."""
+    """Describes a figure's gap: for norms the largest, else the first; None if within the limit."""
     before = before if isinstance(before, dict) else {"": before}
     after = after if isinstance(after, dict) else {"": after}
     is_norm = name in BY_GROUP
@@ -193,7 +193,7 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
 
 
 def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> tuple[float, Any]:
-    """The first gap that exceeds the limit, and its group."""
+    """The first gap that exceeds the limit, and its group; 0 and "" if there is none."""
     for group in before | after:
         gap = _gap(before.get(group), after.get(group))
         if gap > limit:
@@ -202,7 +202,7 @@ def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> t
 
 
 def _value_text(name: str, values: Mapping[str, Any], group: str) -> str:
-    """A group's value in words, which tell missing gradients from zero gradients."""
+    """A group's value in words; missing gradients and zero gradients read differently."""
     value = values.get(group)
     if name in ("probe_reached", "reached") and not value:
         return "none" if value is None else "0 (all are zeros)"
@@ -329,7 +329,7 @@ class Change(NamedTuple):
 
 def first_change(pair: Pair) -> Change | None:
     """The first stage that changed; None if all differences are rounding."""
-    # If losses and norms are equal before the optimizer's first step, only the optimizer can round.
+    # If losses and norms are equal before the optimizer's first step, only the optimizer rounds.
     early_figures = ("weights", "probe_gradients", "gradients")
     norms = [furthest(*pair.figures(name))[0] for name in early_figures]
     limits = {"probe_loss": pair.tolerance["first"], **pair.tolerance}
@@ -361,7 +361,7 @@ def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
         if not modules:
             return change
         first = first_modules(*modules, phase, pair.tolerance, backward=is_backward)
-    except InputError as error:  # modules only add names, so a damaged file costs no verdict
+    except InputError as error:  # modules only add names, so the verdict survives a damaged file
         return change._replace(words=f"{change.words}; no module is named: {error}")
     if not first.names:
         return change
@@ -498,7 +498,7 @@ def finite_losses(record: Record) -> list[float]:
 
 
 def arithmetic(record: Record) -> str:
-    """The arithmetic that determines rounding: the precision, after "nf4" if quantized."""
+    """The arithmetic that determines rounding: the precision, preceded by "nf4" if quantized."""
     precision = record.training.precision if record.training else "none"
     return f"nf4 {precision}" if record.recipe.quantization else precision
 

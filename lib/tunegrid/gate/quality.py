@@ -1,10 +1,10 @@
 """Judges whether scores got worse, with one judgement per bounded score of two runs.
 
 The difference of mean scores is compared with the training noise that applies
-(`tunegrid.gate.noise`), by a t-test on that noise's scale, with or without points by row. If no
-noise was calibrated, it is estimated from the seeds of the two runs. With one seed on each side, it
-is estimated from single rows, provided that both are the same training run up to rounding;
-otherwise nothing can be decided. The chance that a whole run of equal quality is called worse is at
+(`tunegrid.gate.noise`), by a t-test on its `Scale`; points by row are optional. If no noise was
+calibrated, it is estimated from the seeds of the two runs. With one seed on each side, it is
+estimated from single rows, provided that both are the same training run up to rounding; otherwise
+nothing can be decided. The chance that a whole run of equal quality is called worse is at
 most 5 %. Main scores get most of this chance, and all other scores share the rest.
 """
 
@@ -79,7 +79,7 @@ class Rows:
 
     @property
     def other_recipe(self) -> str:
-        """A clause on how some pair of an old and a new record differs in its recipe, or empty."""
+        """A clause on the first recipe difference of an old and a new record; empty if none."""
         clauses = (other_recipe(*pair) for pair in product(self.old.values(), self.new.values()))
         return next(filter(None, clauses), "")
 
@@ -87,7 +87,7 @@ class Rows:
     def points(self) -> list[tuple[RowPoints, RowPoints]]:
         """The pairs of points by row; empty if any are missing.
 
-        Raises InputError if two records scored different test rows.
+        Raises InputError if two records scored different test rows, or either scored none.
         """
         for before, after in self.records:
             check_rows(before, after)
@@ -113,7 +113,7 @@ class Rows:
         return gains
 
     def check_equal(self, judgement: Judgement) -> Judgement:
-        """Returns the judgement on a score, as *same* if score and rows are equal in each pair."""
+        """Returns the judgement on a score; *same* if scores and rows are equal in each pair."""
         metric = judgement.quantity
         if judgement.verdict is Verdict.NOT_COMPARABLE:
             return judgement
@@ -238,7 +238,7 @@ class Decision(NamedTuple):
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
 ) -> dict[NoiseKey, Decision]:
-    """Decides a run's effects, with p-values adjusted across the run's cells (Holm 1979)."""
+    """Decides on effects, adjusting p-values across main scores and across others (Holm 1979)."""
     decisions: dict[NoiseKey, Decision] = {}
     for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
         family = {}

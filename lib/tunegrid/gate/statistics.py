@@ -15,7 +15,7 @@ from tunegrid.gate.noise import POINT_SCALE, Scale
 
 ALPHA = 0.05
 POWER = 0.8
-TINY = 1e-300  # stands for an error of 0, to avoid dividing by it
+TINY = 1e-300  # replaces an error of 0, to avoid dividing by it
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -47,7 +47,7 @@ class Effect:
 
 
 def critical_value(alpha: float, df: float) -> float:
-    """The number of standard errors by which a healthy score falls too low with chance `alpha`.
+    """The number of standard errors below the mean that healthy scores pass with chance `alpha`.
 
     Gate and bounds both use it.
     """
@@ -75,8 +75,8 @@ def row_deviation(gains: Sequence[Array]) -> float:
     """The smallest plausible deviation of a run, in points, from row gains of similar runs.
 
     Without a change, rows gain as often as they lose, so the side that moved less shows the noise
-    of both. Twice the sum of its squares is the variance of the difference between two runs.
-    Rows that a change makes worse, or better, therefore do not count.
+    of both. Twice the sum of its squares is the variance of the difference between two runs. Rows
+    that a change makes worse (or better) are on the other side and do not count.
     """
     variances = []
     for sign in (1, -1):
@@ -92,7 +92,7 @@ def by_rows(gains: Array) -> Effect:
 
 
 def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float, float]:
-    """A sum over rows per item and its 95 % interval, from a linearized ratio and a normal mean."""
+    """The ratio of two sums over rows, and its 95 % interval (linearized, with a normal mean)."""
     totals = np.asarray(sums, float)
     sizes = np.asarray(counts, float)
     value = float(totals.sum() / sizes.sum())

@@ -1,8 +1,8 @@
 """Holds the limits that gate and bounds compare figures with, each with its reason.
 
 `margins.toml` and the constants here are set by hand. Bounds (`quick.toml` and the like),
-`noise.toml` and `numerics.toml` (how far rounding reaches) are measured, and name the runs that
-they rest on.
+`noise.toml` and `numerics.toml` (the largest effects of rounding) are measured, and describe the
+runs behind them.
 """
 
 import tomllib
@@ -23,11 +23,11 @@ TOLERANCES = THRESHOLDS / "numerics.toml"
 LAB_CALIBRATE = "python -m tunegrid.lab calibrate"
 OWN_CALIBRATE = "tunegrid calibrate"
 
-# Share of the largest group's or module's norm that replaces any smaller norm, which has no digits
-# to compare.
+# A norm below this share of the largest group's or module's norm has no digits to compare, so it
+# counts as this share.
 SMALL_NORM = 1e-3
-# Share of the movement on a module's other side below which a figure is equal, since slow growth
-# crosses any bound.
+# A module's figure is equal only if it moved by less than this share of the movement on the
+# module's other side, since a movement that grows slowly crosses any bound.
 TENTH = 0.1
 # Points of a mean BERTScore. Another CPU moves it by 4e-7, a change of one text in 200 by 5e-4.
 BERTSCORE_ROUNDING = 1e-5
@@ -59,7 +59,7 @@ TOLERATED = (
 
 
 def bounds_file(grid_file: Path, profile: str) -> Path:
-    """The bounds file for a user's cells, for example sst2.quick.toml beside sst2.py."""
+    """The bounds file for a user's cells, for example sst2.quick.toml next to sst2.py."""
     return grid_file.with_suffix(f".{profile}.toml")
 
 

@@ -1,10 +1,10 @@
-"""Instruments measure more of a trained cell; `--ask=ID,ID` adds their figures to its record.
+"""Defines instruments, extra measurements of a trained cell that `--ask=ID,ID` adds to its record.
 
-An instrument is a file in this folder that is named in `LISTED`. Users add their own in a `--grid`
-file with `grid.add_instrument`. An instrument returns lines made by `tidy`, which hold a figure for
-a part of the cell or for each row of that part. Rows are anything that two runs can pair, such as
-test rows, texts or layers. `--ask` imports this module, but the instruments themselves are imported
-only when a cell is measured.
+The built-in instruments are the modules of this package that `LISTED` names. Users add their own in
+a `--grid` file with `grid.add_instrument`. An instrument returns lines made by `tidy`, which hold a
+figure for a part of the cell or for each row of that part. Rows are anything that two runs can
+pair, such as test rows, texts or layers. Importing this package does not import the instruments,
+which are imported when a cell is measured.
 """
 
 from abc import ABC, abstractmethod
@@ -66,7 +66,7 @@ class Instrument(ABC):
         """
 
     def objections(self, figures: "pd.DataFrame") -> Iterable[str]:
-        """Sentences on figures that make the cell fail."""
+        """Sentences about figures that fail the cell."""
         return ()
 
 

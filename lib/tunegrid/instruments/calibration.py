@@ -1,4 +1,4 @@
-"""Does a model know when it is right? Measures confidences and hits, and fits a temperature.
+"""Measures how well a model's confidences match its hits, and fits a temperature.
 
 A hit is a correct prediction. The confidence of a prediction is the probability that the model
 gives it. ECE is the mean distance between confidence and share of hits over bins (Guo et al. 2017,
@@ -27,7 +27,7 @@ from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.evaluate import Evaluation
 
 HITS = ("accuracy", "exact_match")  # scores that are 100 for each correct row and 0 for others
-FITTED = 384  # validation rows that are predicted to fit the temperature, a single number
+FITTED = 384  # most validation rows used to fit the temperature, which is a single number
 BINS = 15
 WINDOWS_AT_ONCE = 128  # windows whose spans are summed in one batch
 SURE = 1e-12  # the smallest probability, so a sure miss costs 27.6 nats, not infinity
@@ -58,12 +58,12 @@ class ModelCalibration(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Rejects cells that generate text, which is neither a hit nor a miss."""
+        """Raises NotAskedError if the cell generates text, which is neither a hit nor a miss."""
         if cell.cell.recipe.generation:
             raise NotAskedError("generated texts are neither hits nor misses")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Measures test rows, and the validation rows that the temperature is fitted on."""
+        """Measures test rows and validation rows; the temperature is fitted on the latter."""
         assert cell.splits, "the cell was scored"
         assert cell.evaluation, "the same"
         test = forecasts(cell, cell.evaluation)

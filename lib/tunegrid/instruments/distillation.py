@@ -1,4 +1,4 @@
-"""Does SFT help as a teacher? Retrains the cell from the same start, on the same rows, with SFT.
+"""Retrains a cell with SFT as its teacher, from the same start and on the same rows.
 
 The loss is (1 - ALPHA) x task loss + ALPHA x T^2 x KL(teacher || student), with both softmaxes at
 temperature T (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network"). The
@@ -39,7 +39,7 @@ class Distillation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Rejects cells whose answer format differs from SFT's."""
+        """Raises NotAskedError if the cell's answer format differs from SFT's."""
         head = cell.cell.head
         sft_head = cell.sft.head
         if (head.layout, head.new_token) != (sft_head.layout, sft_head.new_token):

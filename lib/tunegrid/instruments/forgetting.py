@@ -1,9 +1,9 @@
-"""Does training make the backbone forget? Measures its pretraining loss on texts of other tasks.
+"""Measures what a backbone forgets: its pretraining loss on texts of other tasks.
 
-The checkpoint is loaded as the pretrained model, whose backbone is then replaced by the cell's,
+The checkpoint is loaded as the pretrained model. Its backbone is then replaced by the cell's,
 adapters included. A head that the cell lacks, such as BERT's for masked tokens, comes from the
-checkpoint. The hidden tokens of a text are drawn once, so losses before and after training differ
-only because of the backbone.
+checkpoint. Texts and hidden tokens are drawn with a fixed seed, so losses before and after training
+differ only because of the backbone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +30,8 @@ from tunegrid.run.evaluate import eval_precision
 from tunegrid.runs.examples import row_id
 
 TEXT_SEED = 0  # draws texts and hidden tokens, identically for all cells and training seeds
-MOST_TEXTS = 128  # texts of each task
-LENGTH = 128  # tokens of a text that are used
+MOST_TEXTS = 128  # most texts of each task
+LENGTH = 128  # most tokens of a text that are used
 HIDDEN_SHARE = 0.15  # share of tokens that are hidden, as for BERT and T5
 SPAN = 3  # T5's mean length of a hidden span, in tokens
 TEXTS_AT_ONCE = 32
@@ -88,7 +88,7 @@ class Forgetting(Instrument):
         return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
-        """Objects if a frozen backbone changed, a trained one did not, or a loss is not finite."""
+        """Objects if a loss is not finite, a frozen backbone's changed or a trained one's did not."""
         changes = figures[figures.figure == "change"].value
         trains = bool(figures[figures.figure == "trains"].value.item())
         if not (changes - changes == 0).all():
@@ -185,7 +185,7 @@ def pretraining_model(cell: TrainedCell) -> Any:
 
 
 def own_modules(whole: Any, tuned: Any) -> dict[str, nn.Module]:
-    """The cell's modules, by name, that the pretrained model has too; for BERT2BERT, the encoder.
+    """The cell's modules by their names in the pretrained model; BERT2BERT has only the encoder.
 
     Raises NotAskedError if the models have no module in common.
     """
@@ -253,7 +253,7 @@ def _count(ids: Sequence[int]) -> int:
 
 
 def _nats(cell: TrainedCell, model: Any, hidden: Sequence[Hidden]) -> list[float]:
-    """The nats of each text; a token that the cell added is excluded from the softmax."""
+    """The loss of each text in nats; the softmax excludes a token that the cell added."""
     tokenizer = cell.codec.tokenizer
     new_token = cell.cell.head.new_token
     new_id = tokenizer.convert_tokens_to_ids(new_token) if new_token else None

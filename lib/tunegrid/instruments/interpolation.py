@@ -1,11 +1,11 @@
-"""What lies between a trained cell and SFT? Scores models of (1 - a) x the cell + a x SFT.
+"""Scores models between a trained cell and SFT, with weights (1 - a) x the cell's + a x SFT's.
 
-Both models train from one checkpoint at one seed. An adapter is merged first, onto its base's
-unpacked numbers if that base is packed. Validation rows select the best share between the ends, and
-only this share and the ends are scored on test rows. The gain is the best share's points minus the
-points of the end that is better on validation rows. The barrier is the largest drop of validation
-points below the straight line between the ends (Frankle et al. 2020, "Linear Mode Connectivity and
-the Lottery Ticket Hypothesis").
+Both models train from one checkpoint at one seed. An adapter is merged first; a base that is packed
+to 4 bits is unpacked (dequantized) for this. Validation rows select the best share between the
+ends, and only this share and the ends are scored on test rows. The gain is the best share's points
+minus the points of the end that is better on validation rows. The barrier is the largest drop of
+validation points below the straight line between the ends (Frankle et al. 2020, "Linear Mode
+Connectivity and the Lottery Ticket Hypothesis").
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,14 +43,14 @@ class Interpolation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Rejects cells whose head differs from SFT's, since no line connects them."""
+        """Raises NotAskedError if the head differs from SFT's, since no line connects them."""
         head = cell.cell.head.architecture
         sft_head = cell.sft.head.architecture
         if cell.cell.head != cell.sft.head:
             raise NotAskedError(f"its head is {head}, and that of SFT is {sft_head}")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Trains SFT and returns points along the line."""
+        """Trains SFT and returns points along the line between the cell and SFT."""
         model = merged_model(cell)
         first = copy_state(model)
         second = copy_state(cell.train_other(cell.sft))

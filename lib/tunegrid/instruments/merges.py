@@ -1,10 +1,10 @@
-"""Which merge matches an adapter that was trained over a packed base? Compares three merges.
+"""Compares three merges of an adapter that was trained over a base packed to 4 bits.
 
 The reference is the trained adapter, saved and loaded over its packed base. If the adapter is
 merged into that base, the layers are packed again. If it is merged onto the base's unpacked
 numbers, nothing is packed. If it is merged onto the checkpoint, each layer is off by the rounding
-of packing. Each layer of a merge is compared with the adapter's layer over the same base, so
-forgotten layers show. The base is identified by its weights.
+of packing. Each layer of a merge is compared with the adapter's layer over the same base, which
+shows layers that the merge missed. The base is identified by its weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ SAMPLED_ROWS = 16  # test features whose logits are compared
 # unpacked to one of sixteen levels each, and the checkpoint's numbers, which pack to the same bits.
 BaseKind = Literal["packed", "unpacked", "original"]
 ANY: frozenset[BaseKind] = frozenset(("packed", "unpacked", "original"))
-# A checkpoint's numbers may also lie on the levels.
+# A checkpoint's numbers may all be levels, too.
 EITHER: frozenset[BaseKind] = frozenset(("unpacked", "original"))
 Call = tuple[Tensor, Tensor]  # a layer's input and output
 # "packed" comes second because its layers are compared with those of the unpacked merge.
@@ -67,7 +67,7 @@ class Merges(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Rejects cells whose base is not packed, because their merges are all equal."""
+        """Raises NotAskedError if the base is not packed, because all merges are then equal."""
         if cell.cell.quantization is None:
             raise NotAskedError("its base is not packed")
 
@@ -97,7 +97,7 @@ class Merges(Instrument):
 
 
 class _Merging:
-    """The merges of one cell, whose saved adapter lies in a temporary folder."""
+    """The merges of one cell's adapter, which is saved in a temporary folder."""
 
     def __init__(self, cell: TrainedCell, folder: Path) -> None:
         """Saves the adapter, and scores it over its packed base."""
@@ -108,7 +108,7 @@ class _Merging:
         self.served = cell.score(cell.test_rows, served)
         self.rows = sample(self.served.features, SAMPLED_ROWS)
         self.logits = self._logits(served)
-        self._packed_again: dict[str, Tensor] = {}  # bytes of correct unpacked merges
+        self._packed_again: dict[str, Tensor] = {}  # by layer, bytes of a correct unpacked merge
 
     def served_lines(self) -> Iterator[pd.DataFrame]:
         """Yields the lines of the reference, the unmerged adapter."""
@@ -188,7 +188,7 @@ class _Merging:
     def _check_layers(self, merged: Any, calls: Mapping[str, Call]) -> dict[str, bool]:
         """Checks, layer by layer, whether the merge computes what the adapter computed.
 
-        Layers that are packed again are compared by their bytes.
+        The bytes of layers that are packed again are compared with those of the unpacked merge.
         """
         layers = {name: merged.get_submodule(name) for name in calls}
         packs = {}
@@ -206,7 +206,7 @@ class _Merging:
         return checks
 
     def _bytes(self, merged: Any) -> dict[str, Tensor]:
-        """The bytes of merged layers that the base holds packed; other weights are packed first."""
+        """The bytes of merged 4-bit layers by name; unpacked weights are packed like the base's."""
         adapted = wrappers(self.cell.model)
         numbers = {}
         for name, layer in packed_layers(self.cell.model).items():
@@ -288,7 +288,7 @@ def _kinds(packed_layer: Any, layer: Any) -> frozenset[BaseKind]:
 def single_base(bases: frozenset[BaseKind]) -> BaseKind | None:
     """The single kind of base in a set; None if the set is empty or ambiguous.
 
-    If all numbers lie on the levels, the base counts as unpacked.
+    If all numbers are levels, the base counts as unpacked.
     """
     if bases == EITHER:
         return "unpacked"

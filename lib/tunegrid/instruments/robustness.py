@@ -1,11 +1,10 @@
-"""Is a trained cell robust? Scores rows with shifts, some of which change the right answer.
+"""Scores a trained cell on shifted rows; some shifts change the right answer.
 
 Text in use differs from training text in typos, short forms and names (CheckList, Ribeiro et
 al. 2020). A shift is a pure function of a task, a row and a generator, and it supplies the right
-target. Most shifts keep the target; the start of an answer moves with the text before it. Other
-shifts turn the target (contrast sets, Gardner et al. 2020), but only where the new target is known.
-No shift depends on a particular data set. A row with nothing to change is returned unchanged and
-keeps its points.
+target. Some shifts keep the target; the start of an answer moves with the text before it. Others
+turn the target (contrast sets, Gardner et al. 2020), but only where the new target is known. No
+shift requires a particular data set. A row with nothing to change is returned unchanged.
 """
 
 import re
@@ -34,7 +33,7 @@ Tokens = list[list[list[int]]]  # token ids by row and feature
 
 
 class Robustness(Instrument):
-    """Points on changed rows, whose right answers stay the same or turn."""
+    """Points on changed rows; some shifts keep the right answers, others change them."""
 
     id = "robustness"
     question = (
@@ -102,8 +101,8 @@ class Robustness(Instrument):
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
         """Yields sentences on points that change without reason and on answers that do not turn.
 
-        Turns are not judged if training was cut short, because the model may not have learned the
-        decisive words.
+        Turns are not judged if the profile changes the recipe or limits the training rows, because
+        the model may not have learned the decisive words.
         """
         groups = figures.groupby(["figure", "part"], sort=False).value
         means = groups.mean()
@@ -126,7 +125,7 @@ class Robustness(Instrument):
 
 
 def row_tokens(cell: TrainedCell, rows: Sequence[Row]) -> Tokens:
-    """The ids of the tokens that the model reads from each row, by feature."""
+    """The ids of the tokens that the model reads, by row and feature."""
     tokens: Tokens = [[] for _ in rows]
     for feature in cell.codec.encode(rows, training=False):
         tokens[feature.example].append(feature.input_ids)
@@ -141,7 +140,7 @@ def twin_lines(
     changed: Sequence[int],
     names: Sequence[str],
 ) -> Iterator[pd.DataFrame]:
-    """Yields lines for rows whose twin has another answer, and for these twins.
+    """Yields lines for rows whose twin has another right answer, and for these twins.
 
     Twins of incorrectly answered rows are omitted.
     """
@@ -302,8 +301,8 @@ def _match_case(word: str, new_word: str) -> str:
     return new_word
 
 
-# A distracting sentence (AddSent, Jia and Liang 2017) has the question's words about another person
-# or thing, and an answer of the same kind
+# A distracting sentence (AddSent, Jia and Liang 2017) repeats the question's words about another
+# person or thing, with an answer of the same kind
 
 WOMENS_NAMES = (
     "anna|bella|clara|diana|ella|fiona|helen|irene"  # part of a pattern

@@ -1,6 +1,7 @@
 """Defines the `TrainedCell` that instruments measure, and `Questions`, which runs instruments.
 
-Instruments run in evaluation mode and without gradients. Their errors are caught and recorded.
+Instruments run in evaluation mode and without gradients, except while they train another cell.
+Their errors are caught and recorded.
 """
 
 import traceback
