@@ -213,7 +213,6 @@ class Noise:
         A few draws may agree by chance. A new method has only its kind's figures. Other cells keep
         their own degrees of freedom, since cells of a kind share the kind's and may be compared
         with each other. The deviation is at least the resolution of the test rows at `score`.
-        Returns None if the kind is unknown.
         """
         common = self.spreads.get((kind, cell_kind(cell), metric))
         if not common:

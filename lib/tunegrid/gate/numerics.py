@@ -193,7 +193,7 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
 
 
 def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> tuple[float, Any]:
-    """The first gap that exceeds the limit, and its group; 0 and "" if there is none."""
+    """The first gap that exceeds the limit, and its group."""
     for group in before | after:
         gap = _gap(before.get(group), after.get(group))
         if gap > limit:

@@ -4,8 +4,8 @@ The difference of mean scores is compared with the training noise that applies
 (`tunegrid.gate.noise`), by a t-test on its `Scale`; points by row are optional. If no noise was
 calibrated, it is estimated from the seeds of the two runs. With one seed on each side, it is
 estimated from single rows, provided that both are the same training run up to rounding; otherwise
-nothing can be decided. The chance that a whole run of equal quality is called worse is at
-most 5 %. Main scores get most of this chance, and all other scores share the rest.
+nothing can be decided. The chance that a whole run of equal quality is called worse is at most 5 %.
+Main scores get most of this chance, and all other scores share the rest.
 """
 
 import math

@@ -3,8 +3,7 @@
 The built-in instruments are the modules of this package that `LISTED` names. Users add their own in
 a `--grid` file with `grid.add_instrument`. An instrument returns lines made by `tidy`, which hold a
 figure for a part of the cell or for each row of that part. Rows are anything that two runs can
-pair, such as test rows, texts or layers. Importing this package does not import the instruments,
-which are imported when a cell is measured.
+pair, such as test rows, texts or layers. Instruments are imported only when a cell is measured.
 """
 
 from abc import ABC, abstractmethod

@@ -63,7 +63,7 @@ class ModelCalibration(Instrument):
             raise NotAskedError("generated texts are neither hits nor misses")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Measures test rows and validation rows; the temperature is fitted on the latter."""
+        """Measures test rows, and the validation rows that the temperature is fitted on."""
         assert cell.splits, "the cell was scored"
         assert cell.evaluation, "the same"
         test = forecasts(cell, cell.evaluation)

@@ -88,7 +88,7 @@ class Forgetting(Instrument):
         return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
-        """Objects if a loss is not finite, a frozen backbone's changed or a trained one's did not."""
+        """Objects to losses that are not finite, change if frozen, or stay equal if trained."""
         changes = figures[figures.figure == "change"].value
         trains = bool(figures[figures.figure == "trains"].value.item())
         if not (changes - changes == 0).all():

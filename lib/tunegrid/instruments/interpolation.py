@@ -50,7 +50,7 @@ class Interpolation(Instrument):
             raise NotAskedError(f"its head is {head}, and that of SFT is {sft_head}")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Trains SFT and returns points along the line between the cell and SFT."""
+        """Trains SFT and returns points along the line."""
         model = merged_model(cell)
         first = copy_state(model)
         second = copy_state(cell.train_other(cell.sft))

@@ -33,7 +33,7 @@ Tokens = list[list[list[int]]]  # token ids by row and feature
 
 
 class Robustness(Instrument):
-    """Points on changed rows; some shifts keep the right answers, others change them."""
+    """Points on changed rows, whose right answers stay the same or turn."""
 
     id = "robustness"
     question = (
