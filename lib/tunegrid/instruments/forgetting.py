@@ -88,7 +88,7 @@ class Forgetting(Instrument):
         return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
-        """Objects to losses that are not finite, change if frozen, or stay equal if trained."""
+        """Objects if a loss is not finite, or changes if and only if the backbone is frozen."""
         changes = figures[figures.figure == "change"].value
         trains = bool(figures[figures.figure == "trains"].value.item())
         if not (changes - changes == 0).all():
