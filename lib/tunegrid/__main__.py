@@ -16,6 +16,7 @@ COMMANDS = {
         "it runs at once"
     ),
     "calibrate": "measure bounds for your own cells: train them with a few seeds",
+    "fetch": "download weights and rows of full-size cells, for runs without a network",
     "page": "write a run as one HTML file, next to older runs",
     "export": "write runs as one table, for pandas or DuckDB",
     "merge": "make one run of several, or of a killed session's journal; --baseline for a baseline",

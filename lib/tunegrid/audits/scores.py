@@ -22,10 +22,11 @@ from tunegrid.codecs.features import get_lengths
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row, answer_texts, context, stitch
 from tunegrid.grid.methods import Answer, Measured
+from tunegrid.grid.recipes import EVAL_BATCH
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.record.checks import BERTSCORE, POINTS, score_faults
 from tunegrid.run.device import autocast
-from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
+from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.metrics import (
     METRICS,
     TELLING,

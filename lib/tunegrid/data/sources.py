@@ -257,7 +257,7 @@ def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str
         for split, paths in split_files(task, root).items():
             by_name[split] = _read(task, paths, first=first)
     elif not first:
-        by_name = _hub_tables(task)
+        by_name = hub_tables(task)
     for split, table in by_name.items():
         missing_columns = [name for name in task.hub_columns if name not in table.names]
         if len(table) and missing_columns:
@@ -522,7 +522,8 @@ def _separator(task: Task, path: Path) -> str:
     return separator
 
 
-def _hub_tables(task: Task) -> dict[str, Table]:
+def hub_tables(task: Task) -> dict[str, Table]:
+    """Loads the hub's splits by name; raises InputError if the hub does not give them."""
     import datasets
 
     try:

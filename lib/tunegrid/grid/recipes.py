@@ -561,6 +561,10 @@ FULL_CAPS: Mapping[str, Caps] = {
     "sum": Caps(train=50_000, validation=500, test=2_000),
 }
 
+# Features per batch when scoring; large, because no gradients are kept and sorting leaves little
+# padding.
+EVAL_BATCH = 64
+
 FULL_PROFILE = Profile(id="full", caps=FULL_CAPS, feature_cache=CACHE / "features")
 # Two updates are traced, a third warms up, and twenty are measured (ten on a CPU).
 FOOTPRINT_PROFILE = Profile(id="footprint", random_weights=True, max_steps=23)

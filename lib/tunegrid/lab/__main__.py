@@ -10,6 +10,7 @@ COMMANDS = {
         "train a grid with several seeds and write its bounds, "
         "its training noise and its tolerances"
     ),
+    "costs": "compare the hours and GiB that `--list-cells` predicts with trained cells",
     "false_alarms": "count false alarms on healthy runs: judges saved grids",
     "seal": "seal runs of earlier versions as they are, so that they can be baselines",
     "mutants": "change random lines of libraries, and count what the suite sees",

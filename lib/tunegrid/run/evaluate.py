@@ -15,14 +15,13 @@ from tunegrid.codecs.features import get_features, get_lengths
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.recipes import Precision
+from tunegrid.grid.recipes import EVAL_BATCH, Precision
 from tunegrid.record.record import EvaluationRecord
 from tunegrid.run.device import DoesNotFit, autocast, check_memory, free_memory, resolve_precision
 from tunegrid.run.meter import Progress
 from tunegrid.run.metrics import Metrics, score_rows
 from tunegrid.run.ranks import ALONE, Ranks
 
-EVAL_BATCH = 64  # features; large, because no gradients are kept and sorting leaves little padding
 # The most tokens per batch on a CPU, including padding. Larger batches gain nothing there, and the
 # longest rows differ much in length.
 ROOM = 2048

@@ -7,7 +7,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.features import epoch_batches
-from tunegrid.run.evaluate import EVAL_BATCH, evaluate
+from tunegrid.grid.recipes import EVAL_BATCH
+from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics, Scored
 from tunegrid.tests.small import CPU, fine_tuner, get_codec, quick_cell, read_rows, silent, still
 

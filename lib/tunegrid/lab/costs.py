@@ -1,0 +1,73 @@
+"""Compares what `--list-cells` predicts for cells with what their training took.
+
+The footprints must come from the device that trained the cells. Prints a Markdown table.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from tunegrid.errors import InputError
+from tunegrid.record import Record
+from tunegrid.report.costs import estimate, read_footprints
+from tunegrid.runs.files import read_list
+
+COLUMNS = (
+    "cell",
+    "seed",
+    "updates",
+    "hours, predicted",
+    "hours, measured",
+    "of the high end",
+    "GiB, predicted",
+    "GiB, measured",
+)
+
+
+def cost_rows(
+    records: Iterable[Record], footprints: Mapping[str, Record]
+) -> Iterator[tuple[str, ...]]:
+    """Yields a row per trained record that has a footprint.
+
+    Measured memory is that of the phase in which the cell trains: on a CPU the whole process, on a
+    GPU the allocator's peak. Raises InputError if another device measured the footprint.
+    """
+    for record in records:
+        footprint = footprints.get(record.cell)
+        training, data, memory = record.training, record.data, record.memory
+        if not (footprint and training and data and memory):
+            continue
+        names = [part.device.name if part.device else "" for part in (record, footprint)]
+        if len(set(names)) > 1:
+            raise InputError(f"{record.cell} trained on {names[0]}, its footprint on {names[1]}")
+        predicted = estimate(record.recipe, data.rows, footprint, measured=True)
+        hours = training.seconds / 3600
+        span = predicted.hours.get(names[0])
+        phase = memory.phases.get("train")
+        gib = phase and (phase.allocated_peak_gib or phase.rss_peak_gib)
+        yield (
+            record.cell,
+            str(record.seeds.seed),
+            f"{training.updates} of {predicted.updates}",
+            "-".join(f"{end:.2f}" for end in span) if span else "-",
+            f"{hours:.2f}",
+            f"{100 * hours / span.high:.0f} %" if span else "-",
+            f"{predicted.gib:.2f}" if predicted.gib else "-",
+            f"{gib:.2f}" if gib else "-",
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; return 0."""
+    parser = argparse.ArgumentParser(prog="python -m tunegrid.lab costs", description=__doc__)
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN.json", help="runs of trained cells")
+    text = "the same device's footprints of these cells"
+    add("--footprint", type=Path, required=True, metavar="RUN.json", help=text)
+    options = parser.parse_args(arguments)
+    footprints = read_footprints(options.footprint)
+    lines = [COLUMNS, ("---",) * len(COLUMNS)]
+    for path in options.runs:
+        lines += cost_rows(read_list(path), footprints)
+    print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return 0
