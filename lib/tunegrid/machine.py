@@ -62,7 +62,7 @@ CODE_FILE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # files that Python
 def cpu_name() -> str:
     """The CPU's model name on Linux, else its architecture.
 
-    Adds AMX, if present, which no model name reveals, and the `INSTRUCTIONS` variables that are set.
+    Adds AMX, which no model name reveals, and the `INSTRUCTIONS` variables, each if present.
     """
     name = cpu_field("model name") or platform.machine()
     units = " with AMX" if "amx_bf16" in cpu_field("flags").split() else ""
