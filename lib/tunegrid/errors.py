@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; text quoted from a file cannot affect the terminal.
+    """The first nonempty line of an error's message, safe to print on a terminal.
 
     If the message is empty or unavailable, returns the name of the exception's type.
     """

@@ -4,7 +4,7 @@ This module does not import pytest.
 
 The waiting process holds a lock, which the system releases however the process ends. A session
 started this way waits for the lock in a thread (`end_with_launcher`) and ends once it gets the
-lock. So do ranks, whose parent is torchrun.
+lock. Ranks do the same; torchrun starts them.
 """
 
 import fcntl

@@ -1,6 +1,6 @@
 """Facts about this machine, gathered without torch, and helpers for files on its disk.
 
-The facts are processors, threads, memory, GPUs and library versions.
+The facts are processors, threads, GPUs and library versions.
 """
 
 import base64
@@ -62,7 +62,7 @@ CODE_FILE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # files that Python
 def cpu_name() -> str:
     """The CPU's model name on Linux, else its architecture.
 
-    AMX, which no model name reveals, and the `INSTRUCTIONS` variables that are set are appended.
+    Adds AMX, which no model name reveals, and the `INSTRUCTIONS` variables, each if present.
     """
     name = cpu_field("model name") or platform.machine()
     units = " with AMX" if "amx_bf16" in cpu_field("flags").split() else ""
@@ -234,7 +234,7 @@ def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
 
 
 def _last_change(stat: os.stat_result) -> float:
-    """The time of a file's last change; mtime alone is not enough, as an edit can reset it."""
+    """The time of a file's last change; mtime alone is not enough, since a program can reset it."""
     return max(stat.st_mtime, stat.st_ctime)
 
 
@@ -246,7 +246,7 @@ def file_hash(path: Path) -> str:
 
 
 def is_special(path: Path) -> bool:
-    """Checks that a path is a device, a pipe, a socket or this process's output.
+    """Checks whether a path is a device, a pipe, a socket or this process's output.
 
     Raises OSError if links form a circle.
     """
@@ -307,7 +307,7 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def _locked_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder beside `target`, locked while this process lives and removed on exit.
+    """Yield a new folder next to `target`, locked while this process lives and removed on exit.
 
     The lock is on the folder, since a library may replace the file that it is told to write.
     """
@@ -390,7 +390,7 @@ def _user_cache() -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that a command was asked for; raises InputError if it cannot be written."""
+    """Write a text file, whole or not at all; raises InputError if it cannot be written."""
     try:
         with replace_file(path) as new_file:
             new_file.write_text(text, encoding="utf-8")

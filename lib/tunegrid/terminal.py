@@ -1,6 +1,7 @@
 """Makes text from files, models and libraries safe to show.
 
-Terminals and CI systems obey nothing in the result, and no path reveals whose machine it is from.
+After `defuse`, nothing in the text controls a terminal or a CI system. After `strip_places`, no
+path reveals whose machine it is from.
 """
 
 import re

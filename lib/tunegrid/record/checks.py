@@ -13,7 +13,7 @@ BERTSCORE = ("bertscore_precision", "bertscore_f1", "bertscore_recall")
 
 
 def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0) -> list[str]:
-    """Sentences on mean scores, in points, that no set of predictions can reach.
+    """Sentences on mean scores, in points, that are not numbers or that no predictions can reach.
 
     `empty_answers` is the number of exact-match points that may come from answers without words.
     Under SQuAD v1.1's rules, "a" and "the" both normalize to nothing, so they match exactly but
@@ -128,7 +128,7 @@ PART_AUDITS = {
 
 
 def contradictions(record: Record) -> Iterator[str]:
-    """Yields sentences on faults that honest code may cause; seals reveal tampering."""
+    """Yields sentences on contradictions that a bug may cause; seals reveal tampering."""
     confirms = record.seeds.confirms
     if confirms is not None and record.seeds.seed != confirms + CONFIRMING:
         expected = f"the seed that confirms seed {confirms} is {confirms + CONFIRMING}"

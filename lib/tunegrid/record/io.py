@@ -40,7 +40,7 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any], source: str = "", *, is_old: bool = False) -> Record:
-    """Reads the record in a row's `extra_info`; an old record (`is_old`) may lack audits.
+    """Reads the record in a row's `extra_info`; `is_old` skips the check for contradictions.
 
     Raises InputError, which names the file (`source`), cell, field and fault.
     """

@@ -2,7 +2,8 @@
 
 Files hold a record as the `extra_info` of a pytest-benchmark row. `tunegrid export --schema` prints
 the fields' descriptions and bounds and the docstrings of the parts. Scores are points from 0 to
-100. Names include units. None (null in JSON) means that a figure was not measured.
+100. Field names include units. None (null in JSON) means that a figure was not measured, unless the
+field's description says otherwise.
 """
 
 import math
@@ -87,7 +88,7 @@ class RecipeRecord(Hyperparameters, Part):
 
 
 class Limits(Part):
-    """The most rows that are used of each split; null means all rows."""
+    """The maximum number of rows used from each split; null means all rows."""
 
     train_rows: Positive | None
     validation_rows: Positive | None
@@ -297,7 +298,7 @@ class EvaluationRecord(Part):
 class ExamplesRecord(Part):
     """The Parquet file with each test row's points and prediction, and the hash of the rows.
 
-    The file lies in the folder `examples` next to the run.
+    The file is in the folder `examples` next to the run.
     """
 
     file: Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
@@ -340,7 +341,7 @@ class InstrumentRecord(Part):
 
 
 class Phase(Part):
-    """Time, memory peaks and energy of one phase; null if no device measures the figure."""
+    """Time, memory peaks and energy of one phase; null if a figure was not measured."""
 
     seconds: Amount
     rss_peak_gib: Amount | None
@@ -399,7 +400,7 @@ class Memory(Part):
         return max(peaks, default=None)
 
     def joules(self, figure: str) -> float | None:
-        """The joules of the cell's own phases, summed; None if any phase's energy is unknown."""
+        """The sum of joules over the cell's own phases; None if a phase's joules are unknown."""
         figures = self._phase_figures(figure)
         return None if not figures or None in figures else sum(figures)
 
@@ -665,7 +666,7 @@ TERMINAL_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRecord | None:
-    """The last lines of an exception and of the cell's output; None if there are neither."""
+    """The last lines of an exception and of the cell's output; None if both are empty."""
     frames = traceback.format_exception(error, limit=-CALLS) if error else []
     traceback_lines = _last_lines("".join(frames), TRACEBACK_LINES)
     printed_lines = _last_lines("\n".join(printed), PRINTED_LINES)
@@ -675,7 +676,7 @@ def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRe
 
 
 def _last_lines(text: str, number: int) -> list[str]:
-    """The last nonblank lines of a text; a line with carriage returns counts in its last state."""
+    """The last nonblank lines of a text, each without what a carriage return overwrites."""
     lines = []
     for line in TERMINAL_ESCAPES.sub("", text).split("\n"):
         line = line.rstrip("\r").rpartition("\r")[2].expandtabs(4)
@@ -685,10 +686,10 @@ def _last_lines(text: str, number: int) -> list[str]:
 
 
 def jsonable(value: Any) -> Any:
-    """Converts a value to JSON's types; texts lose absolute paths, NaN and infinity become None.
+    """Converts a value to JSON's types; NaN and infinity become None.
 
-    Scalars of NumPy and torch become numbers. Raises TypeError for any value that JSON cannot hold,
-    for which pytest-benchmark would write "UNSERIALIZABLE[...]".
+    Texts lose secrets and absolute paths. Scalars of NumPy and torch become numbers. Raises
+    TypeError for a value that JSON cannot hold; pytest-benchmark would write "UNSERIALIZABLE[...]".
     """
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None

@@ -1,1 +1,1 @@
-"""Handles saved runs, with their files, rows, examples and statuses. Needs no torch."""
+"""Handles the files, rows, examples and statuses of saved runs. Needs no torch."""

@@ -1,9 +1,9 @@
 """Writes and reads Parquet files for data too long for a run's JSON. Needs no torch.
 
 The files hold points and texts of test rows, and figures of modules and instruments. Each file is
-named after a hash of its bytes, and the record holds that name. Files lie in a folder `examples`
-next to the run's JSON, loose or in a zip file. `.cache/examples` also keeps the files of runs made
-on this machine.
+named after a hash of its bytes, and the record holds that name. The files are in a folder
+`examples` next to the run's JSON, loose or in a zip file. `.cache/examples` also keeps the files of
+runs made on this machine.
 """
 
 import hashlib
@@ -201,7 +201,7 @@ def _read_pack(pack: Path, _modified: int) -> dict[str, bytes]:
 
 @lru_cache(maxsize=512)
 def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
-    """The frame in a file; raises InputError if the content does not fit the file's name."""
+    """The frame in a file; raises InputError if the content does not match its name or kind."""
     import numpy as np
     import pyarrow as pa
 
@@ -231,7 +231,7 @@ def _check_size(size: int, most: int) -> None:
 
 
 def _read_table(content: bytes) -> "pa.Table":
-    """Reads a Parquet table; raises InputError for a table that is too large to hold in memory.
+    """Reads a Parquet table; raises InputError if it is too large or has a column of a wrong type.
 
     A few bytes can declare a million copies of one long text, so texts are read as dictionaries.
     """
@@ -267,7 +267,7 @@ def file_names(records: Iterable[Record], refused: object = None) -> list[str]:
 
 
 def contents(names: Iterable[str], *runs: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields the name and content of each sound file found next to the runs or in the store."""
+    """Yields the name and content of each valid file found next to the runs or in the store."""
     for name in sorted(set(names)):
         kind = name.rpartition("-")[0]
         with suppress(InputError):

@@ -115,12 +115,12 @@ class SavedRun:
     commit: str = ""  # ten digits of the suite's commit
     command: str = ""  # the command that made the run; empty for a merged file
     noise: Sequence[OwnNoise] = ()  # measured noise of users' cells
-    doubt: str = ""  # why it is no baseline ("was changed ..."); empty if its seals hold
+    doubt: str = ""  # why it cannot be a baseline ("was changed ..."); empty if its seals hold
     left_out: int = 0  # number of journal lines dropped because they were changed
 
     @property
     def warning(self) -> str:
-        """The sentence to show before a run in doubt; empty for any other run."""
+        """A sentence that says why the run cannot be a baseline; empty if its seals hold."""
         return f"{self.path} {self.doubt}" if self.doubt else ""
 
     def check_unchanged(self) -> None:
@@ -147,7 +147,7 @@ def load(path: Path) -> RunJson:
 
 
 def read_saved(path: Path) -> SavedRun:
-    """Reads a saved run; raises InputError if a record is invalid or contradicts its test rows."""
+    """Reads a saved run; raises InputError if the file, a record or its examples are invalid."""
     run = load(path)
     seal = check_seal(run)
     changed_rows = [row for row in run["benchmarks"] if check_seal(row) == "changed"]
@@ -166,9 +166,9 @@ def read_saved(path: Path) -> SavedRun:
 
 
 def get_saved(run: Path | str | Record | Iterable[Record], name: str = "the run") -> SavedRun:
-    """Gets a run from its file, or from records, which messages refer to by `name`.
+    """Gets a run from its file or from records; messages call a run of records `name`.
 
-    Raises InputError as `read_saved` does, and if it is neither.
+    Raises InputError as `read_saved` does, and for any other type.
     """
     if isinstance(run, Path | str):
         return read_saved(Path(run))
@@ -261,10 +261,10 @@ def save(
     *,
     is_sealed: bool = True,
 ) -> None:
-    """Write a run, whole or not at all, with the examples found next to its sources.
+    """Write a run's file, whole or not at all, and a pack of its records' examples.
 
-    Callers leave a run unsealed if they make it from unsealed runs. Raises InputError if a file
-    cannot be written.
+    The examples are read from next to `sources` or from this machine's store. Callers leave a run
+    unsealed if they make it from unsealed runs. Raises InputError if a file cannot be written.
     """
     plain = json.loads(json.dumps(run, default=str))  # what a reader will load
     rows = sorted(plain["benchmarks"], key=has_no_time)
@@ -325,7 +325,7 @@ class JournalLine(NamedTuple):
 
 
 def journal_line(key: str, row: BenchmarkRow) -> bytes:
-    """A sealed line; it begins with a newline, as a kill or a full disk may leave half a line."""
+    """A sealed line; it begins with a newline, since the line before may be cut off."""
     return f"\n{json.dumps(add_seal({'key': key, 'row': row}))}\n".encode()
 
 

@@ -87,7 +87,7 @@ def content_key(
 
 
 def source_files(cell: Cell) -> list[Path]:
-    """The user's files that define the cell's method, optimizer, architecture or metrics."""
+    """The files outside `lib` that define the cell's method, optimizer, architecture or metrics."""
     optimizer = getattr(cell.optimizer, "func", cell.optimizer)
     definitions = [*type(cell.method).__mro__, optimizer, cell.head.architecture]
     for metric in cell.task.metrics:
@@ -140,7 +140,7 @@ def code_digest() -> str:
 def content_digest(*paths: Path) -> str:
     """The digest of the given files and of all files in the given folders; empty if none exist.
 
-    It covers names and content, or names, sizes and times if the files are large.
+    It covers names and content, or names, sizes and times if all files together are large.
     """
     files = []
     size = 0

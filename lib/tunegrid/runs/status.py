@@ -1,6 +1,6 @@
 """Derives a cell's status from why it stopped, its audits and its bounds, and explains failures.
 
-An audit that needs a longer run does not count, and the record says so.
+A failed audit that needs a longer run does not count, and the record says so.
 """
 
 from collections import defaultdict
@@ -39,7 +39,7 @@ class Extent:
     test_rows: int | None = None  # scored rows; None if the command line did not limit them
 
     def excuse(self, audit: str) -> str:
-        """The reason why a run this short may fail an audit; empty if the audit counts."""
+        """The reason why a run this small may fail an audit; empty if the audit counts."""
         needed = FIRST_UPDATES if audit == "weights_moved" else self.one_pass
         if audit in NEED_LENGTH and self.updates < min(needed, self.planned):
             made = f"{self.updates} of {self.planned} planned updates"
@@ -78,7 +78,7 @@ def _failed_findings(record: Record) -> list[AuditFinding]:
 
 
 def audit_sentences(record: Record) -> list[str]:
-    """A sentence on each failed audit that counts, with advice, once, if the cell is a user's."""
+    """Sentences on failed audits that count; one gets the advice of `more_training`, if any."""
     sentences = []
     advice = more_training(record)
     for finding in record.audits:
@@ -91,7 +91,7 @@ def audit_sentences(record: Record) -> list[str]:
 
 
 def more_training(record: Record) -> str:
-    """Advice on causes and on how to train a cell longer; empty for the study's cells."""
+    """Advice to train a user's quick or full cell longer, and on other causes; otherwise empty."""
     if record.cell in STUDY_IDS or record.training is None:
         return ""
     if record.profile == FULL_PROFILE.id:
@@ -109,7 +109,8 @@ def more_training(record: Record) -> str:
 def _end_record(record: Record, sentences: list[str]) -> Record:
     """The record with these sentences and the status that follows from them.
 
-    A finished record is *missed* if any bound was missed, and *audit* if only audits failed.
+    A finished record with faults is *audit* if an audit failed and no bound was missed; otherwise
+    it is *missed*.
     """
     is_begun = record.first_updates is not None
     status: Status
@@ -125,7 +126,7 @@ def _end_record(record: Record, sentences: list[str]) -> Record:
 
 
 def too_short(record: Record) -> list[str]:
-    """Sentences on failed audits that do not count because the run was too short."""
+    """Sentences on failed audits that do not count because the run was too small."""
     sentences = []
     for finding in _failed_findings(record):
         if finding.name in record.excused:
@@ -147,7 +148,7 @@ def cell_status(seeds: Sequence[Record]) -> Status:
 
 
 def weigh_misses(records: Sequence[Record]) -> list[Record]:
-    """Gives misses that a second training run did not confirm the status *unconfirmed*.
+    """Sets the status *unconfirmed* on misses that a second training run did not confirm.
 
     If the first or the second training run of a seed passed, a miss of the other is unconfirmed.
     """
@@ -168,12 +169,12 @@ def weigh_misses(records: Sequence[Record]) -> list[Record]:
 
 
 def first_trainings(records: Iterable[Record]) -> list[Record]:
-    """The records without those of training runs that confirm another."""
+    """The records without those of second training runs."""
     return [record for record in records if record.seeds.confirms is None]
 
 
 def unconfirmed_misses(records: Sequence[Record], older: Sequence[Record] = ()) -> Iterator[str]:
-    """Yields a sentence on each cell with an unconfirmed miss, counting older runs' seeds too."""
+    """Yields a sentence on each cell with an unconfirmed miss; `older` runs add to the counts."""
     unconfirmed = [record for record in records if record.status == "unconfirmed"]
     finished = [record for record in (*records, *older) if record.finished]
     for case in dict.fromkeys((record.profile, record.cell) for record in unconfirmed):
@@ -254,7 +255,7 @@ class FailedCells(NamedTuple):
 
     @property
     def second_training(self) -> str:
-        """A clause saying that the first cell's second training run failed too; empty if not."""
+        """A clause saying that the first cell's second training run also failed; empty if not."""
         for record in self.records:
             if record.cell == self.cells[0] and record.seeds.confirms is not None:
                 return f", confirmed by a second training at seed {record.seeds.seed}"
@@ -262,7 +263,7 @@ class FailedCells(NamedTuple):
 
 
 def cause_sentences(record: Record, cause: str) -> list[str]:
-    """A record's sentences on the audit in `cause`; for other causes, those on no failed audit."""
+    """A record's sentences on the audit in `cause`; for others, those not on failed audits."""
     if cause.startswith(AUDIT):
         start = f"audit {cause.removeprefix(AUDIT)}: "
         return [sentence for sentence in record.missed if start in sentence]
@@ -294,7 +295,7 @@ def _causes(record: Record) -> list[str]:
 
 
 def find_failed_cells(records: Iterable[Record]) -> list[FailedCells]:
-    """Failed records grouped by cause; audits come first, the most often failed audit leading."""
+    """Failed records grouped by cause: audits first, in order of how many cells failed them."""
     by_cause: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         for cause in _causes(record):
@@ -348,7 +349,7 @@ def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]
 
 
 def _results(record: Record) -> set[tuple[object, ...]]:
-    """Figures that no two honest cells share; each combines all scores with another rare figure."""
+    """Figures that no two honest cells share; each holds all scores and losses or predictions."""
     if not record.scores:
         return set()
     scores = tuple(sorted(record.scores.items()))
@@ -368,7 +369,7 @@ def _results(record: Record) -> set[tuple[object, ...]]:
 
 
 def compare_cells(records: Sequence[Record]) -> list[Record]:
-    """Renews the findings of the audits that compare cells of one profile and seed.
+    """Repeats the audits that compare cells of one profile and seed, and updates the statuses.
 
     Older findings may cover fewer cells. A shard's findings, for example, cover its own cells only.
     """
