@@ -14,7 +14,8 @@ import torch
 
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FOOTPRINT_PROFILE
-from tunegrid.run.device import GIB, LEFT_GIB, free_memory, resolve_device
+from tunegrid.machine import GIB
+from tunegrid.run.device import LEFT_GIB, free_memory, resolve_device
 from tunegrid.run.footprint import baseline_bytes, trace, wrong_bytes
 from tunegrid.run.prepare import prepare
 

@@ -24,6 +24,7 @@ from stat import S_ISDIR, S_ISREG
 
 from tunegrid.errors import InputError
 
+GIB = 2**30  # bytes
 THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # read by torch and by tokenizers
 # Set when the user did not set OMP_NUM_THREADS, so that a process uses only its share
 SHARE_VARIABLE = "TUNEGRID_SHARED_OUT"

@@ -1,4 +1,4 @@
-"""Gives `bert` the shape of MiniLM-L6-H384, for footprints of the checkpoint that was trained here."""
+"""Gives `bert` the shape of MiniLM-L6-H384, for footprints of the checkpoint trained here."""
 
 from dataclasses import replace
 

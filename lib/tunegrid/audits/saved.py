@@ -21,9 +21,9 @@ from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.sources import Row
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer, Lora, Measured, closest_to_limit
-from tunegrid.machine import temporary_folder
+from tunegrid.machine import GIB, temporary_folder
 from tunegrid.run.build import base_type, checksums, unpack_weight
-from tunegrid.run.device import GIB, free_memory
+from tunegrid.run.device import free_memory
 from tunegrid.run.meter import tensor_bytes, weight_tensors
 from tunegrid.run.prepare import make_codec
 from tunegrid.run.probe import (

@@ -35,7 +35,10 @@ def checkpoints(cells: Iterable[Cell]) -> dict[str, str | None]:
 
 
 def fetch_weights(checkpoint: str, revision: str | None) -> int:
-    """Downloads a checkpoint; returns its bytes. Raises InputError if the hub does not give it."""
+    """Downloads a checkpoint and returns its size in bytes.
+
+    Raises InputError if the download fails, or if the checkpoint has no safetensors.
+    """
     import huggingface_hub  # reads its environment when it is imported
 
     try:

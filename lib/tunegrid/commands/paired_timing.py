@@ -17,7 +17,7 @@ from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.recipes import QUICK_PROFILE
-from tunegrid.machine import announce_threads, thread_share
+from tunegrid.machine import GIB, announce_threads, thread_share
 from tunegrid.terminal import say
 
 ANSWER_PREFIX = "tunegrid timing: "  # libraries may print as well
@@ -54,7 +54,7 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
     import torch
     import transformers as hf
 
-    from tunegrid.run.device import GIB, keep_freed_memory, resolve_device
+    from tunegrid.run.device import keep_freed_memory, resolve_device
     from tunegrid.run.meter import peaks, reset_peaks
     from tunegrid.run.prepare import prepare
 

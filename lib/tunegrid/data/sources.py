@@ -523,7 +523,7 @@ def _separator(task: Task, path: Path) -> str:
 
 
 def hub_tables(task: Task) -> dict[str, Table]:
-    """Loads the hub's splits by name; raises InputError if the hub does not give them."""
+    """Loads the hub's splits by name; raises InputError if that fails."""
     import datasets
 
     try:

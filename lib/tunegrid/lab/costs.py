@@ -12,7 +12,7 @@ from tunegrid.record import Record
 from tunegrid.report.costs import estimate, read_footprints
 from tunegrid.runs.files import read_list
 
-COLUMNS = (
+HEADER = (
     "cell",
     "seed",
     "updates",
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--footprint", type=Path, required=True, metavar="RUN.json", help=text)
     options = parser.parse_args(arguments)
     footprints = read_footprints(options.footprint)
-    lines = [COLUMNS, ("---",) * len(COLUMNS)]
+    lines = [HEADER, ("---",) * len(HEADER)]
     for path in options.runs:
         lines += cost_rows(read_list(path), footprints)
     print("\n".join(f"| {' | '.join(line)} |" for line in lines))

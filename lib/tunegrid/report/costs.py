@@ -16,12 +16,12 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import EVAL_BATCH, Hyperparameters, Precision
 from tunegrid.grid.tasks import Carve, Task
+from tunegrid.machine import GIB
 from tunegrid.record import Record
 from tunegrid.runs.files import read_list
 from tunegrid.words import count
 
 COMMITTED = ROOT / "reports" / "cpu-amd-epyc" / "footprint.json"
-GIB = 2**30
 GB = 10**9
 SPLITS = ("train", "validation", "test")
 # Rows of the hub's splits as their pages give them; `Task.train_rows` has those of train.
@@ -30,7 +30,7 @@ HUB_ROWS: Mapping[str, Mapping[str, int]] = {
     "squad": {"validation": 10_570},
     "cnn_dailymail": {"validation": 13_368, "test": 11_490},
 }
-# JSON bytes of a row, as measured on some thousand rows of these kinds. The hub's files are smaller.
+# JSON bytes of a row, measured on some thousand rows of these kinds; the hub's files are smaller.
 ROW_BYTES: Mapping[str, int] = {"amazon_polarity": 810, "squad": 940, "cnn_dailymail": 4150}
 
 
@@ -119,7 +119,7 @@ def card_seconds(work: Work, card: Card) -> Range:
 
 
 def measured_seconds(work: Work, footprint: Record) -> Range | None:
-    """Seconds of training on the device that measured the footprint; None if it measured none.
+    """Estimated seconds of training on the footprint's device; None if it has no FLOP/s.
 
     On a CPU the footprint has one row per update, which is slower per row than a batch.
     """
@@ -131,7 +131,7 @@ def measured_seconds(work: Work, footprint: Record) -> Range | None:
 
 
 def memory_bytes(recipe: Hyperparameters, footprint: Record) -> int | None:
-    """Bytes of an update's tensors: those held between updates, and activations of a micro-batch."""
+    """Bytes of the tensors held between updates, plus the activations of a micro-batch."""
     ledger = footprint.memory.ledger if footprint.memory else None
     if not ledger or ledger.tensor_bytes is None or ledger.activations_bytes is None:
         return None
@@ -206,12 +206,12 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Estimates for the cells of a profile, by cell id where the footprint run has the cell.
+    """Estimates for those cells of a profile that a footprint run covers, by cell id.
 
     Attributes:
-        devices: names of the devices with hours: the one that measured the footprints if the cells
-            ask for such a device, else `CARDS`.
-        measured: the cells ask for the type of device that measured the footprints.
+        devices: names of the devices for which hours are estimated: the one that measured the
+            footprints if the cells ask for its type, else `CARDS`.
+        measured: whether the cells ask for the type of device that measured the footprints.
         downloads: bytes of weights and rows that come from the hub.
     """
 

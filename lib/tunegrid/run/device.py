@@ -16,10 +16,9 @@ from tunegrid.errors import InputError, first_line
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization, adamw_bnb_8bit
 from tunegrid.grid.recipes import Precision, cpu_precision
-from tunegrid.machine import cpu_name, versions
+from tunegrid.machine import GIB, cpu_name, versions
 from tunegrid.record.record import DeviceRecord
 
-GIB = 2**30
 LEFT_GIB = 0.125  # libraries' workspaces remain: cuBLAS keeps 32 MiB on an H100
 CPU_STEPS = Version("0.50")  # the first bitsandbytes with 8-bit optimizers for CPUs
 BUSY_GIB = 1.0  # our own CUDA context takes about half of this

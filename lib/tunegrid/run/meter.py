@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunegrid.machine import GIB
 from tunegrid.record.record import Ledger, Memory, Parameters, Phase, RanksRecord, Throughput
-from tunegrid.run.device import GIB, give_back_memory
+from tunegrid.run.device import give_back_memory
 from tunegrid.run.ranks import Ranks, local_shard
 
 WARMUP_UPDATES = 3  # excluded from throughput, since first calls allocate memory and pick kernels

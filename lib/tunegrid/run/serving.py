@@ -70,7 +70,7 @@ class Serving:
     """Saves and serves a cell's result. Injected faults replace this class."""
 
     def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Writes to `folder`: tokenizer, model or adapter, search, and a base without a checkpoint."""
+        """Writes tokenizer, model or adapter, search, and a base without a checkpoint to `folder`."""
         tokenizer.save_pretrained(folder)
         cell.method.save(model, cell, folder)
         codec = make_codec(cell, tokenizer)
@@ -224,8 +224,8 @@ def save_trained(
         serving.save(cell, model, tokenizer, folder)
         if adapter.is_file():
             config = json.loads(adapter.read_text(encoding="utf-8"))
-            # PEFT resolves ./base from the current folder. A local checkpoint's name is no id of the hub,
-            # so PEFT fails instead of loading another base.
+            # PEFT resolves ./base from the current folder. A local checkpoint's name is no id of the
+            # hub, so PEFT fails instead of loading another base.
             config["base_model_name_or_path"] = base_name(cell, record)
             if (folder / BASE).is_dir():
                 config["base_model_name_or_path"] = f"./{BASE}"
