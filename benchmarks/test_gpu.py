@@ -1,8 +1,8 @@
 """`pytest -m gpu` checks in a few minutes that a GPU's figures can be trusted.
 
 Most tests compare two figures that must agree, such as the bytes in use before and after a cell.
-Random weights need no hub. The figures are written to the `--junitxml` file. No GPU has run these
-tests yet.
+Weights are random, so no hub is needed. The figures are written to the `--junitxml` file. No GPU
+has run these tests yet.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Tests that the checks that a plant names catch it, and that no check objects to harmless plants.
+"""Tests that each plant is caught by the checks that it names, and a harmless plant by none.
 
 Cells run in the pipeline that users run; the fixtures below break it and shorten some cells. `-m`
 selects tables of plants: `faults`, `library_bugs`, `controls`, `equivalent` or `stock`.
