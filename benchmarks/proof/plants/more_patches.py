@@ -233,7 +233,7 @@ def padding_is_not_saved(planting, save, self, save_directory, **options):
 
 
 def after_saving(target, file):
-    """Returns a decorator that makes a plant from a function that edits saved settings in `file`."""
+    """Returns a decorator that makes a plant from a function that edits the saved `file`."""
 
     def make_plant(change):
         @around(target, "save_pretrained", counted=False)
