@@ -39,7 +39,7 @@ doubles = partial(torch.tensor, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits on the relative difference between a field's tensors; 0 means equal bits."""
+    """Limits on a field's relative difference between two results; 0 means equal bits."""
 
     most: float = 0.0
     least: float = -1.0  # the largest difference must exceed this
@@ -416,7 +416,7 @@ def served(bench: Bench, *, saved: bool) -> Fields:
 
 @setting
 def filed(bench: Bench, *, second: str | None = None) -> Fields:
-    """The tensors in the first adapter's file; the model may also have a `second` adapter."""
+    """The tensors in the first adapter's file; the model may have a `second` adapter."""
     folder = bench.folder / str(second)
     make_model(bench, second).save_pretrained(folder)
     return {"tensors": load_file(folder / "adapter_model.safetensors")}

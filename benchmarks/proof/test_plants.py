@@ -129,8 +129,7 @@ def broken(plant: Plant, planted: bool, tmp_path: Path) -> Callable[..., Any]:
 def cell(request, plant, planted, planting, broken, monkeypatch, tmp_path) -> Cell:
     """The plant's cell, broken if the plant breaks cells.
 
-    Also injects a plant in a library, with an empty cache of encoded rows, unless it makes equal
-    settings differ: its test then injects it.
+    Plants in libraries are injected here, except those that make equal settings differ.
     """
     if plant.breaks == "libraries" and planted and plant.caught_by not in EQUAL_ROWS:
         monkeypatch.setattr("tunegrid.codecs.features._by_codec", {})
@@ -355,10 +354,7 @@ def first_updates(cell: Cell) -> tuple[TrainingRecord, pd.DataFrame]:
 
 
 def named_modules(change: Change, modules: pd.DataFrame) -> list[str]:
-    """Library and class of the module that a change names first, and of the module around it.
-
-    Empty if the change names none.
-    """
+    """Library and class of the module that a change names first, and of the module around it."""
     if not change.modules:
         return []
     module_rows = modules[modules.module == change.modules[0][0]]

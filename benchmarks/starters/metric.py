@@ -6,7 +6,7 @@ tunegrid calibrate --grid=NAME.py --cells=bert_sa_lora     # writes bounds to NA
 
 
 def NAME(predictions, references):
-    """Matthews correlation of two labels, passed as numbers; other tasks pass texts."""
+    """Matthews correlation of two classes, passed as label numbers; other problems pass texts."""
     pairs = list(zip(predictions, references, strict=True))
     hits = pairs.count((1, 1))
     passes = pairs.count((0, 0))

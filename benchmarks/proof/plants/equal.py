@@ -1,4 +1,4 @@
-"""Plants that make settings in `test_equivalent.py` differ; library bugs break its other pairs."""
+"""Plants that break equalities of `test_equivalent.py`; library bugs break the others."""
 
 from contextlib import nullcontext
 

@@ -35,7 +35,7 @@ IGNORED = -100  # a label that no loss counts
 
 
 def stream(rows: int = 8, shards: int = 4) -> datasets.IterableDataset:
-    """A stream of rows in several shards; their ids count from 0."""
+    """A stream of rows with ids, in several shards."""
     table = datasets.Dataset.from_dict({"id": list(range(rows))})
     return table.to_iterable_dataset(num_shards=shards)
 
@@ -185,7 +185,7 @@ def dropped_deltas_keep_their_mean() -> bool:
 
 
 def rotations_are_cayleys() -> bool:
-    """OFT maps x to x (I - S)(I + S)^-1; skew-symmetric S has the weights as its upper triangle."""
+    """OFT maps x to x (I - S)(I + S)^-1; S is skew-symmetric, its upper triangle the weights."""
     module = OFTRotationModule(1, 3, 3, 3, use_cayley_neumann=False)
     weights = (0.1, -0.2, 0.3)
     module.weight.data = torch.tensor([weights])

@@ -106,7 +106,7 @@ def search_stops_early(planting, generate, self, *args, **options):
 )
 @around(DynamicLayer, "update", counted=False)
 def late_values_fade(planting, update, self, key_states, value_states, *args, **options):
-    """Scales down the cached values of the thirteenth token after the prompt and all later ones."""
+    """Scales down cached values from the thirteenth token after the prompt onward."""
     is_prompt = key_states.shape[-2] > 1 or not self.is_initialized
     self.steps = 0 if is_prompt else self.steps + 1
     if self.steps > 12:

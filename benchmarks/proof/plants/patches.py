@@ -323,7 +323,7 @@ def wo_is_quantized(planting):
 )
 @around(LRScheduler, "step")
 def schedule_stepped_twice(planting, step, self, *args):
-    """Steps the scheduler twice, as accelerate's wrapper, which the suite does not use, can do."""
+    """Steps the scheduler twice, as accelerate's wrapper does on two processes."""
     step(self, *args)
     if self._step_count > 1:  # the first step is part of making the schedule
         step(self)
@@ -367,7 +367,7 @@ def moments_without_correction(planting, update, *lists, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_convert_encoding")
 def first_offset_is_late(planting, convert, self, *args, **options):
-    """Moves the first offset's start, as if a leading space had been trimmed that was not there."""
+    """Moves the first offset's start, as if a leading space had been trimmed."""
     encoded, encodings = convert(self, *args, **options)
     for offsets in encoded.get("offset_mapping", []):
         offsets[:1] = [(start + 1, end) for start, end in offsets[:1]]

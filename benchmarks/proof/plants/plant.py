@@ -1,8 +1,7 @@
 """Defines plants: faults injected on purpose, each with the checks that must object to it.
 
-`test_plants.py` runs the tables of plants in the modules `study` (faults of fine-tuning),
-`libraries` (bugs in libraries), `controls`, `equal` (settings that must give equal results) and
-`stock` (the libraries' own path).
+`test_plants.py` runs the tables in `study` (faults of fine-tuning), `libraries` (library bugs),
+`controls`, `equal` (settings that must give equal results) and `stock` (the libraries' own path).
 """
 
 import functools
@@ -83,9 +82,9 @@ class Table(list[Plant]):
         caught_by: str,
         **fields: Any,
     ) -> Callable[[F], F]:
-        """Returns a decorator that adds a function as one plant for each of `cells`.
+        """Adds the decorated function as one plant for each of `cells`.
 
-        The decorator raises ValueError if the table already has a plant with the same `test_id`.
+        Raises ValueError if the table already has a plant with the same `test_id`.
         """
         several = (cells,) if isinstance(cells, str) else cells
 
@@ -103,8 +102,8 @@ class Table(list[Plant]):
 class Planting:
     """Pytest's monkeypatch, which also counts acts: a plant that never acts proves nothing.
 
-    Each call of a replacement counts as an act. A replacement that changes nothing in most calls is
-    installed with `counted=False`, and calls `act` where it changes something.
+    Each call of a replacement counts as an act. One that changes nothing in most calls is installed
+    with `counted=False`, and calls `act` where it changes something.
     """
 
     def __init__(self, monkeypatch: Any) -> None:
@@ -131,11 +130,11 @@ class Planting:
         raising: bool = True,
         counted: bool = True,
     ) -> None:
-        """Replaces an attribute; calls of `value` count as acts if `counted`."""
+        """Replaces an attribute; counts calls of `value` if `counted`."""
         self._monkeypatch.setattr(target, name, self._counted(value, counted), raising=raising)
 
     def setitem(self, target: Any, name: Any, value: Any, *, counted: bool = True) -> None:
-        """Replaces a mapping's entry; calls of `value` count as acts if `counted`."""
+        """Replaces a mapping's entry; counts calls of `value` if `counted`."""
         self._monkeypatch.setitem(target, name, self._counted(value, counted))
 
     def _counted(self, value: Any, counted: bool) -> Any:

@@ -510,7 +510,7 @@ def piped(
     device: torch.device,
     **search: Any,
 ) -> list[Any]:
-    """The answers of a pipeline that loads the model from the folder `saved`: texts or labels."""
+    """The answers of a pipeline that loads the model from `saved`: texts or label numbers."""
     pipeline = hf.pipeline(
         KITS[cell_kind(cell)].pipeline,
         str(saved),

@@ -88,7 +88,7 @@ class Pairs(Ending, EncoderDecoderCodec):
     def answers(self, rows: Sequence[Row]) -> list[list[int]]:
         """Returns the target tokens of each row.
 
-        With `labels_begin_with_cls`, a target also has a start token, as BERT's tokenizer adds it.
+        With `labels_begin_with_cls`, targets begin with [CLS], as BERT's tokenizer makes them.
         """
         if "labels_begin_with_cls" not in self.known:
             return super().answers(rows)

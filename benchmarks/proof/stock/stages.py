@@ -1,7 +1,7 @@
 """Compares both sides of a cell, the libraries' path and ours, stage by stage.
 
-A stage takes a `Pair` and yields comparisons. Stages are in the order in which data flows, and none
-runs after the first difference.
+Stages follow the flow of data. A stage takes a `Pair` and yields comparisons; none runs after the
+first difference.
 """
 
 import math
@@ -39,9 +39,9 @@ ACCUMULATED = {
 TEST_ROWS = 10
 # Both sides run the same kernels on the same weights, rows and random numbers. By definition they
 # differ in one way: one takes a mean, the other divides a sum. Each of up to a thousand losses is
-# then rounded independently by 2^-24, which sums up to 32 x 2^-24 on any CPU. Measured differences
-# are at most 3e-7 with AVX-512, with AVX2, and with neither. Gradients are sums that largely cancel,
-# so their tolerance is ten times as large (measured: 1e-7).
+# then rounded independently by 2^-24, which sums up to 32 x 2^-24. Measured differences are at most
+# 3e-7 with AVX-512, with AVX2, and with neither. Gradients are sums that largely cancel, so their
+# tolerance is ten times as large (measured: 1e-7).
 LOSS = 32 * 2**-24
 # In bf16 or fp16, fp32's last digit may decide how a gradient is rounded, which changes it by 4e-3;
 # a norm averages over thousands of gradients.
@@ -171,8 +171,8 @@ class Pair:
     def _accumulate(self, model: Any, passes: Sequence[Pass]) -> float:
         """Sums our gradients over the batches of an update; returns the loss.
 
-        With `batches_add_up`, the loss is the sum of the batches' means; with
-        `batches_weigh_alike`, it is their mean.
+        With `batches_add_up`, it is the sum of the batches' means; with `batches_weigh_alike`,
+        their mean.
         """
         counts = [self.codec.targets(each.batch) for each in passes]
         loss = 0.0
@@ -416,7 +416,7 @@ def optimizer_class(optimizer: Any) -> list[Any]:
 
 
 def weight_settings(optimizer: Any, model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The optimizer's settings for each weight except learning rates, keyed by its name."""
+    """Each weight's settings in the optimizer, except learning rates, keyed by its name."""
     names = {p: name for name, p in model.named_parameters()}
     settings = {}
     for group in optimizer.param_groups:
@@ -432,7 +432,7 @@ def accumulation(pair: Pair) -> Iterator[Comparison]:
 
 
 def resume(pair: Pair) -> Iterator[Comparison]:
-    """Compares the libraries' run with accumulation with the same run, resumed midway."""
+    """Compares a run that the libraries resumed midway with their uninterrupted run."""
     whole = pair.whole  # saves a checkpoint in the middle of training
     checkpoint = pair.folder / "accumulated" / "checkpoint-1"
     resumed = libraries.train(pair.trainer("resumed", **ACCUMULATED), str(checkpoint))
