@@ -190,7 +190,7 @@ def bounds(bounds, plant) -> Mapping[str, float]:
 
 @pytest.fixture
 def train(train, model, trainer, cell, broken):
-    """A function that trains, and then breaks the model if the plant breaks trained models.
+    """A function that trains, then breaks the model if the plant breaks trained models.
 
     The plant gets the initial values of all trainable weights except the head and new tokens.
     """
