@@ -1,7 +1,7 @@
-"""Every cell of the grid as a test: audit, train, score, audit again, record, compare with bounds.
+"""Tests every cell of the grid: audit, train, score, audit again, record, compare with bounds.
 
-With `--ask`, instruments also measure before and after training; their results join the cell's
-record.
+With `--ask`, instruments also measure the cell before and after training; its record includes their
+results.
 """
 
 import pytest

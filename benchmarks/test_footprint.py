@@ -1,11 +1,11 @@
-"""Memory and time of every cell at its true size, with random weights and tokens, without a hub."""
+"""Measures memory and time of cells at their true size; random weights and tokens need no hub."""
 
 import pytest
 
 
 @pytest.fixture
 def held_bytes(device):
-    """The bytes in use on the device before the model is loaded."""
+    """The bytes in use on a GPU before the model is loaded; 0 on a CPU."""
     from tunegrid.run.footprint import baseline_bytes
 
     return baseline_bytes(device)

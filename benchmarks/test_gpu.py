@@ -1,7 +1,8 @@
 """`pytest -m gpu` checks in a few minutes that a GPU's figures can be trusted.
 
-Each test takes the same measurement in two ways that must agree on a GPU, with random weights and
-without a hub. The figures are written to the `--junitxml` file. No GPU has run these tests yet.
+Most tests compare two figures that must agree, such as the bytes in use before and after a cell.
+Weights are random, so no hub is needed. The figures are written to the `--junitxml` file. No GPU
+has run these tests yet.
 """
 
 import math
@@ -21,7 +22,7 @@ from tunegrid.run.prepare import prepare
 
 pytestmark = pytest.mark.gpu
 
-SPARE = 0.6  # share of an update's activations for which the ladder has memory left
+SPARE = 0.6  # share of an update's activations that the remaining memory can hold
 # Largest relative difference between CUDA events and the wall clock over many updates
 CLOCKS = 0.05
 # Largest relative difference between losses: micro-batches of different sizes round differently,
@@ -41,7 +42,7 @@ def device():
 
 @pytest.fixture
 def get_trainer(device):
-    """Makes a trainer for a cell at its true size, with random tokens."""
+    """A function that makes a trainer for a cell at its true size, with random tokens."""
 
     def make(cell_id, updates=8, **changes):
         cell = STUDY.cell(cell_id, replace(FOOTPRINT_PROFILE, device="cuda", max_steps=updates))
@@ -57,7 +58,7 @@ def get_trainer(device):
 def train(trainer, updates):
     for group in islice(trainer.updates(0), updates):
         trainer.update(group)
-    trainer.part()  # copies to the host what is still on the device
+    trainer.part()  # copies the figures still on the device to the host
     return trainer
 
 
@@ -148,7 +149,7 @@ def test_lost_updates_are_counted(get_trainer, record_property):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_update_waits_for_nothing(precision, get_trainer):
-    """An update never synchronizes, except in the forward pass, which may read a mask."""
+    """No update waits for the GPU, except in the forward pass, which may read a mask."""
     trainer = train(get_trainer("bert_sa_sft", precision=precision), 3)
     trainer.model.register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("default"))
     trainer.model.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode("error"))

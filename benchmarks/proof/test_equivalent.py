@@ -1,4 +1,4 @@
-"""Pairs of settings that must give equal results, with their cells, tolerances and reasons."""
+"""Tests pairs of settings that must give equal results; `ROWS` lists them with the reasons."""
 
 import copy
 import math
@@ -39,7 +39,7 @@ doubles = partial(torch.tensor, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits on the norm of a field's relative difference; 0 means equal bits."""
+    """Limits on a field's relative difference between two results; 0 means equal bits."""
 
     most: float = 0.0
     least: float = -1.0  # the largest difference must exceed this
@@ -49,7 +49,7 @@ class Tolerance:
 
 
 def difference(name: str, first: Any, second: Any, tolerance: Tolerance) -> str:
-    """A sentence about a field that misses its tolerance; empty if the field meets it."""
+    """A sentence about how a field misses its tolerance; empty if it does not."""
     first_leaves = leaves(first)
     second_leaves = leaves(second)
     if not first_leaves or not second_leaves:
@@ -70,7 +70,7 @@ def difference(name: str, first: Any, second: Any, tolerance: Tolerance) -> str:
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Every tensor or plain value, keyed by its path."""
+    """Every tensor or plain value in nested mappings and lists, keyed by its path."""
     if isinstance(value, Mapping):
         items = value.items()
     elif isinstance(value, list):
@@ -86,8 +86,8 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
 def relative_gap(first: Any, second: Any, unit: float | None = None) -> float:
     """The norm of the difference, relative to `unit` or else to the larger norm.
 
-    Equal values give 0. Other values give infinity unless both are finite floating-point tensors of
-    one shape and type.
+    Equal values of one type give 0. All others give infinity unless they are finite floating-point
+    tensors of one shape and type.
     """
     if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
         return 0.0 if type(first) is type(second) and first == second else math.inf
@@ -107,7 +107,7 @@ def relative_gap(first: Any, second: Any, unit: float | None = None) -> float:
 
 @dataclass(frozen=True)
 class Bench:
-    """The parts that settings use."""
+    """The cell that settings run, and its parts."""
 
     cell: Cell
     codec: Codec
@@ -117,7 +117,7 @@ class Bench:
     folder: Path
 
     def features(self, count: int) -> list[Any]:
-        """The first `count` features of the training rows."""
+        """Features of the first `count` training rows, at most `count` of them."""
         return self.codec.encode(self.splits.train[:count], training=True)[:count]
 
     def model(self, attention: str = "sdpa") -> Any:
@@ -132,7 +132,7 @@ Setting = Callable[[Bench], Fields]
 
 
 def setting(run: Callable[..., Fields]) -> Callable[..., Setting]:
-    """Lets a function take options first and the bench later: `trained(resumed=2)` is a setting."""
+    """Lets a function take options now and the bench later: `trained(resumed=2)` is a setting."""
 
     def with_options(**options: Any) -> Setting:
         return partial(run, **options)
@@ -147,7 +147,7 @@ def get_trainer(
     ranks: Ranks = ALONE,
     **changes: Any,
 ) -> Trainer:
-    """A trainer for ten rows in order: two updates of four rows, then one of two rows."""
+    """A trainer for ten features in order: by default, two updates of four and one of two."""
     fields = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
@@ -169,8 +169,8 @@ def get_trainer(
 def trained(bench: Bench, *, resumed: int = 0, together: str = "", **changes: Any) -> Fields:
     """Trains the cell.
 
-    With `resumed`, a second trainer continues from a file after this many updates. With `together`,
-    ranks share the training, and each holds all weights ("whole") or a shard ("parts").
+    With `resumed`, a second trainer continues from a checkpoint after this many updates. With
+    `together`, ranks share the training, each with all weights ("whole") or a shard ("parts").
     """
     is_fsdp = together == "parts"
     if is_fsdp:
@@ -204,17 +204,17 @@ def trained(bench: Bench, *, resumed: int = 0, together: str = "", **changes: An
 
 
 class TheirTrainer(hf.Trainer):
-    """`transformers.Trainer` with our micro-batches, order and loss, averaged over an update."""
+    """`transformers.Trainer` with our micro-batches in our order, and with our loss."""
 
     loss_is_scaled_for_ga = True
     ours: Trainer
 
     def get_train_dataloader(self) -> Any:
-        """A loader for one epoch; `max_steps` determines the number of epochs."""
+        """A loader of our micro-batches, which Trainer iterates over once per epoch."""
         return MicroBatches(self.ours)
 
     def get_batch_samples(self, batches: Any, count: int, device: Any) -> tuple[list[Any], int]:
-        """The next `count` batches at most, and the number of their targets."""
+        """Up to `count` batches, and the number of all their targets."""
         batches = list(islice(batches, count))
         return batches, sum(map(self.ours.codec.targets, batches))
 
@@ -225,7 +225,7 @@ class TheirTrainer(hf.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Our summed loss, divided by the number of targets."""
+        """Our summed loss, divided by the number of the update's targets."""
         batch = self.ours.codec.to_device(inputs, self.args.device)
         return self.ours.codec.loss(model, batch) / num_items_in_batch
 
@@ -255,7 +255,7 @@ class MicroBatches:
 
 
 class Seed(hf.TrainerCallback):
-    """Seeds random numbers as our loop does."""
+    """Seeds the random generators as our loop does."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Sets the seed; Trainer calls this before the first update."""
@@ -264,7 +264,7 @@ class Seed(hf.TrainerCallback):
 
 @setting
 def looped(bench: Bench, *, by_trainer: bool = False, **changes: Any) -> Fields:
-    """Runs twelve updates with our loop, or with `Trainer` and its own optimizer and schedule."""
+    """Trains for twelve updates with our loop, or with `Trainer` and its optimizer and schedule."""
     fields = {"max_steps": 12, "head_learning_rate": None}  # Trainer's arguments have one rate
     cell = replace(bench.cell, recipe=replace(bench.cell.recipe, **fields | changes))
     trainer = cell_trainer(cell, bench.splits.train[:200])
@@ -299,7 +299,7 @@ def looped(bench: Bench, *, by_trainer: bool = False, **changes: Any) -> Fields:
 
 
 def answers(bench: Bench, model: Any, batch: Mapping[str, Tensor]) -> list[Tensor]:
-    """A model's logits for a batch; two tensors, for starts and ends, if it extracts."""
+    """A model's logits for a batch; for spans, one tensor for starts and one for ends."""
     inputs: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name != "labels"}
     if bench.codec.generates:
         inputs["use_cache"] = False
@@ -309,7 +309,7 @@ def answers(bench: Bench, model: Any, batch: Mapping[str, Tensor]) -> list[Tenso
 
 @setting
 def read(bench: Bench, *, left: bool = False, attention: str = "sdpa") -> Fields:
-    """Logits of four rows at their real tokens, and gradients.
+    """The logits of four rows, except at padding, and the gradients of a weighted sum of them.
 
     Padding follows the text, or precedes it if `left`.
     """
@@ -339,7 +339,7 @@ def read(bench: Bench, *, left: bool = False, attention: str = "sdpa") -> Fields
 
 
 def roll_padding(batch: dict[str, Tensor]) -> None:
-    """Moves the source's padding from the end to the front."""
+    """Moves the padding of each source from its end to its front."""
     mask = batch["attention_mask"]
     pads = (mask == 0).sum(-1).tolist()
     for name, tensor in batch.items():
@@ -350,7 +350,7 @@ def roll_padding(batch: dict[str, Tensor]) -> None:
 
 @setting
 def packed(bench: Bench, *, alone: bool = False) -> Fields:
-    """Logits of three texts with own positions, each `alone` or all in one row without a mask."""
+    """Logits of three texts, each `alone` or all in one row; positions start at 0 in each text."""
     model = bench.model()
     texts = [torch.tensor([*feature.input_ids, *feature.target]) for feature in bench.features(3)]
     rows = [[text] for text in texts] if alone else [texts]
@@ -367,7 +367,7 @@ def packed(bench: Bench, *, alone: bool = False) -> Fields:
 
 
 def make_model(bench: Bench, second: str | None = None) -> Any:
-    """A model with one or two adapters; noise on their weights gives new adapters an effect."""
+    """The cell's model, with a `second` adapter if named; noise gives new adapters an effect."""
     model = bench.model()
     if second:
         model.add_adapter(second, model.peft_config[FIRST])
@@ -381,7 +381,7 @@ def make_model(bench: Bench, second: str | None = None) -> Any:
 
 @setting
 def served(bench: Bench, *, saved: bool) -> Fields:
-    """Trained weights, logits, token ids and tokenizer settings; reloaded from files if `saved`."""
+    """Trainable weights, logits, token ids and tokenizer settings, after reloading if `saved`."""
     model = make_model(bench)
     tokenizer = copy.deepcopy(bench.codec.tokenizer)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -416,7 +416,7 @@ def served(bench: Bench, *, saved: bool) -> Fields:
 
 @setting
 def filed(bench: Bench, *, second: str | None = None) -> Fields:
-    """The tensors in an adapter's file; the model may have a `second` adapter."""
+    """The tensors in the first adapter's file; the model may have a `second` adapter."""
     folder = bench.folder / str(second)
     make_model(bench, second).save_pretrained(folder)
     return {"tensors": load_file(folder / "adapter_model.safetensors")}
@@ -425,7 +425,7 @@ def filed(bench: Bench, *, second: str | None = None) -> Fields:
 @setting
 @torch.no_grad()
 def merged(bench: Bench, *, groups: Sequence[list[str]] = (), second: str | None = None) -> Fields:
-    """Layers' outputs for random inputs, logits and base weights, with `groups` merged in turn."""
+    """Adapted layers' outputs, their base weights, and logits, after merging `groups` in turn."""
     model = make_model(bench, second)
     for names in groups:
         model.merge_adapter(names)
@@ -474,7 +474,7 @@ READ = {"logits": ROUNDING, "gradients": Tolerance(2e-5, whole=True)}
 TRAINED = {"losses": ROUNDING, "norms": Tolerance(1e-4), "moves": Tolerance(2e-2, whole=True)}
 EXACTLY_TRAINED = dict.fromkeys(("losses", "norms", "rates", "moves", "order"), SAME_BITS)
 LOOPED = dict.fromkeys(("rates", "losses", "norms", "weights"), SAME_BITS)
-# The zoo's methods with a mergeable adapter over fp32, each on a cell that it can train
+# The zoo's methods whose adapter can be merged into an fp32 base, each on a cell that it can train
 ADAPTERS = (
     "gpt2_sa_lora",
     "gpt2_sa_rslora",
@@ -673,7 +673,7 @@ ROWS = (
 
 
 def unequal(row: Row, bench: Bench) -> list[str]:
-    """A sentence for each of a row's fields that misses its tolerance."""
+    """One sentence for each field of a row that misses its tolerance."""
     first = row.first(bench)
     second = row.second(bench)
     sentences = []
@@ -683,7 +683,7 @@ def unequal(row: Row, bench: Bench) -> list[str]:
 
 
 def cases() -> Iterator[Any]:
-    """Yields each row with each of its cells."""
+    """Yields a test case for each cell of each row."""
     for row in ROWS:
         for cell_id in row.cells:
             yield pytest.param(row, cell_id, id=f"{row.id}-{cell_id}")

@@ -1,7 +1,7 @@
-"""Each plant makes the checks that it names object; without the plant, no check objects.
+"""Tests that each plant is caught by the checks that it names, and a harmless plant by none.
 
-The pipeline is the one that users run; the fixtures below replace only what a plant breaks. `-m`
-chooses the tables: `faults`, `library_bugs`, `controls`, `equivalent` or `stock`.
+Cells run in the pipeline that users run; the fixtures below break it and shorten some cells. `-m`
+selects tables of plants: `faults`, `library_bugs`, `controls`, `equivalent` or `stock`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -57,11 +57,11 @@ PLANTS = list(chain.from_iterable(TABLES.values()))
 EQUAL_ROWS = {row.id: row for row in ROWS}
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 TEST_ROWS = 96  # test or validation rows of a cell with its own settings
-FIRST_ROWS = 256  # training rows of a run that names a module
+FIRST_ROWS = 256  # training rows of a run from which the gate names a module
 
 
 def marks_of(plant: Plant) -> list[pytest.MarkDecorator]:
-    """The marker of a plant's table; controls outside the quick grid get their grid's, too."""
+    """The marker of a plant's table and, for a control outside the quick grid, its grid's."""
     names = [marker for marker, table in TABLES.items() if plant in table]
     if plant in CONTROLS and plant.profile != "quick":
         names.append(plant.profile)
@@ -69,24 +69,24 @@ def marks_of(plant: Plant) -> list[pytest.MarkDecorator]:
 
 
 def cases(plants: Iterable[Plant]) -> list[Any]:
-    """Plants as parameters of a test, with their markers."""
+    """The plants as parameters of a test, with ids and markers."""
     return [pytest.param(plant, id=plant.test_id, marks=marks_of(plant)) for plant in plants]
 
 
 def is_in_a_cell(plant: Plant) -> bool:
-    """Checks whether a cell trains with the plant and is recorded."""
+    """Checks whether the plant is tested by running a whole cell."""
     if plant.breaks == "records" or plant in STOCK:
         return False
     return plant.caught_by not in ("refused", *INVARIANTS, *EQUAL_ROWS)
 
 
 def differs_from_grid(plant: Plant) -> bool:
-    """Checks whether the plant's cell has settings that the grid does not run."""
+    """Checks whether the plant's cell differs from the grid's even without the plant."""
     return bool(plant.settings) or plant.ranks > 1 or plant.cell_as is not unchanged
 
 
 def find_twins() -> list[Plant]:
-    """One plant per cell setup that the grid does not run; the cell must pass without the plant."""
+    """One plant per cell that differs from the grid's; without the plant, the cell must pass."""
     twins = {}
     for plant in PLANTS:
         if not (is_in_a_cell(plant) and plant.caught_by and differs_from_grid(plant)):
@@ -100,13 +100,13 @@ def find_twins() -> list[Plant]:
 
 @pytest.fixture
 def planted(request: pytest.FixtureRequest) -> bool:
-    """True unless the test runs a healthy twin."""
+    """Whether the test injects its plant; false for healthy twins."""
     return "twin" not in request.node.originalname
 
 
 @pytest.fixture
 def planting(monkeypatch: pytest.MonkeyPatch, plant: Plant, planted: bool) -> Iterator[Planting]:
-    """Patches libraries; fails the test if a plant in a library never acted."""
+    """The test's `Planting`; the test fails in teardown if a plant in a library never acted."""
     planting = Planting(monkeypatch)
     yield planting
     has_acted = planting.acts or not planted or plant.breaks != "libraries"
@@ -115,7 +115,7 @@ def planting(monkeypatch: pytest.MonkeyPatch, plant: Plant, planted: bool) -> It
 
 @pytest.fixture
 def broken(plant: Plant, planted: bool, tmp_path: Path) -> Callable[..., Any]:
-    """Makes a function that replaces a fixture's value if the plant breaks that fixture."""
+    """A function that returns a fixture's value, broken if the plant breaks that fixture."""
 
     def replaced(noun: str, value: Any, material: Any = tmp_path) -> Any:
         if planted and plant.breaks == noun:
@@ -127,7 +127,10 @@ def broken(plant: Plant, planted: bool, tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def cell(request, plant, planted, planting, broken, monkeypatch, tmp_path) -> Cell:
-    """The cell, with its plant if `planted`; it shares no encoded rows with healthy cells."""
+    """The plant's cell, broken if the plant breaks cells.
+
+    Plants in libraries are injected here, except those that make equal settings differ.
+    """
     if plant.breaks == "libraries" and planted and plant.caught_by not in EQUAL_ROWS:
         monkeypatch.setattr("tunegrid.codecs.features._by_codec", {})
         plant.broken_by(planting)
@@ -164,7 +167,7 @@ def validation_rows(splits, broken):
 
 
 def breakable(noun: str) -> Any:
-    """Makes a fixture that overrides the pipeline's fixture `noun`, so that plants can break it."""
+    """Makes a fixture that overrides the pipeline's fixture `noun` and lets plants break it."""
 
     @pytest.fixture(name=noun)
     def fixture(request: pytest.FixtureRequest, broken: Callable[..., Any]) -> Any:
@@ -187,10 +190,9 @@ def bounds(bounds, plant) -> Mapping[str, float]:
 
 @pytest.fixture
 def train(train, model, trainer, cell, broken):
-    """Trains, then breaks the trained model.
+    """A function that trains, then breaks the model if the plant breaks trained models.
 
-    The plant gets the adapter's initial weights: all trainable weights except the head and new
-    tokens.
+    The plant gets the initial values of all trainable weights except the head and new tokens.
     """
     head_parts = (*cell.head.new_modules, TOKEN_ROWS)
     start = {}
@@ -220,7 +222,7 @@ def objections(
     plant,
     planted,
 ) -> dict[str, str]:
-    """Runs the cell; returns objections keyed by audit, stage of numerics, "bound" or "gate"."""
+    """The objections to a run of the cell, keyed by audit, stage of numerics, "bound" or "gate"."""
     benchmark.group = f"plants {plant.id}"
     findings = audit()
     training = benchmark.pedantic(train, args=(findings,), rounds=1)
@@ -252,10 +254,10 @@ def objections(
 
 
 def against_baseline(record: Record) -> tuple[list[Judgement], str]:
-    """Judges a record against the committed baseline's first seed.
+    """Judges a record against the committed baseline.
 
-    Returns the judgements, and the reason if the gate could not judge. Both are empty if the
-    baseline does not have the cell.
+    Returns the judgements, and the reason if the cell did not finish or the gate could not judge.
+    Both are empty if the baseline lacks a cell that finished.
     """
     run = Run.make([record])
     baseline = read_run(BASELINE)
@@ -270,7 +272,7 @@ def against_baseline(record: Record) -> tuple[list[Judgement], str]:
 
 
 def gate_objections(judgements: Sequence[Judgement]) -> dict[str, str]:
-    """The gate's objections: changed numerics under their stages, drops under "gate"."""
+    """The gate's objections: changed numerics keyed by stage, and drops keyed "gate"."""
     sentences = {}
     for judgement in judgements:
         if judgement.verdict is Verdict.CHANGED and judgement.quantity == "numerics":
@@ -352,7 +354,7 @@ def first_updates(cell: Cell) -> tuple[TrainingRecord, pd.DataFrame]:
 
 
 def named_modules(change: Change, modules: pd.DataFrame) -> list[str]:
-    """The module that a change names first, and the module around it, each as library and class."""
+    """Library and class of the module that a change names first, and of the module around it."""
     if not change.modules:
         return []
     module_rows = modules[modules.module == change.modules[0][0]]

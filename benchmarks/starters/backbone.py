@@ -9,13 +9,13 @@ from dataclasses import replace
 
 from tunegrid.grid.backbones import BERT
 
-# Another size of BERT. benchmarks/guides/add-your-own.md explains another architecture field by
-# field.
+# Another size of BERT. benchmarks/guides/add-your-own.md explains how to add another architecture,
+# field by field.
 BACKBONE = replace(
     BERT,
     id="NAME",  # the first part of a cell's id: lower-case letters and digits
     name="NAME",
-    # An id on the hub, or a folder with the id's last name below --checkpoint-root
+    # An id on the hub; its last part names the folder to load from --checkpoint-root
     checkpoint="google/bert_uncased_L-8_H-512_A-8",
     revision=None,  # a commit on the hub pins it
     micro="bert-micro",  # replaces the checkpoint with -m quick; None: no quick cells

@@ -1,4 +1,4 @@
-"""One more question for a trained cell.
+"""An instrument of your own: one more measurement of a trained cell.
 
 tunegrid run -m quick --grid=NAME.py --cells=bert_sa_lora --ask=NAME  # runs right away
 """
@@ -11,7 +11,7 @@ ROWS = 40
 
 
 class Longest(Instrument):
-    """Measures the points of the longest rows."""
+    """Scores the cell on its longest test rows."""
 
     id = "NAME"  # the name that --ask takes
     # The heading of its table in reports
@@ -21,7 +21,7 @@ class Longest(Instrument):
     figures: ClassVar = {"points": Figure(better="higher", margin=3.0, shown=".1f")}
 
     def measure(self, cell, before):
-        """The longest rows' points, one line per row, so that runs can be compared row by row."""
+        """Returns each row's points on its own line, so that runs can be compared row by row."""
         # `cell.evaluation` holds the cell's answers. `cell.score(rows)` scores other rows, and
         # `cell.score(rows, model)` another model. To measure before training, add a
         # method `before(cell)`: its result is passed on as `before`. For a single number, return

@@ -6,7 +6,7 @@ tunegrid calibrate --grid=NAME.py --cells=bert_sa_lora     # writes bounds to NA
 
 
 def NAME(predictions, references):
-    """Matthews correlation for two labels, which are numbers here (texts if the task has texts)."""
+    """Matthews correlation of two classes, passed as label numbers; other problems pass texts."""
     pairs = list(zip(predictions, references, strict=True))
     hits = pairs.count((1, 1))
     passes = pairs.count((0, 0))
@@ -17,8 +17,8 @@ def NAME(predictions, references):
 
 
 def pytest_tunegrid_grid(grid):
-    # Scores are points from 0 to 100: `worst` is the value that counts as 0 points, `best` the
-    # value that counts as 100. If lower is better, as with an error rate, pass worst=1, best=0.
+    # Scores are points from 0 to 100: the value `worst` counts as 0 points, the value `best` as
+    # 100. If lower is better, as with an error rate, pass worst=1, best=0.
     #
     # You can also pass evaluate.load("/path/to/file.py") instead of the function;
     # evaluate.load("accuracy") needs the hub.

@@ -18,7 +18,7 @@ TASK = Task(
     # Paths beside this file; .tsv, .json, .parquet and .csv.gz work, too
     files={"train": "NAME/train.csv", "test": "NAME/test.csv"},
     columns={"text": str, "label": str},  # str for names of labels, int for their numbers
-    text=("text",),  # the input; text_pair names the columns of a second text
+    text=("text",),  # columns of the input; text_pair names the columns of a second text
     target="label",  # the output to learn
     labels=("negative", "positive"),  # all labels; numbers in rows count from 0 in this order
     validation=Carve(share=0.1, stratify="label"),  # a tenth of train; or the name of a split

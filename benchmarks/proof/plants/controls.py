@@ -1,7 +1,7 @@
-"""Controls: in every cell, a run that cannot have learned its task must miss a bound.
+"""Controls: runs that cannot have learned their task, each of which must miss a bound.
 
-If a control passes, the bound is too low. A run that loses its adapter after training and keeps its
-head (`adapter_off`) must miss a bound, too: the head alone must not be enough.
+If a control passes, the bound is too low. `adapter_off` resets the adapter after training and keeps
+the head: it must miss a bound because the head alone must not be enough.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ from tunegrid.run.train import Trainer
 
 
 def random_weights(cell: Cell, folder: Path) -> Cell:
-    """Replaces the backbone with an untrained one."""
+    """Replaces the pretrained backbone with an untrained one."""
     from tunegrid.lab.micro.pretrain import pretrain
 
     # All tests of this process share the folder, because making a backbone takes seconds.
@@ -32,7 +32,7 @@ def random_weights(cell: Cell, folder: Path) -> Cell:
 
 
 def adapter_off(model: nn.Module, start: dict[str, Tensor]) -> None:
-    """Resets the adapter to its initial weights; the trained head stays."""
+    """Resets the adapter to its initial weights, and keeps the trained head."""
     model.load_state_dict(start, strict=False)
 
 

@@ -1,4 +1,4 @@
-"""Plants that break rows of `test_equivalent.py`; library bugs break the other rows."""
+"""Plants that break equalities of `test_equivalent.py`; library bugs break the others."""
 
 from contextlib import nullcontext
 
@@ -184,7 +184,7 @@ def warmup_is_shorter(planting, steps, self, *args):
 
 
 def option_is_lost(name, value):
-    """Makes a plant that fixes the option `name` at `value`, whatever the caller asks for."""
+    """Makes a plant that sets the training argument `name` to `value`, whatever is asked for."""
 
     @around(hf.TrainingArguments, "__init__")
     def without(planting, init, self, **options):

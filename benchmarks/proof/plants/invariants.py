@@ -1,7 +1,7 @@
-"""Invariants of the libraries, checked on small inputs; every release must satisfy them.
+"""Invariants that every release of the libraries must satisfy, checked on small inputs.
 
-They cover paths that users take but cells do not: streams, loaders, collators, other adapters. Each
-docstring states what must hold, and its function returns whether it does.
+They cover code that users run but cells do not: streams, loaders, collators and other adapters. A
+check's docstring states what must hold, and the check returns whether it does.
 """
 
 import functools
@@ -53,7 +53,7 @@ def formatted_rows_come_once() -> bool:
 
 
 def workers_shuffle_by_themselves() -> bool:
-    """Two workers yield each row once, each in its own order, and a seed repeats both orders."""
+    """Two workers yield each row once, each in an order of its own; a seed repeats both orders."""
 
     def orders() -> list[list[int]]:
         rows = stream(64, 2).shuffle(seed=0, buffer_size=32)
@@ -72,7 +72,7 @@ def workers_shuffle_by_themselves() -> bool:
 
 
 def nodes_share_all_rows() -> bool:
-    """Splitting a stream by node twice gives each node the same rows as splitting it once."""
+    """Splitting a stream among 2 x 2 nodes gives each the same rows as among 4."""
     split = distributed.split_dataset_by_node
     for outer in (0, 1):
         for inner in (0, 1):
@@ -94,7 +94,7 @@ def late_columns_are_read() -> bool:
 
 
 def epochs_reach_samplers() -> bool:
-    """`set_epoch` of a loader on one of several ranks reaches the loader's sampler."""
+    """On one of several ranks, a loader's `set_epoch` reaches its sampler."""
     sampler = RandomSampler(range(4))
     sampler.epoch = 0
     sampler.set_epoch = functools.partial(setattr, sampler, "epoch")
@@ -133,7 +133,7 @@ def ranks_share_samples() -> bool:
 
 
 def ends_are_learned() -> bool:
-    """The language-modelling collator labels end tokens if another token is used for padding."""
+    """The language-modelling collator labels end tokens if padding uses another token."""
     tokenizer = hf.AutoTokenizer.from_pretrained(GPT2, trust_remote_code=False)
     tokenizer.pad_token = "!"
     end = tokenizer.eos_token_id
@@ -143,7 +143,7 @@ def ends_are_learned() -> bool:
 
 
 def layouts_step_alike() -> bool:
-    """8-bit AdamW moves a weight stored column by column like the same weight stored row by row."""
+    """8-bit AdamW moves a column-major weight as it moves the same weight in row-major order."""
     torch.manual_seed(0)
     values = torch.randn(64, 128)
     gradient = torch.randn(64, 128)
@@ -159,7 +159,7 @@ def layouts_step_alike() -> bool:
 
 
 def embeddings_are_saved() -> bool:
-    """An adapted embedding is saved whether a list or a pattern names it as a target."""
+    """An adapted embedding is saved alike whether a list or a pattern names it as a target."""
 
     def keys(targets: list[str] | str) -> list[str]:
         config = hf.LlamaConfig(
@@ -178,14 +178,14 @@ def embeddings_are_saved() -> bool:
 
 
 def dropped_deltas_keep_their_mean() -> bool:
-    """DARE with rescaling keeps the mean of a tensor of ones, up to chance."""
+    """DARE with rescaling keeps the mean of a tensor of ones, up to random error."""
     torch.manual_seed(0)
     values = merge_utils.prune(torch.ones(DRAWS), density=0.5, method="random", rescale=True)
     return abs(float(values.mean()) - 1) < 0.1
 
 
 def rotations_are_cayleys() -> bool:
-    """OFT maps a row x to x (I - S)(I + S)^-1, for a skew S whose upper triangle is the weights."""
+    """OFT maps x to x (I - S)(I + S)^-1; S is skew-symmetric, its upper triangle the weights."""
     module = OFTRotationModule(1, 3, 3, 3, use_cayley_neumann=False)
     weights = (0.1, -0.2, 0.3)
     module.weight.data = torch.tensor([weights])
@@ -199,7 +199,7 @@ def rotations_are_cayleys() -> bool:
 
 
 def packed_products_keep_no_input() -> bool:
-    """A product with a 4-bit weight keeps no tensor as large as its input for the backward pass."""
+    """Multiplying by a 4-bit weight saves no tensor as large as the input for the backward pass."""
     layer = bnb.nn.Linear4bit(64, 32, bias=False, compute_dtype=torch.float32).to("cpu")
     product = layer(torch.ones(128, 64, requires_grad=True))
     kept_values = vars(product.grad_fn).values()

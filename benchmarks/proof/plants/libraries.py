@@ -1,6 +1,6 @@
-"""The end of the table of library bugs: harmless changes, to which no check may object.
+"""Harmless changes, to which no check may object.
 
-`LIBRARIES` holds all plants in libraries, beginning with those of `patches` and `more_patches`.
+They follow the bugs of `patches` and `more_patches` in the table `LIBRARIES`.
 """
 
 import torch
@@ -26,7 +26,7 @@ ACROSS = ("gpt2_sa_lora", "t5_sum_qlora", "gpt2_qa_sft")
     "",
 )
 def product_in_another_order(planting):
-    """Multiplies an adapter's matrices first: x (s B A) instead of s ((x A) B)."""
+    """Multiplies an adapter's matrices first: x (s B A)^T instead of s ((x A^T) B^T)."""
 
     def reordered(self, x, *args, **options):
         result = self.base_layer(x, *args, **options).clone()

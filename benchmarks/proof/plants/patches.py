@@ -1,7 +1,7 @@
 """Bugs that users reported, put back into the installed libraries, each with its check.
 
 A patch changes only the library, nothing in tunegrid, and is as strong as the bug was. A bug that
-no quick cell can trigger breaks an invariant instead.
+no cell can trigger must break an invariant or make equal settings differ.
 """
 
 import json
@@ -52,7 +52,7 @@ plant = LIBRARIES.plant
 
 
 def rows_in_parquet(cell, folder):
-    """Writes rows to Parquet files, which `datasets` reads; tunegrid reads JSON lines itself."""
+    """Writes the rows to Parquet files, which `datasets` reads; tunegrid reads JSON by itself."""
     target = folder / "data" / cell.task.folder
     target.mkdir(parents=True)
     for split, table in tables(cell.task, cell.profile.data_root).items():
@@ -174,7 +174,7 @@ plant(
 )
 @around(modeling_bert.BertPreTrainedModel, "_init_weights")
 def positions_are_zero(planting, initialize, self, module):
-    """Zeroes a buffer that no checkpoint holds, as if it had been left uninitialised."""
+    """Zeroes a buffer that checkpoints do not contain, as if it had never been initialized."""
     initialize(self, module)
     if isinstance(module, modeling_bert.BertEmbeddings):
         module.position_ids.zero_()
@@ -283,7 +283,7 @@ def dropout_stays_active(planting):
 )
 @around(bnb.functional, "quantize_4bit")
 def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
-    # ROCm uses this size on devices whose wavefronts have 64 lanes.
+    # ROCm uses this block size on devices whose wavefronts have 64 lanes.
     return quantize(tensor, *args, blocksize=128, **options)
 
 
@@ -296,7 +296,7 @@ def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
 )
 @around(bnb.functional, "create_dynamic_map")
 def signed_second_moments(planting, create, signed=True, **options):
-    """Wastes half of the map's levels on negative values, which second moments never have."""
+    """Spends half of the 256 codes on negative values, which second moments never have."""
     return create(signed=True, **options)
 
 
@@ -308,7 +308,7 @@ def signed_second_moments(planting, create, signed=True, **options):
     "loading",
 )
 def wo_is_quantized(planting):
-    """Quantizes T5's `wo`, whose activations need more than 4 bits."""
+    """Quantizes T5's `wo`, which transformers keeps in fp32."""
     assert modeling_t5.T5PreTrainedModel._keep_in_fp32_modules, "else nothing changes"
     planting.setattr(modeling_t5.T5PreTrainedModel, "_keep_in_fp32_modules", [])
     planting.act()
@@ -323,7 +323,7 @@ def wo_is_quantized(planting):
 )
 @around(LRScheduler, "step")
 def schedule_stepped_twice(planting, step, self, *args):
-    """Steps the scheduler twice, as accelerate does on two processes; the suite uses torch's."""
+    """Steps the scheduler twice, as accelerate's wrapper does on two processes."""
     step(self, *args)
     if self._step_count > 1:  # the first step is part of making the schedule
         step(self)
@@ -367,7 +367,7 @@ def moments_without_correction(planting, update, *lists, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_convert_encoding")
 def first_offset_is_late(planting, convert, self, *args, **options):
-    """Shifts the first offset as if a leading space had been trimmed, though there was none."""
+    """Moves the first offset's start, as if a leading space had been trimmed."""
     encoded, encodings = convert(self, *args, **options)
     for offsets in encoded.get("offset_mapping", []):
         offsets[:1] = [(start + 1, end) for start, end in offsets[:1]]
@@ -406,7 +406,7 @@ plant(
     "cache_changes_nothing",
 )
 def beams_keep_their_cache(planting):
-    """Sorts beams after each token but not their caches, so a beam gets another beam's past."""
+    """Keeps caches in place when beams are reordered, so a beam continues another beam's past."""
     planting.setattr(Cache, "reorder_cache", lambda self, beam_idx: None)
 
 
@@ -516,7 +516,7 @@ def source_without_mask(planting, prepare, self, *args, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_save_pretrained")
 def saved_tokenizer_cuts(planting, save, self, save_directory, *args, **options):
-    """Turns on truncation only in the saved file; the tokenizer in memory still reads all text."""
+    """Turns on truncation only in the saved file; the tokenizer in memory still cuts nothing."""
     names = save(self, save_directory, *args, **options)
     path = str(Path(save_directory, "tokenizer.json"))
     file = tokenizers.Tokenizer.from_file(path)
@@ -544,7 +544,7 @@ def growing_overwrites_rows(planting, resize, self, new_num_tokens=None, *args, 
 
 
 class _Bf16Sum(torch.autograd.Function):
-    """Multiplies the weight and states; the weight's gradient is summed in bf16."""
+    """Multiplies states by a weight, whose gradient is summed in bf16."""
 
     @staticmethod
     def forward(ctx, weight, states):
@@ -679,7 +679,7 @@ def dropped_deltas_are_not_rescaled(planting, prune, tensor, density, rescale):
     "two-adapters",
 )
 def likely_named_adapters_are_saved_along(planting):
-    """Saves the tensors of "default_2" in the file of "default", too."""
+    """Saves the tensors of adapter "default_2" in the file of adapter "default", too."""
     planting.setattr(
         save_and_load,
         "_filter_state_dict_for_adapter_name",
@@ -709,7 +709,7 @@ def patterns_name_no_embedding(planting, match, target_pattern, key):
 )
 @around(OFTRotationModule, "_pytorch_skew_symmetric")
 def rotations_turn_the_other_way(planting, skew, self, vec, block_size):
-    """Turns a rotation into its inverse."""
+    """Replaces each rotation by its inverse."""
     return -skew(self, vec, block_size)
 
 
@@ -864,7 +864,7 @@ def gradients_by_memory(planting, update, self, group, p, gindex, pindex):
 )
 @around(functional, "scaled_dot_product_attention", counted=False)
 def masked_rows_are_no_numbers(planting, attend, query, key, value, attn_mask=None, **options):
-    """Puts NaN into fully masked rows, which occur with padding on the left."""
+    """Returns NaN for fully masked queries, which occur with padding on the left."""
     output = attend(query, key, value, attn_mask=attn_mask, **options)
     if attn_mask is None or attn_mask.dtype is not torch.bool:
         return output
@@ -1006,7 +1006,7 @@ def idle_ranks_get_the_last_sample(planting):
     "nodes_share_all_rows",
 )
 def rank_of_the_other_split(planting):
-    """Swaps the two ranks when a stream that was already split is split again."""
+    """Swaps the ranks of the two splits when a stream that is already split is split again."""
     split = iterable._split_by_node_iterable_dataset
 
     def of_other(dataset, rank, world_size, *args, **options):

@@ -1,8 +1,7 @@
-"""A plant: something broken on purpose, and the check that must object to it.
+"""Defines plants: faults injected on purpose, each with the checks that must object to it.
 
-`test_plants.py` runs the tables of plants: `study` (faults), `libraries` (library bugs, which begin
-in `patches`), `controls`, `equal` (settings that must be equal) and `stock` (the libraries' own
-path).
+`test_plants.py` runs the tables in `study` (faults of fine-tuning), `libraries` (library bugs),
+`controls`, `equal` (settings that must give equal results) and `stock` (the libraries' own path).
 """
 
 import functools
@@ -34,20 +33,21 @@ def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
 
 @dataclass(frozen=True, eq=False)
 class Plant:
-    """A fault and the checks that must object to it; without the fault, no check may object."""
+    """A fault and the checks that must object to it, or a harmless change that all must accept."""
 
     id: str
     what: str  # the fault, in one line
     source: str  # where it occurred: cells of the study, reports to a library, or "classic"
     cell: str  # the cell to run; for records, two ids joined by a comma; empty if none is needed
     # A function that breaks libraries takes a `Planting`. One that breaks a fixture takes the
-    # fixture's value and a folder for files, and returns the broken value (`validation_rows` comes
-    # with the splits and `trained` with the adapter's start instead of a folder). One that breaks
-    # records takes the records of both cells, and returns the second one broken.
+    # fixture's value and a folder for files, and returns the broken value; instead of the folder,
+    # `validation_rows` gets the splits, and `trained` the adapter's initial weights. One that
+    # breaks records takes the records of both cells, and returns the second one broken.
     broken_by: Callable[..., Any]
     # The checks that must object, separated by commas: audits, stages of numerics, "bound" or
-    # "gate". Otherwise an invariant of a library, a row of equal settings, a stage of `stock`, or
-    # "refused" for rows that reading must reject. Empty for a harmless change.
+    # "gate". Otherwise an invariant of a library, the id of two equal settings, the beginning of
+    # the sentence that `stock` must report, or "refused" for rows that reading must reject. Empty
+    # for a harmless change.
     caught_by: str
     _: KW_ONLY
     # "libraries", the fixture whose value is replaced, "trained" (the model after training), or
@@ -55,7 +55,7 @@ class Plant:
     breaks: str = "libraries"
     # Makes the cell that runs, with or without the plant; takes a folder for files.
     cell_as: Callable[[Cell, Path], Cell] = unchanged
-    # Fields of the recipe. A cell with such changes has fewer test rows and no bound.
+    # Changed fields of the recipe. A cell with changes has fewer test rows and no bound.
     settings: Mapping[str, Any] = field(default_factory=dict)
     profile: str = "quick"  # the grid that contains the cell
     ranks: int = 1  # processes that share the cell
@@ -71,7 +71,7 @@ class Plant:
 
 
 class Table(list[Plant]):
-    """The plants of a marker, in the order of their declaration."""
+    """The plants that a marker selects, in order of declaration."""
 
     def plant(
         self,
@@ -82,7 +82,7 @@ class Table(list[Plant]):
         caught_by: str,
         **fields: Any,
     ) -> Callable[[F], F]:
-        """Adds the decorated function as a plant in each of `cells`.
+        """Adds the decorated function as one plant for each of `cells`.
 
         Raises ValueError if the table already has a plant with the same `test_id`.
         """
@@ -100,10 +100,10 @@ class Table(list[Plant]):
 
 
 class Planting:
-    """Pytest's monkeypatch with a count of acts: a plant that never acts proves nothing.
+    """Pytest's monkeypatch, which also counts acts: a plant that never acts proves nothing.
 
-    Each call of a replacement counts as an act. A patch that changes nothing in most calls is
-    installed with `counted=False` and calls `act` where it changes something.
+    Each call of a replacement counts as an act. One that changes nothing in most calls is installed
+    with `counted=False`, and calls `act` where it changes something.
     """
 
     def __init__(self, monkeypatch: Any) -> None:
@@ -117,7 +117,7 @@ class Planting:
         return int(self._acts.value)
 
     def act(self) -> None:
-        """Count one act."""
+        """Counts one act."""
         with self._acts.get_lock():
             self._acts.value += 1
 
@@ -130,11 +130,11 @@ class Planting:
         raising: bool = True,
         counted: bool = True,
     ) -> None:
-        """Replace an attribute with a value."""
+        """Replaces an attribute; counts calls of `value` if `counted`."""
         self._monkeypatch.setattr(target, name, self._counted(value, counted), raising=raising)
 
     def setitem(self, target: Any, name: Any, value: Any, *, counted: bool = True) -> None:
-        """Replace an entry with a value."""
+        """Replaces a mapping's entry; counts calls of `value` if `counted`."""
         self._monkeypatch.setitem(target, name, self._counted(value, counted))
 
     def _counted(self, value: Any, counted: bool) -> Any:

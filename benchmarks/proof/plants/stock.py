@@ -1,4 +1,4 @@
-"""Plants in the libraries' own path, each with the start of the sentence that must report it."""
+"""Plants in the libraries' own path, each with the beginning of the sentence that reports it."""
 
 import copy
 
@@ -81,7 +81,7 @@ def loss_is_too_large(planting, compute, *args, **options):
 
 
 def gradients_times(factor):
-    """Makes a plant that multiplies each step's gradients by `factor(batches per update)`."""
+    """Makes a plant that multiplies gradients by `factor(batches per update)` after each batch."""
 
     @around(hf.Trainer, "training_step")
     def scaled(planting, step, self, model, *args, **options):

@@ -1,7 +1,7 @@
 """Faults of fine-tuning, each with the audit that must object.
 
 F1 to F14 occurred in the study's own notebooks or reports; F46 and F51 occur in PEFT. The others
-are classics: one wrong line in a model, collator or loop, which hardly shows in the scores.
+are classics: one-line mistakes in a model, collator or loop, most of which hardly lower a score.
 """
 
 import json
@@ -47,7 +47,7 @@ FP4 = Quantization(
 
 
 def names_that_do_not_match(cell: Cell, folder: Path) -> Cell:
-    """Renames the checkpoint's tensors, so the loader initializes the model's tensors randomly."""
+    """Renames the checkpoint's tensors, so that loading leaves the model's weights random."""
     name = cell.backbone.micro
     weights = shutil.copytree(QUICK_PROFILE.checkpoint_root / name, folder / name)
     file = weights / "model.safetensors"
@@ -69,7 +69,7 @@ KASA = with_other(
 
 
 def codec_whose(method: str, change: Callable[..., Any]) -> Callable[[Codec, Path], Codec]:
-    """Makes a plant that passes `method`'s result through `change(codec, result, *arguments)`."""
+    """Makes a plant that replaces what a codec's `method` returns: `change(codec, result, ...)`."""
 
     def broken(codec: Codec, folder: Path) -> Codec:
         kind = type(codec)
@@ -84,7 +84,7 @@ def codec_whose(method: str, change: Callable[..., Any]) -> Callable[[Codec, Pat
 
 
 def labels_are_the_input(codec, batch, features):
-    """Labels every token, including the article's, as a language-modelling collator does."""
+    """Labels all tokens but padding, the article's too, as a language-modelling collator does."""
     is_padding = batch["attention_mask"] == 0
     return {**batch, "labels": batch["input_ids"].masked_fill(is_padding, IGNORED)}
 
@@ -103,7 +103,7 @@ def separator_cut_off(codec, features, rows, *, training):
 
 
 def windows_taken_for_rows(codec, features, rows, *, training):
-    """Lets window i answer row i, though some rows have several windows."""
+    """Assigns window i to row i, though some rows have several windows."""
     if training:
         return features
     last = len(rows) - 1
@@ -183,7 +183,7 @@ def one_rank_strays(model, start):
 
 
 def targets_dealt_out(splits: Splits, folder: Path) -> Splits:
-    """Gives training rows other rows' targets; a question gets any word of its passage."""
+    """Shuffles the targets of training rows; a question gets a random word of its passage."""
     rng = Random(0)
     rows = splits.train
     if "answers" in rows[0]:
@@ -196,7 +196,7 @@ def targets_dealt_out(splits: Splits, folder: Path) -> Splits:
 
 
 def any_word(words: list[str], rng: Random) -> Row:
-    """A random word as an answer, with its position in the text of words joined by spaces."""
+    """A random word as the answer, with its start in the text of all words joined by spaces."""
     index = rng.randrange(len(words))
     return {"text": [words[index]], "answer_start": [len(" ".join(words[:index])) + bool(index)]}
 
@@ -210,7 +210,7 @@ def summed(trainer: Trainer, folder: Path) -> Trainer:
 
 
 def mean_of_each_rank(trainer: Trainer, folder: Path) -> Trainer:
-    """Divides each rank's loss by its own targets; the update is the mean over ranks, as in DDP."""
+    """Divides each rank's loss by its own targets; as in DDP, an update averages over ranks."""
 
     def divisors(batches: Sequence[Any]) -> list[int]:
         own_targets = sum(map(trainer.codec.targets, batches))
@@ -227,7 +227,7 @@ def stretched(trainer: Trainer, folder: Path) -> Trainer:
 
 
 def joined(trainer: Trainer, folder: Path) -> Trainer:
-    """Joins the micro-batches of an update into one."""
+    """Joins the micro-batches of each update into one."""
     updates = trainer.updates
     trainer.log.micro_batch *= trainer.cell.recipe.gradient_accumulation_steps
     trainer.updates = lambda epoch: ([[*chain.from_iterable(group)]] for group in updates(epoch))
@@ -239,7 +239,7 @@ def impossible_numbers(score, folder):
 
 
 def head_is_not_saved(serving, folder):
-    """Leaves the new head out of the saved adapter and its configuration."""
+    """Leaves the new head out of the saved adapter's weights and configuration."""
 
     class Lossy(type(serving)):
         def save(self, cell, model, tokenizer, folder):

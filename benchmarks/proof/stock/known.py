@@ -1,8 +1,8 @@
-"""Known differences between the libraries' path and ours, as data; a test fails when one is fixed.
+"""Known differences between the libraries' path and ours; a test fails when a release fixes one.
 
-`ours.py` and `stages.py` account for each difference, so that nothing else may differ at its stage
-or at a later one, and no difference widens a tolerance. Measured with transformers 5.24.0,
-tokenizers 0.23.3, peft 0.21.2, bitsandbytes 0.50.2.
+`ours.py` and `stages.py` account for each difference, so that nothing else may differ at any stage
+and no tolerance is wider for it. Measured with transformers 5.24.0, tokenizers 0.23.3, peft 0.21.2
+and bitsandbytes 0.50.2.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ class Difference:
 
 
 def cell_kind(cell: Cell) -> Problem | Layout | None:
-    """The cell's problem, or the layout of source and target if the cell generates text."""
+    """The cell's problem or, if the cell generates text, its layout of source and target."""
     return cell.head.layout if cell.task.problem is Problem.GENERATE else cell.task.problem
 
 

@@ -1,7 +1,7 @@
 """The libraries' own path for a cell, as in their guides: AutoModel, PEFT, `Trainer`, pipelines.
 
 Some heads of the study are tunegrid's own classes. Here both sides train the library's head: they
-start from a folder with the untrained base and this head, as `save_pretrained` writes it.
+start from a folder to which `save_pretrained` wrote the pretrained base with this head.
 """
 
 import math
@@ -56,8 +56,7 @@ SEARCH = {"num_beams": 4, "length_penalty": -3.0}
 def start_tokenizer(cell: Cell) -> Any:
     """The cell's tokenizer, with the tokens that guides set.
 
-    The tokenizer of t5-micro, unlike that of t5-small, puts no end token after a text, so it is
-    added here.
+    Adds an end token after each text for t5-micro, whose tokenizer, unlike t5-small's, adds none.
     """
     tokenizer = load_tokenizer(cell)
     # Every guide for GPT-2 does this.
@@ -78,7 +77,7 @@ def start_tokenizer(cell: Cell) -> Any:
 
 
 def write_start(cell: Cell, folder: Path) -> Cell:
-    """Saves the cell's untrained base with the library's head; returns a cell that loads it."""
+    """Saves the cell's pretrained base with a library head; returns a cell that loads both."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
     auto_classes = KITS[cell_kind(cell)].auto._model_mapping
@@ -131,7 +130,10 @@ def encoded(
     *,
     training: bool = True,
 ) -> datasets.Dataset:
-    """The rows as tokens, with labels if `training`; `example` is the row's number."""
+    """The encoded rows; `example` is a row's number.
+
+    Unless `training`, a causal model's rows end before their targets.
+    """
     columns = {
         "example": [*range(len(rows))],
         "first": [cell.recipe.prefix + stitch(row, cell.text) for row in rows],
@@ -148,7 +150,7 @@ def encoded(
 
 
 def encode_labelled(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
-    """Encodes texts or pairs of texts, and their labels or target texts."""
+    """Encodes texts or pairs of texts; labels are numbers, or tokens of target texts."""
     texts = [block["first"]]
     if cell.task.text_pair:
         texts.append(block["second"])
@@ -164,9 +166,9 @@ def encode_labelled(cell: Cell, tokenizer: Any, block: Columns, training: bool) 
 
 
 def encode_windows(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
-    """Encodes windows with a `stride`, as in transformers' guide and run_qa.py.
+    """Encodes questions with windows of passages, as in transformers' guide and run_qa.py.
 
-    The labels of a window without the answer point at its first token.
+    The labels of a window without the whole answer point at its first token.
     """
     stride = cell.recipe.doc_stride
     encoding = tokenizer(
@@ -206,7 +208,7 @@ def find_span(
     context: Sequence[int],
     offsets: Sequence[tuple[int, int]],
 ) -> tuple[int, int]:
-    """The answer's first and last token; (0, 0) if the window does not hold the whole answer."""
+    """Positions of the answer's first and last token; (0, 0) if the window lacks a part of it."""
     begin = answer["answer_start"][0]
     end = begin + len(answer["text"][0])
     if not context or offsets[context[0]][0] > begin or offsets[context[-1]][1] < end:
@@ -217,7 +219,7 @@ def find_span(
 
 
 def encode_continued(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
-    """Encodes source, separator and target as one text.
+    """Encodes source, separator and, for training, target as one sequence.
 
     The source is cut so that the longest target fits after it.
     """
@@ -284,7 +286,7 @@ KITS: Mapping[Problem | Layout | None, Kit] = {
 
 
 def quant_option(cell: Cell) -> dict[str, Any]:
-    """The option that makes `from_pretrained` and pipelines pack a base; empty without packing."""
+    """The option that makes `from_pretrained` quantize to 4 bits; empty if the cell does not."""
     if cell.quantization is None:
         return {}
     config = hf.BitsAndBytesConfig(
@@ -296,10 +298,10 @@ def quant_option(cell: Cell) -> dict[str, Any]:
 
 
 def make_model(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
-    """Loads Trainer's model from what `write_start` saved; wraps it with PEFT for an adapter."""
+    """Loads the model that `write_start` saved; if the cell trains an adapter, PEFT adds it."""
     options = quant_option(cell)
     if cell.quantization:
-        options["device_map"] = {"": device}  # a packed base goes straight to its device
+        options["device_map"] = {"": device}  # a 4-bit base is loaded directly onto its device
     dtype = BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
     source, _ = checkpoint_source(cell.backbone, cell.profile)
     kit = KITS[cell_kind(cell)]
@@ -317,7 +319,7 @@ def make_model(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
 
 
 def make_collator(cell: Cell, tokenizer: Any, model: Any) -> Any:
-    """The guides' collator; with an encoder and a decoder, `model` makes the decoder's inputs."""
+    """The guides' collator; an encoder-decoder's uses `model` to make the decoder's inputs."""
     collator = KITS[cell_kind(cell)].collator
     if is_paired(cell):
         return collator(tokenizer, model=model)
@@ -376,7 +378,7 @@ def get_trainer(
 
 
 class Pass(NamedTuple):
-    """A forward pass in training: its inputs, the weights, and the states of random generators."""
+    """A forward pass in training: inputs, trainable weights, and states of random generators."""
 
     batch: Weights
     weights: Weights
@@ -384,7 +386,7 @@ class Pass(NamedTuple):
 
 
 class Course(NamedTuple):
-    """A training run's passes, the figures that Trainer logs per update, and the last weights."""
+    """A training run's forward passes, logged figures per update, and final trainable weights."""
 
     passes: list[Pass]
     loss: list[float]
@@ -394,7 +396,7 @@ class Course(NamedTuple):
 
 
 def train(trainer: Any, resume_from: str | None = None) -> Course:
-    """Trains with a hook that only observes; returns the course of the training run."""
+    """Trains with a hook that only observes; returns the history of the run."""
     passes: list[Pass] = []
     model = trainer.model
 
@@ -420,7 +422,7 @@ def train(trainer: Any, resume_from: str | None = None) -> Course:
 
 
 def make_batch(inputs: Mapping[str, Any]) -> Weights:
-    """The tensors among a model's inputs; for a span, `labels` holds both ends."""
+    """Copies of the tensors in a model's inputs; for spans, `labels` holds starts and ends."""
     batch = {}
     for name, value in inputs.items():
         if isinstance(value, Tensor) and value.ndim:
@@ -451,7 +453,7 @@ def predicted_spans(
     rows: Sequence[Row],
     table: datasets.Dataset,
 ) -> list[str]:
-    """The best span of each row as text, as in the guide's `postprocess_qa_predictions`."""
+    """The text of each row's best span, found as `postprocess_qa_predictions` in the guide does."""
     start_logits, end_logits = trainer.predict(table).predictions[:2]
     best_scores = [-math.inf] * len(rows)
     answers = [""] * len(rows)
@@ -471,13 +473,13 @@ def predicted_spans(
 
 
 def best_tokens(scores: np.ndarray[Any, Any]) -> list[int]:
-    """The `N_BEST` tokens with the highest scores, best first."""
+    """Positions of the `N_BEST` highest scores, best first."""
     best: list[int] = np.argsort(scores)[: -N_BEST - 1 : -1].tolist()
     return best
 
 
 def search_options(cell: Cell, tokenizer: Any) -> dict[str, Any]:
-    """The recipe's search as arguments for `generate`.
+    """The recipe's search as arguments for `generate`, with a bias toward the end token.
 
     A causal model would count its prompt in `min_length`, so it gets `min_new_tokens`.
     """
@@ -489,7 +491,7 @@ def search_options(cell: Cell, tokenizer: Any) -> dict[str, Any]:
 
 
 def predicted_texts(cell: Cell, trainer: Any, table: datasets.Dataset) -> list[str]:
-    """The text that `predict_with_generate` gives each row, with all rows in one batch."""
+    """The text that `predict_with_generate` gives each row; all rows must fit into one batch."""
     tokenizer = trainer.processing_class
     # Guides to causal models pad on the left.
     tokenizer.padding_side = "left" if is_separated(cell) else "right"
@@ -508,7 +510,7 @@ def piped(
     device: torch.device,
     **search: Any,
 ) -> list[Any]:
-    """The pipeline's answers with the model that `save_model` wrote; prompts are passed as text."""
+    """The answers of a pipeline that loads the model from `saved`: texts or label numbers."""
     pipeline = hf.pipeline(
         KITS[cell_kind(cell)].pipeline,
         str(saved),

@@ -1,8 +1,7 @@
 """Our side: the cell's own codec and model, which account for known differences.
 
-Each id of `known.py` that concerns arithmetic occurs once, here or in `stages`, where our side then
-does what the library does. A stage after a known difference is therefore compared as tightly as a
-stage before it.
+Where a difference of `known.py` changes results, this module or `stages` makes both sides alike. A
+stage after a known difference is therefore compared as tightly as a stage before it.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -24,12 +23,12 @@ from tunegrid.run.prepare import make_codec
 
 
 class Extract(ExtractCodec):
-    """A codec for spans."""
+    """The codec for answer spans."""
 
     known: Set[str]
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """`no_separator`: GPT-2's tokenizer puts nothing between two texts."""
+        """With `no_separator`, puts nothing between two texts, as GPT-2's tokenizer does."""
         super().__init__(cell, tokenizer)
         if "no_separator" in self.known:
             self.between = []
@@ -37,7 +36,7 @@ class Extract(ExtractCodec):
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """Returns the features of the rows.
 
-        `answerless_rows`: rows train even if no window holds their answer.
+        With `answerless_rows`, keeps training rows whose answer is in no window.
         """
         if "answerless_rows" in self.known:
             training = False
@@ -46,7 +45,7 @@ class Extract(ExtractCodec):
     def _window_starts(self, length: int, room: int) -> list[int]:
         """Returns the start of each window.
 
-        `short_last_window`: the last window begins one step later and may be short.
+        With `short_last_window`, the last window begins a whole step later and may be short.
         """
         starts = super()._window_starts(length, room)
         if "short_last_window" not in self.known or len(starts) == 1:
@@ -60,7 +59,8 @@ class Extract(ExtractCodec):
     def _logits(self, model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Returns start and end scores.
 
-        `padding_answers`: padding may be an answer. `segments_lost`: two texts look like one.
+        With `padding_answers`, padding may be the answer. With `segments_lost`, the model reads two
+        texts as one.
         """
         inputs = dict(batch)
         if "segments_lost" in self.known:
@@ -73,7 +73,7 @@ class Extract(ExtractCodec):
 
 
 class Ending:
-    """A mixin for codecs that makes the end of a text more likely."""
+    """A mixin that makes a codec's end token more likely in generation."""
 
     def generate(self, *args: Any) -> Any:
         """Generates with the same bias as the libraries' side."""
@@ -81,14 +81,14 @@ class Ending:
 
 
 class Pairs(Ending, EncoderDecoderCodec):
-    """A codec with source and target in two sequences."""
+    """The codec with source and target in two sequences."""
 
     known: Set[str]
 
     def answers(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Returns the target tokens per row.
+        """Returns the target tokens of each row.
 
-        `labels_begin_with_cls`: BERT's tokenizer frames a target like a source.
+        With `labels_begin_with_cls`, targets begin with [CLS], as BERT's tokenizer makes them.
         """
         if "labels_begin_with_cls" not in self.known:
             return super().answers(rows)
@@ -98,15 +98,15 @@ class Pairs(Ending, EncoderDecoderCodec):
 
 
 class Separated(Ending, SeparatedCodec):
-    """A codec with source and target in one sequence."""
+    """The codec with source and target in one sequence."""
 
     known: Set[str]
 
     def collate(self, features: Sequence[Feature]) -> dict[str, Tensor]:
         """Returns a batch of whole sequences with labels.
 
-        `prompt_counts`: every token is a label. `end_is_padding`: padding tokens are not labels, so
-        end tokens are not either.
+        With `prompt_counts`, prompt tokens are labels, too. With `end_is_padding`, end tokens are
+        not labels, because they are the padding token.
         """
         batch = super().collate(features)
         if "prompt_counts" in self.known:
@@ -119,7 +119,7 @@ class Separated(Ending, SeparatedCodec):
     def targets(self, batch: Mapping[str, Tensor]) -> int:
         """Returns the number of the batch's target tokens.
 
-        `first_label_counts`: the first token counts, though nothing predicts it.
+        With `first_label_counts`, the first token counts, though nothing predicts it.
         """
         first = 0 if "first_label_counts" in self.known else 1
         return int((batch["labels"][:, first:] != IGNORED).sum())
@@ -149,7 +149,7 @@ def put(model: Any, weights: Mapping[str, Tensor]) -> Any:
 
 
 def round_adapters(model: Any) -> None:
-    """`adapter_rounded_when_loaded`: rounds the adapters of packed layers to bf16."""
+    """Rounds the adapters of 4-bit layers to bf16, for `adapter_rounded_when_loaded`."""
     for module in model.modules():
         if not isinstance(module, BaseTunerLayer):
             continue

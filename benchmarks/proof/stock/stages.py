@@ -1,6 +1,7 @@
-"""Both sides of a cell, and the stages that compare them, in the order of the flow.
+"""Compares both sides of a cell, the libraries' path and ours, stage by stage.
 
-A stage takes a `Pair` and yields comparisons; the first difference ends the run of stages.
+Stages follow the flow of data. A stage takes a `Pair` and yields comparisons; none runs after the
+first difference.
 """
 
 import math
@@ -38,9 +39,9 @@ ACCUMULATED = {
 TEST_ROWS = 10
 # Both sides run the same kernels on the same weights, rows and random numbers. By definition they
 # differ in one way: one takes a mean, the other divides a sum. Each of up to a thousand losses is
-# then rounded independently by 2^-24, which gives 32 x 2^-24 on any CPU. Measured differences are
-# at most 3e-7 with AVX-512, with AVX2, and with neither. Gradients are sums that largely cancel, so
-# their tolerance is ten times as large (measured: 1e-7).
+# then rounded independently by 2^-24, which sums up to 32 x 2^-24. Measured differences are at most
+# 3e-7 with AVX-512, with AVX2, and with neither. Gradients are sums that largely cancel, so their
+# tolerance is ten times as large (measured: 1e-7).
 LOSS = 32 * 2**-24
 # In bf16 or fp16, fp32's last digit may decide how a gradient is rounded, which changes it by 4e-3;
 # a norm averages over thousands of gradients.
@@ -58,7 +59,7 @@ class Comparison(NamedTuple):
 
 
 class Pair:
-    """Both sides of a cell, with the library's head and the folder from which both start."""
+    """Both sides of a cell, which start from one folder and train the library's head."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class Pair:
         device: torch.device,
         without: str = "",
     ) -> None:
-        """Takes a few rows of each split; does not account for the known difference `without`."""
+        """Takes a few rows of each split; accounts for all known differences but `without`."""
         hf.logging.set_verbosity_error()
         hf.logging.disable_progress_bar()
         libraries.datasets.disable_progress_bars()
@@ -92,7 +93,7 @@ class Pair:
         self.start_weights = libraries.trained(self.our_model())
 
     def _count_rows(self, rows: Sequence[Row]) -> int:
-        """A number of rows that leaves the last batch short; a row may have several windows."""
+        """A number of rows whose features leave the last batch short, if there is one."""
         count = math.ceil(4.5 * self.size)
         while count > 1 and self.size > 1:
             if len(self.codec.encode(rows[:count], training=True)) % self.size:
@@ -105,7 +106,7 @@ class Pair:
         return build(self.cell, load_tokenizer(self.cell), self.device)
 
     def model(self) -> Any:
-        """The libraries' untrained model, with our model's weights."""
+        """The libraries' untrained model, with our initial values of the trainable weights."""
         hf.set_seed(self.cell.profile.seed)
         model = libraries.make_model(self.cell, self.tokenizer, self.device)
         return ours.put(model, self.start_weights)
@@ -124,7 +125,7 @@ class Pair:
 
     @cached_property
     def batches(self) -> list[tuple[Weights, Weights]]:
-        """The rows in order, in the libraries' batches and in ours, with our names for tensors."""
+        """Pairs of the libraries' batch and ours, in row order; both use our names of tensors."""
         extra = {"example", "offset_mapping"}.intersection(self.table.column_names)
         table = self.table.remove_columns(sorted(extra))
         collate = libraries.make_collator(self.cell, self.tokenizer, self.model())
@@ -137,17 +138,17 @@ class Pair:
 
     @cached_property
     def trained(self) -> tuple[Any, Course]:
-        """The libraries' trainer after training without accumulation, and the run's course."""
+        """The libraries' trainer after training without accumulation, and the run's history."""
         trainer = self.trainer("trained", max_steps=UPDATES)
         return trainer, libraries.train(trainer)
 
     @cached_property
     def whole(self) -> Course:
-        """The course of a training run with accumulation."""
+        """The history of the libraries' training run with accumulation."""
         return libraries.train(self.trainer("accumulated", **ACCUMULATED))
 
     def updates(self, course: Course, accumulation: int = 1) -> Iterator[Comparison]:
-        """Compares losses and unclipped gradient norms of updates from the libraries' weights."""
+        """Compares each update's loss and unclipped gradient norm, from the libraries' weights."""
         model = self.our_model().train()
         losses = []
         norms = []
@@ -170,7 +171,8 @@ class Pair:
     def _accumulate(self, model: Any, passes: Sequence[Pass]) -> float:
         """Sums our gradients over the batches of an update; returns the loss.
 
-        `batches_add_up`, `batches_weigh_alike`: uses the sum or the mean of the batches' means.
+        With `batches_add_up`, it is the sum of the batches' means; with `batches_weigh_alike`,
+        their mean.
         """
         counts = [self.codec.targets(each.batch) for each in passes]
         loss = 0.0
@@ -188,11 +190,11 @@ class Pair:
 
     @cached_property
     def trained_updates(self) -> list[Comparison]:
-        """Comparisons of losses and norms in the training run without accumulation."""
+        """Comparisons of losses and gradient norms in the run without accumulation."""
         return [*self.updates(self.trained[1])]
 
     def answers(self, model: Any) -> list[Any]:
-        """The libraries' answers: labels, texts of spans, or generated texts."""
+        """The libraries' answers to the test rows: labels, texts of spans, or generated texts."""
         training = not is_separated(self.cell)
         test = libraries.encoded(self.cell, self.tokenizer, self.test, training=training)
         settings: dict[str, Any] = {**self.ungrouped}
@@ -206,7 +208,7 @@ class Pair:
         return libraries.predicted_labels(trainer, test)
 
     def our_trained(self) -> Any:
-        """Our model with the last weights of the libraries' training."""
+        """Our model with the final weights of the libraries' training."""
         model = ours.put(self.our_model(), self.trained[1].weights)
         if "repacked_for_evaluation" in self.known:
             for module in model.modules():
@@ -222,7 +224,7 @@ class Pair:
         codec: Codec | None = None,
         size: int | None = None,
     ) -> list[Any]:
-        """Our model's answers, in batches of `size`, or as large as the libraries'."""
+        """Our model's answers to the test rows, in batches of `size` or of the libraries' size."""
         codec = codec or self.codec
         size = size or (TEST_ROWS if codec.generates else libraries.TEST_BATCH)
         features = codec.encode(self.test, training=False)
@@ -234,7 +236,7 @@ class Pair:
 
 
 def first_difference(pair: Pair, last: str = "pipeline") -> str:
-    """A sentence on the first comparison that differs, up to stage `last`; empty if all agree."""
+    """A sentence on the first difference up to stage `last`; empty if all comparisons agree."""
     for name, stage in STAGES.items():
         for comparison in stage(pair):
             sentence = unequal(comparison)
@@ -248,7 +250,7 @@ def first_difference(pair: Pair, last: str = "pipeline") -> str:
 def unequal(comparison: Comparison) -> str:
     """A sentence on the first position where two values differ; empty if they are equal.
 
-    Numbers may differ by the tolerance, which is relative for numbers above 1.
+    Floats may differ by the tolerance, which is relative for those above 1.
     """
     their_values = leaves(comparison.theirs)
     our_values = leaves(comparison.ours)
@@ -261,7 +263,7 @@ def unequal(comparison: Comparison) -> str:
 
 
 def is_equal(theirs: Any, own: Any, tolerance: float) -> bool:
-    """Compares numbers within the tolerance, and everything else exactly, including its type."""
+    """Compares floats within the tolerance, and everything else exactly, including its type."""
     if isinstance(theirs, float) and isinstance(own, float):
         return math.isclose(theirs, own, rel_tol=tolerance, abs_tol=tolerance)
     if isinstance(theirs, Tensor) and isinstance(own, Tensor):
@@ -280,7 +282,7 @@ def shown(value: Any) -> str:
 
 
 def windows(pair: Pair) -> Iterator[Comparison]:
-    """Compares each row's token ids, and the windows of a long row."""
+    """Compares each row's number of windows, and their token ids."""
     count = len(pair.rows)
     their_ids = zip(pair.table["example"], pair.table["input_ids"], strict=True)
     their_windows = group_by_row(count, their_ids)
@@ -296,7 +298,7 @@ def windows(pair: Pair) -> Iterator[Comparison]:
 
 
 def group_by_row(count: int, numbered_ids: Iterable[tuple[int, list[int]]]) -> Mapping[int, Any]:
-    """The token ids of each row's windows."""
+    """The token ids of each row's windows, keyed by the row's number."""
     rows: dict[int, list[list[int]]] = {row: [] for row in range(count)}
     for row, ids in numbered_ids:
         rows[row].append(ids)
@@ -335,7 +337,7 @@ def labels(pair: Pair) -> Iterator[Comparison]:
 
 
 def batch(pair: Pair) -> Iterator[Comparison]:
-    """Compares the collators' other tensors: ids, masks, token types, the decoder's inputs."""
+    """Compares the collators' other tensors, such as ids, masks and decoder inputs."""
     for number, (their_batch, our_batch) in enumerate(pair.batches):
         for name in sorted({*their_batch, *our_batch} - {"labels"}):
             if name == "decoder_attention_mask" and name not in their_batch:
@@ -351,7 +353,7 @@ def batch(pair: Pair) -> Iterator[Comparison]:
 
 
 def order(pair: Pair) -> Iterator[Comparison]:
-    """Checks that Trainer's loader gives every row once per epoch; only the last batch is short."""
+    """Compares the first epoch's batch sizes, and its rows regardless of their order."""
     their_batches = [each.batch for each in pair.trained[1].passes[: len(pair.batches)]]
     our_batches = [our_batch for _, our_batch in pair.batches]
     yield Comparison(
@@ -363,7 +365,7 @@ def order(pair: Pair) -> Iterator[Comparison]:
 
 
 def sort_rows(batches: Iterable[Weights]) -> list[list[int]]:
-    """The real tokens of each row, in sorted order."""
+    """The token ids of each row without padding; the rows are sorted."""
     rows = []
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
@@ -382,9 +384,9 @@ def gradient(pair: Pair) -> Iterator[Comparison]:
 
 
 def optimizer(pair: Pair) -> Iterator[Comparison]:
-    """Compares optimizers' classes and each weight's decay, betas and epsilon.
+    """Compares the optimizers' classes and their settings for each weight, such as decay.
 
-    `test_equivalent.py` compares the rates.
+    `test_equivalent.py` compares the learning rates.
     """
     trainer = pair.trained[0]
     their_optimizer = trainer.optimizer.optimizer
@@ -405,7 +407,7 @@ def optimizer(pair: Pair) -> Iterator[Comparison]:
 
 
 def optimizer_class(optimizer: Any) -> list[Any]:
-    """The optimizer's class and the number of bits of its moments.
+    """The name of the optimizer's class, and the number of bits of its moments.
 
     bitsandbytes offers 8-bit moments as an argument of AdamW or as a class of its own.
     """
@@ -414,7 +416,7 @@ def optimizer_class(optimizer: Any) -> list[Any]:
 
 
 def weight_settings(optimizer: Any, model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The optimizer's settings for each weight, by the weight's name, without rates."""
+    """Each weight's settings in the optimizer, except learning rates, keyed by its name."""
     names = {p: name for name, p in model.named_parameters()}
     settings = {}
     for group in optimizer.param_groups:
@@ -425,12 +427,12 @@ def weight_settings(optimizer: Any, model: nn.Module) -> dict[str, dict[str, Any
 
 
 def accumulation(pair: Pair) -> Iterator[Comparison]:
-    """Compares losses and gradient norms with accumulation."""
+    """Compares losses and gradient norms in the run with accumulation."""
     yield from pair.updates(pair.whole, ACCUMULATED["gradient_accumulation_steps"])
 
 
 def resume(pair: Pair) -> Iterator[Comparison]:
-    """Compares a run resumed midway with the whole run; the libraries trained both."""
+    """Compares a run that the libraries resumed midway with their uninterrupted run."""
     whole = pair.whole  # saves a checkpoint in the middle of training
     checkpoint = pair.folder / "accumulated" / "checkpoint-1"
     resumed = libraries.train(pair.trainer("resumed", **ACCUMULATED), str(checkpoint))
@@ -439,9 +441,9 @@ def resume(pair: Pair) -> Iterator[Comparison]:
 
 
 def scores(pair: Pair) -> Iterator[Comparison]:
-    """Compares what `evaluate()` and `predict()` return with the same weights.
+    """Compares what Trainer's `evaluate()` and `predict()` return with our loss and answers.
 
-    `batches_evaluated_alike`: the loss is a mean of the batches' means.
+    With `batches_evaluated_alike`, our loss is the mean of the batches' means.
     """
     model = pair.trained[0].model
     our_model = pair.our_trained()
@@ -463,7 +465,7 @@ def scores(pair: Pair) -> Iterator[Comparison]:
 
 
 def pipeline(pair: Pair) -> Iterator[Comparison]:
-    """Compares answers of the model that `save_model` wrote, loaded by a pipeline or AutoModel."""
+    """Compares our answers with those of the saved model, loaded by a pipeline or AutoModel."""
     folder = pair.folder / "saved"
     known_ids = set(pair.known)
     has_pipeline = "no_pipeline" not in known_ids
