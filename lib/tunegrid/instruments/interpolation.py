@@ -2,10 +2,10 @@
 
 Both models are trained from the same checkpoint with the same seed. An adapter is merged first; a
 base that is packed to 4 bits is unpacked (dequantized) for this. Validation rows select the best
-share a between the ends 0 and 1; test rows score only this share and the ends. The gain is the test
-points of the best share minus those of the end that is better on validation rows. The barrier is
-the largest drop of validation points below the straight line between the ends (Frankle et al. 2020,
-"Linear Mode Connectivity and the Lottery Ticket Hypothesis").
+share a between the ends 0 and 1; only this share and the ends are scored on test rows. The gain is
+the test points of the best share minus those of the end that is better on validation rows. The
+barrier is the largest drop of validation points below the straight line between the ends (Frankle
+et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis").
 """
 
 from collections.abc import Mapping, Sequence

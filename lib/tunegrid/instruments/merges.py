@@ -32,8 +32,8 @@ from tunegrid.run.probe import COARSE, FINE, attach, distance, get_logits, targe
 from tunegrid.run.serving import BASE, load_adapter, load_below, wrappers
 
 SAMPLED_ROWS = 16  # test features whose logits are compared
-# A layer packed to 4 bits has three versions: the packed numbers, the same numbers unpacked, each to
-# one of sixteen levels, and the checkpoint's original numbers, which pack to the same bits.
+# A layer packed to 4 bits has three versions: the packed numbers; the same numbers unpacked, each
+# to one of sixteen levels; and the checkpoint's original numbers, which pack to the same bits.
 BaseKind = Literal["packed", "unpacked", "original"]
 ANY: frozenset[BaseKind] = frozenset(("packed", "unpacked", "original"))
 # If all numbers of a checkpoint happen to be levels, they equal the unpacked ones.
@@ -234,7 +234,7 @@ def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
 
 
 def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
-    """A layer's bytes, each with two 4-bit codes; an unpacked layer is first packed as `like` is."""
+    """A layer's bytes, each with two 4-bit codes; an unpacked layer is first packed like `like`."""
     weight: Any = layer.weight
     if not isinstance(layer, Linear4bit):
         weight = pack_weight(layer_weight(layer), like)
