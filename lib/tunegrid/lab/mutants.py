@@ -185,7 +185,7 @@ class Job:
         return int(process.exitcode)
 
     def run(self) -> None:
-        """Run `pytest -m quick --cells=CELL --gate=BASELINE` in this process; exit with its code."""
+        """Run `pytest -m quick --cells=CELL --gate=BASELINE` in this process, and exit."""
         output = os.open(self.folder / "output.txt", os.O_CREAT | os.O_WRONLY)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -511,7 +511,7 @@ def find_differences(healthy: Facts, facts: Facts) -> list[str]:
 
 
 def find_outcome(code: int, status: str, answer: Sequence[str], healthy: Sequence[str]) -> str:
-    """Derive one of OUTCOMES from the exit code, the status and the answers, ignoring numbers."""
+    """Derive one of OUTCOMES from the exit code, the status and the verdicts, ignoring numbers."""
     if code == 0:
         sentences = re.sub(r"\d\S*", "", " ".join(answer))
         expected = re.sub(r"\d\S*", "", " ".join(healthy))

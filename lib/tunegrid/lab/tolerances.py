@@ -62,7 +62,7 @@ FLOORS: Mapping[str, float] = {
 # seed's optimizer may round several times more (bert_qa_lora: 9.6e-5 and 4.7e-4; gpt2_sum_qlora:
 # none and 4.8e-5). Processors differ most in bf16: one with other units was 1e-3 nats off at first
 # and 3.5e-3 later. In bf16, LoRA's product in another order moves weights by 2.7e-3 (`-m
-# library_bugs -k order`), and no quick cell searches.
+# library_bugs -k order`). No quick cell in bf16 runs a search.
 KIND_FLOORS: Mapping[str, Mapping[str, float]] = {
     "fp32": {"moved_alone": 1e-3},
     "nf4 fp32": {"moved_alone": 1e-3},
