@@ -28,7 +28,7 @@ from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.evaluate import Evaluation
 
 HITS = ("accuracy", "exact_match")  # scores that are 100 for each correct row and 0 for others
-FITTED = 384  # maximum number of validation rows used to fit the temperature
+FITTED = 384  # maximum number of validation rows that fit the temperature
 BINS = 15
 WINDOWS_AT_ONCE = 128  # windows whose spans are summed in one batch
 SURE = 1e-12  # the smallest probability, so a sure miss costs 27.6 nats, not infinity

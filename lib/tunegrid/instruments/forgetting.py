@@ -90,7 +90,7 @@ class Forgetting(Instrument):
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
         """Objects if a loss is not finite, or if losses change although the backbone is frozen.
 
-        Objects as well if the backbone trains but no loss changes.
+        Also objects if the backbone trains but no loss changes.
         """
         changes = figures[figures.figure == "change"].value
         trains = bool(figures[figures.figure == "trains"].value.item())
@@ -226,9 +226,7 @@ def causal(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
 
 
 def spans(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
-    """Replaces spans with sentinels, as in T5's pretraining.
-
-    The target consists of each sentinel followed by its span, and then the end token.
+    """Replaces spans with sentinels, as in T5; the target holds each sentinel with its span.
 
     Raises NotAskedError if the tokenizer lacks a sentinel.
     """

@@ -36,7 +36,7 @@ SAMPLED_ROWS = 16  # test features whose logits are compared
 # to one of sixteen levels; and the checkpoint's original numbers, which pack to the same bits.
 BaseKind = Literal["packed", "unpacked", "original"]
 ANY: frozenset[BaseKind] = frozenset(("packed", "unpacked", "original"))
-# If all numbers of a checkpoint happen to be levels, they equal the unpacked ones.
+# These are equal if all numbers of the checkpoint happen to be levels.
 EITHER: frozenset[BaseKind] = frozenset(("unpacked", "original"))
 Call = tuple[Tensor, Tensor]  # a layer's input and output
 # "packed" comes second because its layers are compared with those of the unpacked merge.
@@ -155,9 +155,9 @@ class _Merging:
         yield tidy("alike", alike, part=base, row=list(layer_checks))
 
     def _load(self, base: BaseKind) -> Any:
-        """Loads the saved adapter over a kind of base.
+        """Loads the saved adapter over a base.
 
-        Raises InputError if the original base is asked for but no checkpoint holds it.
+        Raises InputError if no checkpoint holds the original base.
         """
         cell = self.cell.cell
         folder = self.folder
@@ -191,8 +191,7 @@ class _Merging:
     def _check_layers(self, merged: Any, calls: Mapping[str, Call]) -> dict[str, bool]:
         """Checks, layer by layer, whether the merge computes what the adapter computed.
 
-        Layers that are packed again are compared by their bytes with the correct layers of the
-        unpacked merge.
+        Bytes of layers that are packed again are compared with the unpacked merge's correct layers.
         """
         layers = {name: merged.get_submodule(name) for name in calls}
         packs = {}

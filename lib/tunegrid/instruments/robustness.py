@@ -4,7 +4,7 @@ Text in production differs from training text in typos, short forms and names (C
 al. 2020). A shift is a function of a task, a row and a random generator; the row that it returns
 has the right target. Some shifts keep the target, except that the start of an answer moves with the
 text before it. Others turn (change) the target, but only where the new one is known (contrast sets,
-Gardner et al. 2020). A row with nothing to change is returned unchanged, so shifts accept any data.
+Gardner et al. 2020). A row with nothing to change is returned unchanged.
 """
 
 import re
@@ -22,7 +22,7 @@ from tunegrid.instruments import Figure, Instrument, Shift, tidy
 from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.evaluate import Evaluation
 
-SHIFTED_ROWS = 400  # maximum number of rows scored per shift; enough to detect a 2-point drop
+SHIFTED_ROWS = 400  # maximum number of rows per shift; enough to detect a 2-point drop
 FOLLOWED = 50.0  # percent of twins; a coin toss gets this many right
 FEWEST = 10  # a judgement needs at least this many correctly answered rows
 SHIFT_SEED = 0  # selects the same rows for every cell and training seed
@@ -140,7 +140,7 @@ def twin_lines(
     changed: Sequence[int],
     names: Sequence[str],
 ) -> Iterator[pd.DataFrame]:
-    """Yields lines for rows, and for their twins: the changed rows, with another right answer.
+    """Yields lines for rows, and for their twins, changed rows with another right answer.
 
     Twins of incorrectly answered rows are omitted.
     """
@@ -257,7 +257,7 @@ def _move_answers(
 
 
 def typos(task: Task, row: RowMapping, rng: Random) -> Row:
-    """Swaps neighbouring letters outside answers, each possible pair with a probability of 5 %."""
+    """Swaps neighbouring letters outside answers, each possible pair with a chance of 5 %."""
 
     def find(text: str, rng: Random) -> list[Edit]:
         edits = list[Edit]()
@@ -393,10 +393,7 @@ NUMBER = re.compile(r"(?<!\d)(\d{2}|\d{4})(?!\d)")
 
 
 def negated(task: Task, row: RowMapping, rng: Random) -> Row:
-    """Negates a review's only verdict ("overall i would buy it again") and swaps the label.
-
-    If the verdict already contains "not", that is removed instead.
-    """
+    """Adds or removes "not" in a review's only verdict ("overall i would buy it again")."""
     column = task.text[-1]
     verdicts = list(VERDICT.finditer(row[column]))
     if len(verdicts) != 1 or len(task.labels) != 2:

@@ -37,7 +37,7 @@ from tunegrid.runs.examples import TEXT_COLUMNS, row_id, write_columns
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedCell(Evidence):
-    """A cell and its model; the evaluation is None until the cell is trained and scored."""
+    """A cell and its model; the evaluation is None until the cell is scored."""
 
     evaluate: Callable[..., Evaluation]  # evaluates a model like the cell's, without BERTScore
     grid: Grid  # the cell's grid, with users' shifts

@@ -1,8 +1,8 @@
 """Measure bounds, training noise and tolerances: `python -m tunegrid.lab calibrate` trains the
 study's quick cells 49 times.
 
-It trains seeds 10000 to 10039, which nothing else uses, then three of them again from three starts
-each whose weights are moved in the last digits, and the controls. It writes to
+It trains seeds 10000 to 10039, which nothing else uses, then the first three again from three
+starts each, with weights moved in the last digits, and the controls. It writes to
 benchmarks/thresholds: quick.toml, the scores that a healthy run reaches; noise.toml, the training
 noise that the gate allows for; numerics.toml, the differences that count as rounding. `--profile
 zoo` or `tasks` trains five seeds and controls, and writes only bounds. If interrupted, run the same
@@ -71,10 +71,7 @@ def run_grids(
     seeds: range,
     draw: int | None = None,
 ) -> Mapping[int, RecordsByCell]:
-    """Train the grid or read saved runs, and return the records by seed.
-
-    `draw` is the number of the moved start; None means the unmoved start.
-    """
+    """The grid's records by seed, trained or read; `draw` is a moved start's number, or None."""
     records: list[Record] = []
     if options.runs:
         for path in options.runs:

@@ -3,10 +3,10 @@
 `python -m tunegrid.lab false_alarms --train 20000-20039` trains and judges a grid with each seed.
 
 Each seed has its own session, `pytest -m quick --seeds=SEED --gate=BASELINE`, whose run, output and
-exit code are kept in the folder --to. If interrupted, run the same command again to continue. Saved
-runs of whole grids are judged, too; bounds and noise must not come from them. Each grid is judged
-by --bounds and --baseline, first without and then with the training runs that confirm its misses.
-The exit code is 1 if more than one grid in twenty is red with these runs.
+exit code are kept in --to. If interrupted, run the same command again to continue. Saved runs of
+whole grids are judged, too; they must have had no part in bounds and noise. Each grid is judged by
+--bounds and --baseline, first without and then with the training runs that confirm its misses. The
+exit code is 1 if more than one grid in twenty is red with these runs.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Alarm(NamedTuple):
 
 
 def sessions(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
-    """Run the sessions that are left; yield the path and a text with the exit code of each.
+    """Run the remaining sessions; yield each run's path, and its exit code as text.
 
     Raises InputError if a session stopped early.
     """

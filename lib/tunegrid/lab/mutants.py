@@ -5,7 +5,7 @@
 A mutant is one small change to a random library statement that a healthy cell executes. A process
 changes the statement in memory, not in its file, and runs the cell with the gate. The cell's files
 and answers are compared with those of a healthy run, so that mutants without any effect are counted
-separately. If saved trials are given, they are shown and nothing runs.
+separately. Saved trials are only shown.
 """
 
 import argparse
@@ -185,7 +185,7 @@ class Job:
         return int(process.exitcode)
 
     def run(self) -> None:
-        """Run `pytest -m quick --cells=CELL --gate=BASELINE` in this process, and exit."""
+        """Run `pytest -m quick --cells=CELL --gate=BASELINE` here, and exit with its code."""
         output = os.open(self.folder / "output.txt", os.O_CREAT | os.O_WRONLY)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -374,7 +374,7 @@ def run_trial(trial: Trial, path: Path, workers: int) -> Trial:
 def prepare_trial(trial: Trial, folder: Path, pool: ThreadPoolExecutor) -> Trial:
     """Add healthy runs and mutants to a trial.
 
-    Raises InputError if a healthy run fails, or if a forked healthy run fails or differs from it.
+    Raises InputError if a healthy run fails, or if a forked one fails or differs.
     """
     jobs = [Job(cell=cell, folder=folder / cell) for cell in trial.cells]
     modules = dict[str, None]()
@@ -533,7 +533,7 @@ def short(source: str) -> str:
 
 
 def share(mutants: Sequence[Mutant]) -> str:
-    """A text with the share of mutants that had a nonzero exit code, and its 95 % interval."""
+    """The share of mutants with a nonzero exit code and its 95 % interval, as text."""
     if not mutants:
         return "none"
     seen = sum(mutant.exit_code != 0 for mutant in mutants)

@@ -91,7 +91,7 @@ class Simulation:
 
     @cached_property
     def estimates(self) -> dict[NoiseKey, tuple[float, Deviation]]:
-        """Each score's mean over all calibrated runs, in points, and its deviation if known."""
+        """The mean over calibrated runs, in points, and the deviation of each score, if known."""
         estimates = {}
         for key, groups in self.noise.scores[self.kind].items():
             mean = fmean(chain.from_iterable(groups))

@@ -182,7 +182,7 @@ def largest(pairs: Iterable[Apart]) -> Tables:
 
 
 def make_tolerances(maxima: Tables) -> Tables:
-    """The tolerances for each arithmetic, which are at least their floors, and for single cells."""
+    """The tolerances for each arithmetic, at or above their floors, and for single cells."""
     tables: Tables = {}
     for name, deviations in maxima.items():
         is_cell = name.startswith("cell ")

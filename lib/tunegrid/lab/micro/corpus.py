@@ -67,7 +67,7 @@ def answered_reviews(rng: Random) -> Document:
 
 
 def questioned_passages(rng: Random) -> Document:
-    """A question with its answer, and a passage; `focus` is the answer's span in the passage."""
+    """A question with its answer, and the passage; `focus` is the answer's span in the passage."""
     while True:
         text = passage(rng)
         pairs = questions(rng, text)

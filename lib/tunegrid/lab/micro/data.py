@@ -38,7 +38,7 @@ def exclaim(row: MicroRow, rng: Random) -> MicroRow:
 
 
 def ramble(row: MicroRow, rng: Random) -> MicroRow:
-    """Prepend a text so long that the review's end is truncated."""
+    """Prepend a text so long that the review is truncated."""
     return row | {"content": f"{RAMBLE} {row['content']}"}
 
 

@@ -160,7 +160,7 @@ def masked_lm(
     *,
     judged: bool = False,
 ) -> Batch:
-    """Mask [CLS] first [SEP] second [SEP]; the pooled output must recognize foils as second texts.
+    """Mask tokens of [CLS] first [SEP] second [SEP]; the pooled output must detect foils.
 
     The reaction shown is always the happy one. Whether it fits depends on the review alone, so the
     pooled output learns to read reviews. If `judged`, a review's full stops are labelled with its
