@@ -40,7 +40,7 @@ RowChange = Callable[[Task, Mapping[str, Any], Random], Row]
 
 
 class NotAskedError(Exception):
-    """Raised if an instrument does not apply to a cell; the reason appears below its table."""
+    """Raised if an instrument does not apply to a cell; the message gives the reason."""
 
 
 class Instrument(ABC):
@@ -51,7 +51,7 @@ class Instrument(ABC):
     figures: Mapping[str, Figure]  # what it measures, in table order
 
     def before(self, cell: "TrainedCell") -> Any:
-        """Measures the untrained model for `measure`.
+        """Measures the untrained model; `measure` receives the result.
 
         Raises NotAskedError if the instrument does not apply to the cell.
         """
@@ -65,7 +65,7 @@ class Instrument(ABC):
         """
 
     def objections(self, figures: "pd.DataFrame") -> Iterable[str]:
-        """Sentences about figures that fail the cell."""
+        """Sentences that say why the figures fail the cell; none by default."""
         return ()
 
 
@@ -94,10 +94,9 @@ class Shift:
     Attributes:
         meaning: the change in a few words.
         change: changes a row of a task, using a fresh generator for each row. It returns an equal
-            row if there is nothing to change, and must keep an answer's start correct.
+            row if there is nothing to change, and must keep the start of each answer correct.
         problems: the kinds of problem that the shift applies to.
-        turns: whether the shift changes the target, so that answers must follow. Any other shift
-            keeps the target.
+        turns: whether the shift changes the right answer, so that the model's must follow.
     """
 
     id: str
@@ -118,7 +117,7 @@ def tidy(
     high: float | None = None,
     note: str = "",  # such as the reason for a missing number
 ) -> "pd.DataFrame":
-    """Makes the lines of one figure of a part, with one value or a value for each row."""
+    """Makes the lines of one figure for a part of the cell: a single line, or one for each row."""
     import pandas as pd
 
     columns = {"figure": figure, "part": part, "row": row, "note": note}

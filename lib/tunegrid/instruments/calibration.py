@@ -1,10 +1,11 @@
 """Measures how well a model's confidences match its hits, and fits a temperature.
 
 A hit is a correct prediction. The confidence of a prediction is the probability that the model
-gives it. ECE is the mean distance between confidence and share of hits over bins (Guo et al. 2017,
-"On Calibration of Modern Neural Networks"). With few rows it is never 0, so the ECE expected by
-chance is measured as well. Two runs are compared by NLL, which needs no bins. The temperature is
-fitted on validation rows.
+gives it. The expected calibration error (ECE) is the weighted mean, over bins, of the distance
+between confidence and share of hits (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+Chance keeps it above 0 if rows are few, so the ECE expected by chance is measured as well. Runs are
+compared by negative log-likelihood (NLL), which needs no bins. The temperature is fitted on
+validation rows.
 """
 
 import math
@@ -27,7 +28,7 @@ from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.evaluate import Evaluation
 
 HITS = ("accuracy", "exact_match")  # scores that are 100 for each correct row and 0 for others
-FITTED = 384  # most validation rows used to fit the temperature, which is a single number
+FITTED = 384  # maximum number of validation rows that fit the temperature
 BINS = 15
 WINDOWS_AT_ONCE = 128  # windows whose spans are summed in one batch
 SURE = 1e-12  # the smallest probability, so a sure miss costs 27.6 nats, not infinity
@@ -63,7 +64,7 @@ class ModelCalibration(Instrument):
             raise NotAskedError("generated texts are neither hits nor misses")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Measures test rows, and the validation rows that the temperature is fitted on."""
+        """Measures calibration on test rows, also at the fitted temperature if there is one."""
         assert cell.splits, "the cell was scored"
         assert cell.evaluation, "the same"
         test = forecasts(cell, cell.evaluation)
@@ -87,7 +88,7 @@ class ModelCalibration(Instrument):
 def forecasts(cell: TrainedCell, evaluation: Evaluation) -> Callable[[float], Forecasts]:
     """Makes a function from a temperature to the rows' confidences and hits.
 
-    The function raises NotAskedError if the model gives its predictions no probabilities.
+    The function raises NotAskedError if rows have no hits or predictions no finite probabilities.
     """
     examples = [feature.example for feature in evaluation.features]
     hits = next((evaluation.examples[name] for name in HITS if name in evaluation.examples), None)
@@ -112,9 +113,9 @@ def confidences(
     """The probability of each row's prediction at a temperature; None if outputs are texts.
 
     A label's probability is its softmax over all labels; a span's is its softmax over all legal
-    spans in all windows of the row. A span's score is the sum of the scores of its first and last
-    tokens. Other spans with the same words do not add to its probability. `examples` holds the row
-    number of each output.
+    spans in all windows of the row. A span's score is its start logit plus its end logit. Other
+    spans with the same words do not add to its probability. `examples` holds the row number of each
+    output.
     """
     if codec.generates:
         return None
@@ -157,7 +158,7 @@ def _lines(part: str, rows: Forecasts, names: Sequence[str]) -> Iterator[pd.Data
 
 
 def nll(confidences: Array, hits: Array) -> Array:
-    """The NLL of each row in nats, that is, minus the log probability of its outcome."""
+    """Each row's NLL in nats: -log(confidence) for a hit, -log(1 - confidence) for a miss."""
     chances = np.where(hits == 1, confidences, 1 - confidences)
     return -np.log(np.maximum(chances, SURE))
 
@@ -165,8 +166,9 @@ def nll(confidences: Array, hits: Array) -> Array:
 def ece(confidences: Array, hits: Array) -> tuple[float, float, float]:
     """The ECE in points over bins of equal width, and the ends of its 95 % interval.
 
-    Resampling adds the chance distance a second time, so the interval is reflected about the ECE.
-    This is the basic bootstrap (Davison and Hinkley 1997, chapter 5), widened to contain the ECE.
+    Resampling adds the distance due to chance a second time, so the interval is reflected about the
+    ECE. This is the basic bootstrap (Davison and Hinkley 1997, chapter 5), widened to contain the
+    ECE and cut off at 0.
     """
     by_bin = (confidences - hits)[:, None] * np.eye(BINS)[_bins(confidences)]
     value = float(_distances(by_bin.sum(0), len(hits)))
@@ -178,7 +180,7 @@ def ece(confidences: Array, hits: Array) -> tuple[float, float, float]:
 
 
 def _resampled_sums(by_bin: Array) -> Array:
-    """Resamples the rows and sums them by bin; the shape is (resamples, bins)."""
+    """Sums the rows of each bootstrap resample by bin; the shape is (resamples, bins)."""
     rows = len(by_bin)
     size = RESAMPLES // CHUNKS
     rng = np.random.default_rng(RESAMPLING_SEED)
@@ -201,7 +203,7 @@ def _distances(sums: Array, rows: int) -> Any:
 
 
 def ece_by_chance(confidences: Array) -> float:
-    """The mean ECE in points if each row is a hit with the probability of its confidence."""
+    """The mean ECE in points if each row's confidence is its true probability of a hit."""
     rows = len(confidences)
     rng = np.random.default_rng(RESAMPLING_SEED)
     bins = np.eye(BINS)[_bins(confidences)]
@@ -215,7 +217,7 @@ def ece_by_chance(confidences: Array) -> float:
 def fit_temperature(forecast: Callable[[float], Forecasts]) -> float | None:
     """Finds the temperature with the lowest NLL; None if all rows are hits or all are misses.
 
-    In those cases no temperature is best. The search is Brent's method on the logarithm. The
+    In those cases no temperature is best. Brent's method searches the temperature's logarithm. The
     result is 1 if the search finds nothing better.
     """
     confidences, hits = forecast(1.0)

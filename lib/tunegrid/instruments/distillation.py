@@ -2,7 +2,7 @@
 
 The loss is (1 - ALPHA) x task loss + ALPHA x T^2 x KL(teacher || student), with both softmaxes at
 temperature T (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network"). The
-factor T^2 makes up for gradients that shrink by T^2 (ibid., section 2). The KL term applies
+factor T^2 compensates for gradients that scale as 1/T^2 (ibid., section 2). The KL term applies
 wherever the task's loss does, that is, to a row's label, a span's first and last token, or each
 target token.
 """
@@ -39,14 +39,14 @@ class Distillation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Raises NotAskedError if the cell's answer format differs from SFT's."""
+        """Raises NotAskedError if there is no SFT cell, or if its answers have another format."""
         head = cell.cell.head
         sft_head = cell.sft.head
         if (head.layout, head.new_token) != (sft_head.layout, sft_head.new_token):
             raise NotAskedError("SFT's answers have another format")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Trains SFT, trains the cell again with SFT as teacher, and returns the lines."""
+        """Trains SFT, then retrains the cell with SFT as its teacher, and compares all three."""
         assert cell.evaluation, "it was scored"
         points = {"alone": cell.row_points(cell.evaluation)}
         codec = make_codec(cell.cell, load_tokenizer(cell.cell))
@@ -65,7 +65,7 @@ class Distillation(Instrument):
 
 
 def learn_from(teacher: nn.Module, codec: Codec) -> None:
-    """Gives a codec the student's loss, which equals the task's loss bit for bit if ALPHA is 0."""
+    """Makes a codec compute the student's loss; if ALPHA is 0, it equals the task's bit for bit."""
     task_loss = codec.loss
     teacher_logits = list[Tensor]()
 

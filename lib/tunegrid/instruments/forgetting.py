@@ -1,9 +1,9 @@
-"""Measures what a backbone forgets: its pretraining loss on texts of other tasks.
+"""Measures what a backbone forgets, by its pretraining loss on texts of other tasks.
 
 The checkpoint is loaded as the pretrained model. Its backbone is then replaced by the cell's,
 adapters included. A head that the cell lacks, such as BERT's for masked tokens, comes from the
 checkpoint. Texts and hidden tokens are drawn with a fixed seed, so losses before and after training
-differ only because of the backbone.
+differ only because of training.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +30,8 @@ from tunegrid.run.evaluate import eval_precision
 from tunegrid.runs.examples import row_id
 
 TEXT_SEED = 0  # draws texts and hidden tokens, identically for all cells and training seeds
-MOST_TEXTS = 128  # most texts of each task
-LENGTH = 128  # most tokens of a text that are used
+MOST_TEXTS = 128  # maximum number of texts per task
+LENGTH = 128  # longer texts are cut to this many tokens
 HIDDEN_SHARE = 0.15  # share of tokens that are hidden, as for BERT and T5
 SPAN = 3  # T5's mean length of a hidden span, in tokens
 TEXTS_AT_ONCE = 32
@@ -50,7 +50,7 @@ class TextLosses:
     names: Sequence[str]  # each text's name, made of its task and a hash
     nats: Sequence[float]  # each text's loss, summed over predicted tokens
     tokens: Sequence[int]  # each text's number of predicted tokens
-    trains: bool  # whether any parameter that the loss uses trains
+    trains: bool  # whether any parameter that the loss uses is trainable
 
 
 class Forgetting(Instrument):
@@ -75,7 +75,7 @@ class Forgetting(Instrument):
         return text_losses(cell)
 
     def measure(self, cell: TrainedCell, before: TextLosses) -> pd.DataFrame:
-        """Returns the losses before and after training, and their changes."""
+        """Returns each text's loss before and after training and its change, in nats per token."""
         after = text_losses(cell)
         tokens = before.tokens
         nats = {"before": before.nats, "after": after.nats}
@@ -88,7 +88,10 @@ class Forgetting(Instrument):
         return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
-        """Objects if a loss is not finite, or changes if and only if the backbone is frozen."""
+        """Objects if a loss is not finite, or if losses change although the backbone is frozen.
+
+        Also objects if the backbone trains but no loss changes.
+        """
         changes = figures[figures.figure == "change"].value
         trains = bool(figures[figures.figure == "trains"].value.item())
         if not (changes - changes == 0).all():
@@ -102,7 +105,7 @@ class Forgetting(Instrument):
 
 
 def text_losses(cell: TrainedCell) -> TextLosses:
-    """Measures the backbone's pretraining losses; raises NotAskedError if there are none."""
+    """Measures the backbone's pretraining losses; raises NotAskedError if that is impossible."""
     model = pretraining_model(cell)
     tokenizer = cell.codec.tokenizer
     texts = {}
@@ -127,11 +130,11 @@ def text_losses(cell: TrainedCell) -> TextLosses:
 
 
 def task_texts(task: Task, rows: Sequence[Row], tokenizer: Any) -> list[str]:
-    """Distinct texts of a task, with passages taken without their questions.
+    """Selects distinct texts of a task; of a pair such as question and passage, the second text.
 
-    The texts are the half of a sample that the tokenizer splits least. A backbone never learned
-    text that its tokenizer must spell out, such as emoji or a foreign script. It cannot forget such
-    text, but a few such texts would outweigh all others.
+    The texts are the half of a sample that the tokenizer splits into the longest tokens. A backbone
+    never learned text that its tokenizer must spell out, such as emoji or a foreign script. It
+    cannot forget such text, but a few such texts would outweigh all others.
     """
     columns = task.text_pair or task.text
     texts = list(dict.fromkeys(stitch(row, columns) for row in rows))
@@ -185,7 +188,7 @@ def pretraining_model(cell: TrainedCell) -> Any:
 
 
 def own_modules(whole: Any, tuned: Any) -> dict[str, nn.Module]:
-    """The cell's modules by their names in the pretrained model; BERT2BERT has only the encoder.
+    """The cell's modules that the pretrained model also has, by name; of BERT2BERT, the encoder.
 
     Raises NotAskedError if the models have no module in common.
     """
@@ -202,7 +205,7 @@ def own_modules(whole: Any, tuned: Any) -> dict[str, nn.Module]:
 
 
 def masked(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
-    """Hides tokens as for BERT, which predicts what [MASK] replaced.
+    """Replaces tokens with [MASK], as in BERT's pretraining; the labels are the replaced tokens.
 
     Raises NotAskedError if the tokenizer has no [MASK].
     """
@@ -218,12 +221,12 @@ def masked(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
 
 
 def causal(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
-    """Shifts labels as for GPT-2, which predicts each token from the tokens before it."""
+    """Shifts the labels for GPT-2, which predicts each token from the tokens before it."""
     return list(ids), [*ids[1:], IGNORED]
 
 
 def spans(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
-    """Hides spans as for T5; the target holds each sentinel with its span, then the end token.
+    """Replaces spans with sentinels, as in T5; the target holds each sentinel with its span.
 
     Raises NotAskedError if the tokenizer lacks a sentinel.
     """
@@ -253,7 +256,7 @@ def _count(ids: Sequence[int]) -> int:
 
 
 def _nats(cell: TrainedCell, model: Any, hidden: Sequence[Hidden]) -> list[float]:
-    """The loss of each text in nats; the softmax excludes a token that the cell added."""
+    """Each text's summed loss in nats; the softmax excludes a token that the cell added."""
     tokenizer = cell.codec.tokenizer
     new_token = cell.cell.head.new_token
     new_id = tokenizer.convert_tokens_to_ids(new_token) if new_token else None

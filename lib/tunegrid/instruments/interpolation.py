@@ -1,11 +1,11 @@
 """Scores models between a trained cell and SFT, with weights (1 - a) x the cell's + a x SFT's.
 
-Both models train from one checkpoint at one seed. An adapter is merged first; a base that is packed
-to 4 bits is unpacked (dequantized) for this. Validation rows select the best share between the
-ends, and only this share and the ends are scored on test rows. The gain is the best share's points
-minus the points of the end that is better on validation rows. The barrier is the largest drop of
-validation points below the straight line between the ends (Frankle et al. 2020, "Linear Mode
-Connectivity and the Lottery Ticket Hypothesis").
+Both models are trained from the same checkpoint with the same seed. An adapter is merged first; a
+base that is packed to 4 bits is unpacked (dequantized) for this. Validation rows select the best
+share a between the ends 0 and 1; only this share and the ends are scored on test rows. The gain is
+the test points of the best share minus those of the end that is better on validation rows. The
+barrier is the largest drop of validation points below the straight line between the ends (Frankle
+et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis").
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,14 +43,14 @@ class Interpolation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Raises NotAskedError if the head differs from SFT's, since no line connects them."""
+        """Raises NotAskedError if there is no SFT cell, or if its head differs from this cell's."""
         head = cell.cell.head.architecture
         sft_head = cell.sft.head.architecture
         if cell.cell.head != cell.sft.head:
             raise NotAskedError(f"its head is {head}, and that of SFT is {sft_head}")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Trains SFT and returns points along the line."""
+        """Trains SFT and scores models along the line from the cell to SFT."""
         model = merged_model(cell)
         first = copy_state(model)
         second = copy_state(cell.train_other(cell.sft))
@@ -85,7 +85,7 @@ class Interpolation(Instrument):
 
 
 def merged_model(cell: TrainedCell) -> Any:
-    """The trained model after saving and loading, with its adapter merged.
+    """Saves the trained model, loads it again and merges its adapter, if it has one.
 
     Raises NotAskedError if the adapter cannot be merged.
     """
@@ -104,7 +104,7 @@ def merged_model(cell: TrainedCell) -> Any:
 
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies a model's tensors, with floats in fp32 and weights of linear layers as (out, in)."""
+    """Copies a model's tensors; floats become fp32, and Conv1D weights are transposed."""
     state = {}
     for name, tensor in _transposed(model, model.state_dict()).items():
         copy = tensor.detach().clone()
@@ -141,7 +141,7 @@ def interpolate(
     second: Mapping[str, Tensor],
     share: float,
 ) -> dict[str, Tensor]:
-    """Tensors at `share` of the way from `first` to `second`; 0 and 1 give the ends bit for bit."""
+    """Interpolates float tensors; shares 0 and 1 give `first` and `second` bit for bit."""
     tensors = dict(first)
     for name, tensor in first.items():
         if tensor.is_floating_point():

@@ -1,10 +1,10 @@
 """Compares three merges of an adapter that was trained over a base packed to 4 bits.
 
-The reference is the trained adapter, saved and loaded over its packed base. If the adapter is
-merged into that base, the layers are packed again. If it is merged onto the base's unpacked
-numbers, nothing is packed. If it is merged onto the checkpoint, each layer is off by the rounding
-of packing. Each layer of a merge is compared with the adapter's layer over the same base, which
-shows layers that the merge missed. The base is identified by its weights.
+The reference is the trained adapter, saved and loaded again over its packed base. Merging into that
+base packs the layers again. Merging into the unpacked (dequantized) base packs nothing. Merging
+into the original checkpoint shifts each layer by the rounding error of packing. Each merged layer
+is checked against the adapter's layer over the same base or, if packed again, against the unpacked
+merge. The kind of base is determined from its weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,11 +32,11 @@ from tunegrid.run.probe import COARSE, FINE, attach, distance, get_logits, targe
 from tunegrid.run.serving import BASE, load_adapter, load_below, wrappers
 
 SAMPLED_ROWS = 16  # test features whose logits are compared
-# A layer that was packed to 4 bits has three sets of numbers: the packed numbers, the same numbers
-# unpacked to one of sixteen levels each, and the checkpoint's numbers, which pack to the same bits.
+# A layer packed to 4 bits has three versions: the packed numbers; the same numbers unpacked, each
+# to one of sixteen levels; and the checkpoint's original numbers, which pack to the same bits.
 BaseKind = Literal["packed", "unpacked", "original"]
 ANY: frozenset[BaseKind] = frozenset(("packed", "unpacked", "original"))
-# A checkpoint's numbers may all be levels, too.
+# These are equal if all numbers of the checkpoint happen to be levels.
 EITHER: frozenset[BaseKind] = frozenset(("unpacked", "original"))
 Call = tuple[Tensor, Tensor]  # a layer's input and output
 # "packed" comes second because its layers are compared with those of the unpacked merge.
@@ -48,7 +48,7 @@ MEANING: Mapping[BaseKind, str] = {
 
 
 class Merges(Instrument):
-    """Points, flips and logits of each merge, and a comparison of its layers with the adapter's."""
+    """Each merge's points, changed predictions (flips) and logits, and a check of its layers."""
 
     id = "merges"
     question = (
@@ -72,7 +72,7 @@ class Merges(Instrument):
             raise NotAskedError("its base is not packed")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Measures the adapter over its packed base and in three merges."""
+        """Measures the adapter over its packed base, and its three merges."""
         with temporary_folder() as folder:
             merging = _Merging(cell, folder)
             lines = list(merging.served_lines())
@@ -81,7 +81,7 @@ class Merges(Instrument):
             return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
-        """Yields a sentence on each merge that has the wrong base or wrong layers."""
+        """Yields sentences about merges that have the wrong base or wrong layers."""
         for base, meaning in MEANING.items():
             lines = figures[figures.part == base]
             for base_note in lines[(lines.figure == "own base") & (lines.value == 0)].note:
@@ -108,7 +108,7 @@ class _Merging:
         self.served = cell.score(cell.test_rows, served)
         self.rows = sample(self.served.features, SAMPLED_ROWS)
         self.logits = self._logits(served)
-        self._packed_again: dict[str, Tensor] = {}  # by layer, bytes of a correct unpacked merge
+        self._packed_again: dict[str, Tensor] = {}  # bytes of the unpacked merge's correct layers
 
     def served_lines(self) -> Iterator[pd.DataFrame]:
         """Yields the lines of the reference, the unmerged adapter."""
@@ -118,7 +118,7 @@ class _Merging:
         yield tidy("largest logit", largest_logit, part="served")
 
     def lines(self, base: BaseKind) -> Iterator[pd.DataFrame]:
-        """Yields the lines of one merge."""
+        """Yields the lines of one merge; if it fails, a single line that says why."""
         cell = self.cell
         try:
             adapter = self._load(base)
@@ -155,7 +155,10 @@ class _Merging:
         yield tidy("alike", alike, part=base, row=list(layer_checks))
 
     def _load(self, base: BaseKind) -> Any:
-        """Loads the saved adapter over a base; raises InputError if no checkpoint holds `base`."""
+        """Loads the saved adapter over a base.
+
+        Raises InputError if no checkpoint holds the original base.
+        """
         cell = self.cell.cell
         folder = self.folder
         device = self.cell.device
@@ -188,7 +191,7 @@ class _Merging:
     def _check_layers(self, merged: Any, calls: Mapping[str, Call]) -> dict[str, bool]:
         """Checks, layer by layer, whether the merge computes what the adapter computed.
 
-        The bytes of layers that are packed again are compared with those of the unpacked merge.
+        Bytes of layers that are packed again are compared with the unpacked merge's correct layers.
         """
         layers = {name: merged.get_submodule(name) for name in calls}
         packs = {}
@@ -206,7 +209,7 @@ class _Merging:
         return checks
 
     def _bytes(self, merged: Any) -> dict[str, Tensor]:
-        """The bytes of merged 4-bit layers by name; unpacked weights are packed like the base's."""
+        """The packed bytes of adapted 4-bit layers after a merge, by layer name."""
         adapted = wrappers(self.cell.model)
         numbers = {}
         for name, layer in packed_layers(self.cell.model).items():
@@ -239,7 +242,7 @@ def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
 
 
 def same_bytes(first: Tensor, second: Tensor) -> bool:
-    """Checks that few bytes, each with two 4-bit codes, differ between two packed layers."""
+    """Checks that two packed layers differ in a share of at most MOST_CODES of their bytes."""
     if first.shape != second.shape:
         return False
     return float((first != second).float().mean()) <= MOST_CODES
@@ -273,7 +276,7 @@ def bases_below(trained: Any, model: Any) -> frozenset[BaseKind]:
 
 
 def _kinds(packed_layer: Any, layer: Any) -> frozenset[BaseKind]:
-    """The kinds of base in which `layer` can replace `packed_layer`."""
+    """The kinds of base that `layer` may come from, as a version of `packed_layer`."""
     levels = unpack_weight(packed_layer.weight)
     if isinstance(layer, Linear4bit):
         is_packed = torch.equal(levels, unpack_weight(layer.weight))
@@ -288,7 +291,7 @@ def _kinds(packed_layer: Any, layer: Any) -> frozenset[BaseKind]:
 def single_base(bases: frozenset[BaseKind]) -> BaseKind | None:
     """The single kind of base in a set; None if the set is empty or ambiguous.
 
-    If all numbers are levels, the base counts as unpacked.
+    If both unpacked and original are possible, the base counts as unpacked.
     """
     if bases == EITHER:
         return "unpacked"

@@ -1,10 +1,10 @@
-"""Scores a trained cell on shifted rows; some shifts change the right answer.
+"""Scores a trained cell on shifted (changed) rows; some shifts change the right answer.
 
-Text in use differs from training text in typos, short forms and names (CheckList, Ribeiro et
-al. 2020). A shift is a pure function of a task, a row and a generator, and it supplies the right
-target. Some shifts keep the target; the start of an answer moves with the text before it. Others
-turn the target (contrast sets, Gardner et al. 2020), but only where the new target is known. No
-shift requires a particular data set. A row with nothing to change is returned unchanged.
+Text in production differs from training text in typos, short forms and names (CheckList, Ribeiro et
+al. 2020). A shift is a function of a task, a row and a random generator; the row that it returns
+has the right target. Some shifts keep the target, except that the start of an answer moves with the
+text before it. Others turn (change) the target, but only where the new one is known (contrast sets,
+Gardner et al. 2020). A row with nothing to change is returned unchanged.
 """
 
 import re
@@ -22,7 +22,7 @@ from tunegrid.instruments import Figure, Instrument, Shift, tidy
 from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.evaluate import Evaluation
 
-SHIFTED_ROWS = 400  # the most rows scored per shift; they suffice to detect a drop of 2 points
+SHIFTED_ROWS = 400  # maximum number of rows per shift; enough to detect a 2-point drop
 FOLLOWED = 50.0  # percent of twins; a coin toss gets this many right
 FEWEST = 10  # a judgement needs at least this many correctly answered rows
 SHIFT_SEED = 0  # selects the same rows for every cell and training seed
@@ -33,7 +33,7 @@ Tokens = list[list[list[int]]]  # token ids by row and feature
 
 
 class Robustness(Instrument):
-    """Points on changed rows, whose right answers stay the same or turn."""
+    """Points on changed rows, whose right answers stay the same or change, too."""
 
     id = "robustness"
     question = (
@@ -51,10 +51,10 @@ class Robustness(Instrument):
     }
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Measures every shift, built-in or the user's, that changes any row.
+        """Measures every shift, built-in or the user's, that suits the task and changes a row.
 
-        If a shift keeps the target and changes no token of any row, all rows are scored again,
-        because points must then stay equal.
+        If a shift that keeps the target changes no token of any row, all rows are scored again, to
+        check that their points stay equal.
         """
         task = cell.cell.task
         profile = cell.cell.profile
@@ -99,10 +99,10 @@ class Robustness(Instrument):
         return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
-        """Yields sentences on points that change without reason and on answers that do not turn.
+        """Objects to points that change without reason, and to answers that ignore a new target.
 
-        Turns are not judged if the profile changes the recipe or limits the training rows, because
-        the model may not have learned the decisive words.
+        The latter are not judged if few rows were answered correctly, or if the profile changes the
+        recipe or limits the training rows, since the model may not have learned the decisive words.
         """
         groups = figures.groupby(["figure", "part"], sort=False).value
         means = groups.mean()
@@ -140,7 +140,7 @@ def twin_lines(
     changed: Sequence[int],
     names: Sequence[str],
 ) -> Iterator[pd.DataFrame]:
-    """Yields lines for rows whose twin has another right answer, and for these twins.
+    """Yields lines for rows, and for their twins, changed rows with another right answer.
 
     Twins of incorrectly answered rows are omitted.
     """
@@ -188,10 +188,10 @@ def rewrite_row(
     inside: bool,
     columns: Sequence[str] = (),
 ) -> Row:
-    """Makes a row with edits in `columns`, by default in all columns that the task reads.
+    """Copies a row with the edits that `find` makes in `columns`, by default in all text columns.
 
-    Edits that cross the edge of an answer are dropped, as are edits within an answer unless
-    `inside`.
+    In a passage with answers, edits that cross the edge of an answer are dropped, as are edits
+    within an answer unless `inside`.
     """
     new = dict(row)
     for column in columns or (*task.text, *task.text_pair):
@@ -313,7 +313,7 @@ MENS_NAMES = (
     "|kevin|leo|martin|noah|oscar|peter|quinn|robert|samuel|victor"
 )
 GIVEN_NAMES = re.compile(rf"\b({WOMENS_NAMES}|{MENS_NAMES})\b", re.IGNORECASE)
-# Pronouns stay right if a name is replaced by another name of the same group.
+# Pronouns stay correct if a name is replaced by another name of the same group.
 GROUPS = (WOMENS_NAMES.split("|"), MENS_NAMES.split("|"))
 NEAR = {
     "north": "south",
@@ -343,9 +343,9 @@ WRONG_ANSWERS = (  # by a word in the question that shows the kind of answer
 
 
 def distracted(task: Task, row: RowMapping, rng: Random) -> Row:
-    """Adds a distracting sentence after the passage, if the question can be changed.
+    """Adds a distracting sentence after the passage, if the question can be reworded for it.
 
-    The passage must contain neither the changed question nor the wrong answer.
+    Returns the row unchanged if the passage contains the reworded question or the wrong answer.
     """
     column = task.text_pair[0]
     passage = row[column]
@@ -363,7 +363,7 @@ def distracted(task: Task, row: RowMapping, rng: Random) -> Row:
 
 
 def _change_question(question: str, rng: Random) -> str:
-    """Rewords the question to ask about another person, or another thing of the same kind."""
+    """Rewords the question to ask about another person or, if it names none, another thing."""
 
     def rename(match: re.Match[str]) -> str:
         name = match[1].lower()
@@ -393,7 +393,7 @@ NUMBER = re.compile(r"(?<!\d)(\d{2}|\d{4})(?!\d)")
 
 
 def negated(task: Task, row: RowMapping, rng: Random) -> Row:
-    """Adds "not" to a review's only verdict ("overall i would buy it again"), or removes it."""
+    """Adds or removes "not" in a review's only verdict ("overall i would buy it again")."""
     column = task.text[-1]
     verdicts = list(VERDICT.finditer(row[column]))
     if len(verdicts) != 1 or len(task.labels) != 2:
@@ -408,7 +408,7 @@ def negated(task: Task, row: RowMapping, rng: Random) -> Row:
 def renumbered(task: Task, row: RowMapping, rng: Random) -> Row:
     """Changes the only two- or four-digit number in an answer, such as a year or an amount.
 
-    All annotated answers must share one span.
+    Returns the row unchanged unless all annotated answers share one span.
     """
     spans = _spans(task, row)
     numbers = list(NUMBER.finditer(row[task.target]["text"][0]))
@@ -427,7 +427,7 @@ def renumbered(task: Task, row: RowMapping, rng: Random) -> Row:
 
 
 def renamed(task: Task, row: RowMapping, rng: Random) -> Row:
-    """Replaces given names of women and men throughout a row, if its summary has such a name."""
+    """Replaces known given names throughout a row, if its summary contains one."""
     columns = (*task.text, *task.text_pair, task.target)
     names = set[str]()
     for column in columns:
@@ -484,7 +484,7 @@ SHIFTS = (
 
 
 def shifted_rows(task: Task, rows: Sequence[Row], shift: Shift) -> list[Row]:
-    """Shifts all rows; raises InputError if the shift changes targets in conflict with `turns`."""
+    """Shifts all rows; raises InputError for an invalid new row or a target that defies `turns`."""
     source = f"shift {shift.id!r}"
     new_rows: list[Row] = []
     for index, row in enumerate(rows):

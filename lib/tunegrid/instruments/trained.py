@@ -37,19 +37,19 @@ from tunegrid.runs.examples import TEXT_COLUMNS, row_id, write_columns
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedCell(Evidence):
-    """A cell and its model; the evaluation is missing until the cell is trained."""
+    """A cell and its model; the evaluation is None until the cell is scored."""
 
-    evaluate: Callable[..., Evaluation]  # evaluates a model on rows as the cell was evaluated
+    evaluate: Callable[..., Evaluation]  # evaluates a model like the cell's, without BERTScore
     grid: Grid  # the cell's grid, with users' shifts
     read_splits: Callable[[Task], Splits]  # reads a task's rows for the cell's profile
     progress: Progress
 
     def score(self, rows: Sequence[Row], model: nn.Module | None = None) -> Evaluation:
-        """Scores rows with the cell's model or another model; leaves out BERTScore."""
+        """Scores rows with the cell's model or another model, but without BERTScore."""
         return self.evaluate(model or self.model, rows=rows)
 
     def row_points(self, evaluation: Evaluation) -> list[float]:
-        """Each row's points in the main score; raises NotAskedError if single rows have none."""
+        """Each row's points in the main score; raises NotAskedError if it gives rows no points."""
         name = self.cell.task.main_score
         if name not in evaluation.examples:
             raise NotAskedError(f"its main score {name} gives single rows no points")
@@ -75,7 +75,7 @@ class TrainedCell(Evidence):
     def train_other(self, cell: Cell, codec: Codec | None = None) -> nn.Module:
         """Trains another cell of the task, or this cell with another codec; returns the model.
 
-        Raises NotAskedError if the training run stops early, if ranks share this cell's training,
+        Raises NotAskedError if the new training run stops early, if several ranks share this cell,
         or if the cell trains on random tokens.
         """
         splits = self.splits
@@ -102,7 +102,7 @@ class TrainedCell(Evidence):
 
     @cached_property
     def test_rows(self) -> Sequence[Row]:
-        """The rows on which the cell is scored."""
+        """The rows on which the cell is scored; none if it trains on random tokens."""
         return self.splits.test if self.splits else ()
 
     @cached_property
@@ -119,7 +119,7 @@ class TrainedCell(Evidence):
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The instruments' parts of a cell's record, by id, and objections that fail the cell."""
+    """The records of a cell's instruments, by id, and the objections that fail the cell."""
 
     records: dict[str, InstrumentRecord]
     objections: list[str]
@@ -141,7 +141,7 @@ class Questions:
             self._known[instrument.id] = _attempt(self._cell, measure)
 
     def after(self, evaluation: Evaluation | None) -> Answers | None:
-        """Measures the trained model and stores all figures in a file.
+        """Measures the trained model with each instrument and stores all figures in a file.
 
         Returns None if there is no evaluation, because training stopped.
         """
@@ -182,7 +182,7 @@ def _measure(
     cell: TrainedCell,
     before: Any,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The figures and objections of an instrument.
+    """Runs an instrument's `measure` and returns its figures and objections.
 
     Raises TypeError if the result is not a frame made of `tidy` lines, and ValueError if a figure
     is not declared.
@@ -203,9 +203,9 @@ def _measure(
 
 
 def _attempt(cell: TrainedCell, call: Callable[[], Any]) -> Any:
-    """The result of a call or its exception; the trainer's random state is restored afterwards.
+    """Returns the result of a call, or its exception, and restores the trainer's random state.
 
-    A failing instrument must not cost the training run.
+    A failing instrument must not abort the training run.
     """
     with (
         cell.trainer.meter.phase("audit"),

@@ -1,1 +1,1 @@
-"""Measures the suite itself: `python -m tunegrid.lab NAME`. No product module imports it."""
+"""Measures the suite itself: `python -m tunegrid.lab NAME`. Nothing that users run imports it."""

@@ -1,14 +1,14 @@
 """Measure bounds, training noise and tolerances: `python -m tunegrid.lab calibrate` trains the
 study's quick cells 49 times.
 
-It trains seeds 10000 to 10039, which nothing else uses, three of them from three more starts each
-that are moved in their last digits, and the controls. It writes to benchmarks/thresholds:
-quick.toml, what a healthy run reaches; noise.toml, what the gate holds a change to; numerics.toml,
-what is rounding. `--profile zoo` or `tasks` trains five seeds and controls, and writes bounds
-alone. If interrupted, run the same command again to continue: `--resume` of pytest keeps what
-passed. `--runs` takes saved runs of these seeds and starts, and trains nothing: of two runs of one
-seed and start the last file's counts. Without moved starts there, say `--moved-seeds 0 --write
-bounds,noise`.
+It trains seeds 10000 to 10039, which nothing else uses, then the first three again from three
+starts each, with weights moved in the last digits, and the controls. It writes to
+benchmarks/thresholds: quick.toml, the scores that a healthy run reaches; noise.toml, the training
+noise that the gate allows for; numerics.toml, the differences that count as rounding. `--profile
+zoo` or `tasks` trains five seeds and controls, and writes only bounds. If interrupted, run the same
+command again to continue: pytest's `--resume` keeps the cells that passed. `--runs` reads saved
+runs instead of training these seeds and starts; if two files hold the same seed and start, the last
+one counts. If there are no runs from moved starts, add `--moved-seeds 0 --write bounds,noise`.
 """
 
 import argparse
@@ -50,7 +50,7 @@ CONTROLS = {
 
 
 def calibration(options: argparse.Namespace) -> tuple[Calibration, Sequence[Control]]:
-    """The calibration that the options ask for, and all controls; missing runs are trained."""
+    """Train or read the runs that the options ask for; return their calibration and controls."""
     is_quick = options.profile == QUICK
     seeds = options.seeds or PROFILE_SEEDS[options.profile]
     runs = run_grids(options, seeds)
@@ -71,7 +71,7 @@ def run_grids(
     seeds: range,
     draw: int | None = None,
 ) -> Mapping[int, RecordsByCell]:
-    """The grid's records by seed, from the starts that `draw` moved; None means unmoved starts."""
+    """The grid's records by seed, trained or read; `draw` is a moved start's number, or None."""
     records: list[Record] = []
     if options.runs:
         for path in options.runs:
@@ -99,7 +99,7 @@ def saved(path: Path) -> list[Record]:
 def get_controls(options: argparse.Namespace) -> Sequence[Control]:
     """Read the controls from the options' file, or train them if no file is given.
 
-    Empty for saved quick runs without such a file. Raises InputError if the file holds no controls.
+    Saved quick runs without such a file have no controls. Raises InputError if the file holds none.
     """
     if options.profile == QUICK and options.runs and not options.controls:
         return []
@@ -133,7 +133,7 @@ def best_controls(controls: Iterable[Control]) -> dict[NoiseKey, float]:
 
 
 def noise_toml(measured: Calibration) -> str:
-    """The text of the training-noise file: deviations, and scores that are pooled on reading."""
+    """The text of the training-noise file: scores, and their deviations for human readers."""
     noise = measured.noise
     run_counts = [len(grids) for grids in measured.perturbed.values()]
     lines = [
@@ -187,7 +187,7 @@ def remark(measured: Calibration, controls: Sequence[Control]) -> str:
 
 
 def parse_seeds(text: str) -> range:
-    """Parse a range such as "10000-10039"; a standard deviation needs at least two seeds."""
+    """Parse a range of at least two seeds, such as "10000-10039"."""
     first, _, last = text.partition("-")
     if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a range of at least 2 seeds, as 0-4 is")

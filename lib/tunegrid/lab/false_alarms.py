@@ -1,12 +1,12 @@
-"""Does the suite cry wolf?
+"""Count the false alarms that the suite raises on healthy grids.
 
-`python -m tunegrid.lab false_alarms --train 20000-20039` judges healthy grids, and counts the red.
+`python -m tunegrid.lab false_alarms --train 20000-20039` trains and judges a grid with each seed.
 
-Each of these seeds has a session of its own, `pytest -m quick --seeds=SEED --gate=BASELINE`; its
-run, output and exit code are kept in --to. If interrupted, run the same command again to continue.
-Saved runs of whole grids are judged, too, of seeds or starts that had no part in bounds and noise.
-Each grid is held to the bounds of today and judged by the committed baseline, without and with the
-trainings that confirm its misses. Exit code 1 if more than one in twenty is red with them.
+Each seed has its own session, `pytest -m quick --seeds=SEED --gate=BASELINE`, whose run, output and
+exit code are kept in --to. If interrupted, run the same command again to continue. Saved runs of
+whole grids are judged, too; they must have had no part in bounds and noise. Each grid is judged by
+--bounds and --baseline, first without and then with the training runs that confirm its misses. The
+exit code is 1 if more than one grid in twenty is red with these runs.
 """
 
 import argparse
@@ -42,7 +42,10 @@ class Alarm(NamedTuple):
 
 
 def sessions(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
-    """Yield each session's run and exit code; raises InputError if a session stopped early."""
+    """Run the remaining sessions; yield each run's path, and its exit code as text.
+
+    Raises InputError if a session stopped early.
+    """
     options.to.mkdir(parents=True, exist_ok=True)
     for seed in options.train:
         path = options.to / f"{seed}.json"
@@ -68,8 +71,8 @@ def alarms(
 ) -> list[Alarm]:
     """The alarms of one seed's grid: missed bounds, failed audits and worse figures.
 
-    A missed bound counts only if every confirming training run misses a bound as well. An audit
-    counts if it failed in any training run.
+    A missed bound counts only if every confirming training run misses a bound as well. A failed
+    audit counts in any training run.
     """
     run = Run.make(records, path)
     reasons = []

@@ -1,8 +1,7 @@
-"""How close healthy cells come to the limits of audits, as a Markdown table.
+"""Print how close healthy cells come to the limits of audits, as a Markdown table.
 
-Each row is an audit and one of its limits, which may depend on a cell's arithmetic, with the
-largest value of all runs. Of an audit that keeps no value, the largest distance that its details
-name is shown, without a limit.
+Each row shows an audit, one of its limits (which may depend on a cell's arithmetic) and the largest
+value in all runs. If an audit records no value, the row shows the largest distance in its details.
 """
 
 import argparse
@@ -38,7 +37,7 @@ def measured_value(finding: AuditFinding) -> float | None:
 
 
 def find_extremes(records: Iterable[Record]) -> list[Extreme]:
-    """Find the largest value of each audit and limit, sorted by audit name."""
+    """Find the largest value for each audit and limit, sorted by audit name and limit."""
     groups = defaultdict[tuple[str, float | None], list[tuple[float, str]]](list)
     for record in records:
         for finding in record.audits:

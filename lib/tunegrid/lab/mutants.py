@@ -1,11 +1,11 @@
-"""How many random faults of libraries does the suite see?
+"""Measure how many random faults in libraries the suite detects.
 
-`python -m tunegrid.lab mutants --count 300 --seed 1` tries them.
+`python -m tunegrid.lab mutants --count 300 --seed 1` tries 300 mutants.
 
-A mutant is one small change of a random statement of a library that a healthy cell executes. A
-process with this change in memory runs the cell with the gate; no file of a library changes. What
-the cell saved and answered is compared with the healthy run, so that mutants that change nothing
-count apart. Saved trials are shown without a run.
+A mutant is one small change to a random library statement that a healthy cell executes. A process
+changes the statement in memory, not in its file, and runs the cell with the gate. The cell's files
+and answers are compared with those of a healthy run, so that mutants without any effect are counted
+separately. Saved trials are only shown.
 """
 
 import argparse
@@ -185,7 +185,7 @@ class Job:
         return int(process.exitcode)
 
     def run(self) -> None:
-        """Become `pytest -m quick --cells=CELL --gate=BASELINE`, and exit with its code."""
+        """Run `pytest -m quick --cells=CELL --gate=BASELINE` here, and exit with its code."""
         output = os.open(self.folder / "output.txt", os.O_CREAT | os.O_WRONLY)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -252,7 +252,7 @@ class Job:
 
     @property
     def process_facts(self) -> Mapping[str, Any]:
-        """CPU seconds, modules and traced lines."""
+        """The process's CPU seconds, imported modules and traced lines."""
         facts: Mapping[str, Any] = json.loads((self.folder / "process.json").read_bytes())
         return facts
 
@@ -271,7 +271,7 @@ class Job:
 
     @property
     def answer(self) -> list[str]:
-        """The sentences of the session's verdict."""
+        """The lines of the session's verdict; empty if the session wrote none."""
         try:
             tree = ElementTree.parse(self.folder / "junit.xml")
         except (OSError, ElementTree.ParseError):
@@ -280,7 +280,7 @@ class Job:
 
     @property
     def facts(self) -> Facts:
-        """Facts about the files that the cell saved."""
+        """The facts that are compared between runs; empty if the cell saved no answers."""
         record = self.record
         if not record.get("examples"):
             return {}
@@ -303,7 +303,7 @@ class Job:
 
 
 def trace_lines(lines: dict[str, set[int]], frame: FrameType, event: str, argument: Any) -> Any:
-    """Collect the executed lines of library functions by file; a function for `sys.settrace`."""
+    """Trace function for `sys.settrace` that collects executed lines of libraries by file."""
     code = frame.f_code
     file = library_file(code.co_filename)
     if not file or not code.co_flags & CO_OPTIMIZED:
@@ -319,7 +319,7 @@ def trace_lines(lines: dict[str, set[int]], frame: FrameType, event: str, argume
 
 @cache
 def library_file(path: str) -> str:
-    """Cut a path so that it starts with a library's name; empty if the path is in no library."""
+    """Shorten a path to start with its library's name; empty if it is in none of MUTATED."""
     for name in MUTATED:
         folder = f"{library_path(name)}{os.sep}"
         if path.startswith(folder):
@@ -374,7 +374,7 @@ def run_trial(trial: Trial, path: Path, workers: int) -> Trial:
 def prepare_trial(trial: Trial, folder: Path, pool: ThreadPoolExecutor) -> Trial:
     """Add healthy runs and mutants to a trial.
 
-    Raises InputError if a healthy run fails, or if a forked run differs from it.
+    Raises InputError if a healthy run fails, or if a forked one fails or differs.
     """
     jobs = [Job(cell=cell, folder=folder / cell) for cell in trial.cells]
     modules = dict[str, None]()
@@ -511,7 +511,7 @@ def find_differences(healthy: Facts, facts: Facts) -> list[str]:
 
 
 def find_outcome(code: int, status: str, answer: Sequence[str], healthy: Sequence[str]) -> str:
-    """Derive one of OUTCOMES from the exit code, the status and the reports, ignoring numbers."""
+    """Derive one of OUTCOMES from the exit code, the status and the verdicts, ignoring numbers."""
     if code == 0:
         sentences = re.sub(r"\d\S*", "", " ".join(answer))
         expected = re.sub(r"\d\S*", "", " ".join(healthy))
@@ -527,13 +527,13 @@ def find_outcome(code: int, status: str, answer: Sequence[str], healthy: Sequenc
 
 
 def short(source: str) -> str:
-    """Source code on one line, truncated."""
+    """Source code on one line, truncated after 90 characters."""
     line = " ".join(source.split())
     return line if len(line) <= 90 else f"{line[:90]} ..."
 
 
 def share(mutants: Sequence[Mutant]) -> str:
-    """The share of mutants with a nonzero exit code, with its 95 % interval."""
+    """The share of mutants with a nonzero exit code and its 95 % interval, as text."""
     if not mutants:
         return "none"
     seen = sum(mutant.exit_code != 0 for mutant in mutants)
@@ -604,7 +604,8 @@ process, judged by the committed baseline, and is compared with the healthy run 
 def find_trial(options: argparse.Namespace) -> Trial:
     """Find the trial that the options describe, with the results so far.
 
-    Raises InputError if the file exists without --resume, or holds another trial.
+    Raises InputError if an option is invalid, or if the file exists without --resume or holds
+    another trial.
     """
     for name in ("count", "workers"):
         if getattr(options, name) < 1:

@@ -1,9 +1,9 @@
 """Makes small changes to Python code and to the live functions compiled from it.
 
-A change alters one operator, constant, argument, condition or statement. Changed code first calls
-the function CALL_NAME to show that it was reached; `builtins` must hold this function, which must
-return None.
-Docstrings, logging, assertions, annotations and raised expressions are never changed.
+A change alters one operator, constant, condition or statement, or the arguments of a call. Changed
+code first calls the function CALL_NAME to show that it was reached; `builtins` must hold this
+function, which must return None. Docstrings, logging, assertions, annotations and raised
+expressions are never changed.
 """
 
 import ast
@@ -89,7 +89,7 @@ def changeable_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def is_logging(node: ast.AST) -> bool:
-    """Checks whether a statement calls a logger, a function of `warnings` or `print`."""
+    """Checks whether a statement calls a logger, `print` or a function of `warnings`."""
     if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
         return False
     name = node.value.func
@@ -99,7 +99,7 @@ def is_logging(node: ast.AST) -> bool:
 
 
 def conditions(node: ast.AST) -> list[ast.expr]:
-    """The conditions that a node tests, except constants."""
+    """The conditions that a node tests, except constant ones."""
     tests: list[ast.expr] = []
     if isinstance(node, ast.If | ast.IfExp | ast.While):
         tests = [node.test]
@@ -109,7 +109,7 @@ def conditions(node: ast.AST) -> list[ast.expr]:
 
 
 def expression_changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """Yield the kind and replacement of each change of an expression."""
+    """Yield the kind and replacement of each possible change to an expression."""
     match node:
         case ast.BinOp() | ast.BoolOp():
             yield "operator", changed(node, op=OPERATORS[type(node.op)]())
@@ -138,7 +138,7 @@ def expression_changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
 
 
 def statement_changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """Yield the kind and replacement of each change of a statement."""
+    """Yield the kind and replacement of each possible change to a statement."""
     is_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     if is_call or isinstance(node, REMOVABLE):
         # Under `if False`, names that the statement binds stay local, and names from outer
@@ -161,7 +161,7 @@ def changed(node: ast.AST, **fields: object) -> Any:
 
 
 class Replacing(ast.NodeTransformer):
-    """Applies one change to a tree, after a call of CALL_NAME."""
+    """Applies one change to a tree, and inserts a call of CALL_NAME before the changed code."""
 
     def __init__(self, change: Mutation) -> None:
         """Store the change to apply."""
@@ -209,9 +209,9 @@ def nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def can_replace(before: Functions, after: Functions) -> bool:
-    """Checks that code changed but reads the same names of outer functions.
+    """Checks that code changed but reads the same variables of outer functions.
 
-    Live functions reject code that reads other names.
+    Live functions reject code that reads a different number of them.
     """
     if before == after or before.keys() != after.keys():
         return False
@@ -219,7 +219,7 @@ def can_replace(before: Functions, after: Functions) -> bool:
 
 
 def replace_live(functions: Functions) -> None:
-    """Replace the code of live functions that have these names and lines."""
+    """Replace the code of all live functions that have these files, names and lines."""
     files = {code.co_filename for code in functions.values()}
     for function in gc.get_objects():
         if type(function) is FunctionType and function.__code__.co_filename in files:

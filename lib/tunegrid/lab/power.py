@@ -1,11 +1,9 @@
-"""How often is a session wrong, and what does it see?
+"""Estimate how often a session raises false alarms, and how often it detects real losses.
 
-`python -m tunegrid.lab power` simulates runs, and confirms their misses.
-
-Each run has a calibration of its own. A cell is told if its gate calls it worse or it misses a
-bound; at other seeds than the baseline's it is trained once more, and counts if that training,
-judged by itself, does the same. Draws are drawn from the residuals that the calibration measured.
-It trains nothing.
+`python -m tunegrid.lab power` simulates runs from the residuals that the calibration measured; it
+trains nothing. Each run is judged by a simulated calibration of its own. A cell is told if the gate
+calls it worse. If the baseline has other seeds, a cell is also told if it misses a bound, and it is
+confirmed if a second simulated training run, judged by itself, fails in the same way.
 """
 
 import argparse
@@ -68,7 +66,7 @@ class SimulatedRun(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """Simulated runs and the calibrations that judge them; at most one cell of a run is worse."""
+    """Simulates runs and the calibrations that judge them; one cell of a run may lose points."""
 
     noise: Noise  # calibrated noise
     margins: Mapping[str, float]  # smallest drop that counts as a regression, by score
@@ -80,7 +78,7 @@ class Simulation:
 
     @cached_property
     def metrics(self) -> dict[str, list[str]]:
-        """The scores of each cell, main score first."""
+        """The names of each cell's scores, main score first."""
         main_scores = {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
         keys = sorted(
             self.noise.scores[self.kind],
@@ -93,7 +91,7 @@ class Simulation:
 
     @cached_property
     def estimates(self) -> dict[NoiseKey, tuple[float, Deviation]]:
-        """Each score's mean over all calibrated runs, in points, with its calibrated noise."""
+        """The mean over calibrated runs, in points, and the deviation of each score, if known."""
         estimates = {}
         for key, groups in self.noise.scores[self.kind].items():
             mean = fmean(chain.from_iterable(groups))
@@ -113,7 +111,7 @@ class Simulation:
         return {kind: np.concatenate(arrays) for kind, arrays in rows.items()}
 
     def runs(self, number: int) -> list[SimulatedRun]:
-        """Simulate `number` runs; the cells take turns in losing points."""
+        """Simulate `number` runs; the cells take turns losing points."""
         rng = np.random.default_rng(0)
         cells = list(self.metrics)
         return [self._run(cells[i % len(cells)], rng) for i in range(number)]
@@ -161,7 +159,7 @@ class Simulation:
         old: Draws,
         new: Draws,
     ) -> set[NoiseKey]:
-        """Judge the scores of these cells together and return the keys of the worse scores."""
+        """Judge the cells of `main_scores` together and return the keys of their worse scores."""
         effects = {}
         for key in new:
             if key[0] not in main_scores:
@@ -183,9 +181,9 @@ class Simulation:
     ) -> Draws:
         """Draw every score, in points, for `trainings` training runs.
 
-        By default, as many are drawn as were calibrated, up to `MOST_TRAININGS`. The residuals are
-        drawn from the cell's kind, or from a normal distribution if rounding moved no score, and
-        are scaled by the cell's own deviations.
+        By default, their number is that of the score's degrees of freedom plus 1, but at most
+        `MOST_TRAININGS`. Residuals are drawn from the cell's kind, or from a normal distribution if
+        its kind has none, and are multiplied by the deviations in `truth`.
         """
         scores: Draws = {}
         for cell, metrics in self.metrics.items():
@@ -205,9 +203,9 @@ class Simulation:
 def runs_until(chance: float, healthy: float) -> tuple[int, int]:
     """The numbers of runs and of unconfirmed misses that reveal an unhealthy cell.
 
-    `chance` is the unhealthy cell's probability of a miss in one run, and `healthy` a healthy
-    cell's. The unhealthy cell reaches the number of misses with probability `POWER` or more. Any of
-    the study's healthy cells does so with probability `ALPHA` or less.
+    `chance` is the unhealthy cell's probability of an unconfirmed miss in one run, and `healthy` a
+    healthy cell's. The unhealthy cell reaches the number of misses with probability `POWER` or
+    more. With probability `ALPHA` or less, at least one of the study's healthy cells reaches it.
     """
     alpha = ALPHA / len(STUDY_IDS)
     misses = 1

@@ -3,13 +3,13 @@
 A tolerance is twice the largest deviation of all cells with the same arithmetic, rounded up to two
 digits, and no less than its floor. A cell that deviates by more than ten times the median of these
 cells (three times for single modules) does not widen the tolerance, but gets its own. The distance
-of curves and the share of rows with other predictions depend on a cell's rate and updates more than
-on arithmetic. For these figures each cell has its own tolerance, and the arithmetic has the largest
-of them, for cells that were never measured. Curves get three times their largest deviation, because
-they are chaotic and nine pairs of runs rarely show the largest.
+between loss curves and the share of rows with changed predictions depend more on a cell's learning
+rate and number of updates than on its arithmetic. For these figures, each cell has its own
+tolerance, and cells that were never measured use the largest. Curves get three times their largest
+deviation, because they are chaotic and nine pairs of runs rarely show the largest.
 
 The rounding of another AdamW implementation (`moved_alone`) was measured with version 0.16.0. Its
-figures, and the head that explains all figures, are kept from the existing file.
+figures, and the file's head comment, which explains all figures, are kept from the existing file.
 """
 
 import tomllib
@@ -62,7 +62,7 @@ FLOORS: Mapping[str, float] = {
 # seed's optimizer may round several times more (bert_qa_lora: 9.6e-5 and 4.7e-4; gpt2_sum_qlora:
 # none and 4.8e-5). Processors differ most in bf16: one with other units was 1e-3 nats off at first
 # and 3.5e-3 later. In bf16, LoRA's product in another order moves weights by 2.7e-3 (`-m
-# library_bugs -k order`), and no quick cell searches.
+# library_bugs -k order`). No quick cell in bf16 runs a search.
 KIND_FLOORS: Mapping[str, Mapping[str, float]] = {
     "fp32": {"moved_alone": 1e-3},
     "nf4 fp32": {"moved_alone": 1e-3},
@@ -88,7 +88,7 @@ class Apart:
 
 
 def diffs(old: Record, new: Record) -> Apart:
-    """Measure the deviations between two training runs of a seed.
+    """Measure the deviations between two training runs of a cell with the same seed.
 
     Raises InputError if a loss is not finite, or if only one training run has a figure.
     """
@@ -112,7 +112,7 @@ def diffs(old: Record, new: Record) -> Apart:
 
 
 def pair_figures(pair: Pair) -> dict[str, float]:
-    """The deviations of all figures except the modules': losses in nats, norms as shares."""
+    """The deviations of all figures but the modules' and rows': losses in nats, norms relative."""
     gaps = []
     for old, new in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False):
         gaps.append(abs((old or 0.0) - (new or 0.0)))
@@ -143,7 +143,7 @@ def modules_apart(old: Modules, new: Modules) -> dict[str, float]:
 
 
 def tolerance(deviation: float, floor: float, times: int) -> float:
-    """A multiple of a deviation, rounded up to two digits, but at least the floor."""
+    """A multiple of a deviation, rounded up to two significant digits, but at least the floor."""
     context = Context(prec=2, rounding=ROUND_CEILING)
     multiple = context.create_decimal(Decimal(repr(times * deviation)))
     return max(floor, float(multiple))
@@ -155,7 +155,7 @@ def get_floor(kind: str, figure: str) -> float:
 
 
 def largest(pairs: Iterable[Apart]) -> Tables:
-    """The largest deviations by arithmetic; cells far beyond the others get tables of their own."""
+    """The largest deviations by arithmetic, and by cell for outlying cells and BY_CELL figures."""
     maxima: dict[str, dict[str, dict[str, float]]] = {}
     for pair in pairs:
         for figure, deviation in pair.figures.items():
@@ -182,7 +182,7 @@ def largest(pairs: Iterable[Apart]) -> Tables:
 
 
 def make_tolerances(maxima: Tables) -> Tables:
-    """The tolerances for each arithmetic, at least their floors, and for single cells."""
+    """The tolerances for each arithmetic, at or above their floors, and for single cells."""
     tables: Tables = {}
     for name, deviations in maxima.items():
         is_cell = name.startswith("cell ")
@@ -201,7 +201,7 @@ def make_tolerances(maxima: Tables) -> Tables:
 
 
 def numerics_toml(perturbed: Mapping[int, Sequence[RecordsByCell]]) -> str:
-    """The text of the file, computed from each seed's run and its runs from moved starts.
+    """The text of numerics.toml, computed from each seed's run and its runs from moved starts.
 
     The existing file's head and its evidence on `moved_alone` are kept. Raises InputError if there
     are no moved starts.

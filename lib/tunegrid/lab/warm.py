@@ -1,4 +1,4 @@
-"""Does the work common to all sessions once, in the process from which `lab.mutants` forks them."""
+"""Does work that all sessions share once, in the process from which `lab.mutants` forks them."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""Makes the micro data and the three micro backbones pretrained on it, in `fixtures/`."""
+"""Makes the micro data and the three micro backbones in `fixtures/`."""

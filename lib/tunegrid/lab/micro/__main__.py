@@ -1,5 +1,6 @@
-"""Rebuilds what ships in `fixtures/`: `python -m tunegrid.lab.micro data` writes the rows, `...
-pretrain bert` a backbone.
+"""Rebuilds what ships in `fixtures/`.
+
+`python -m tunegrid.lab.micro data` writes the rows; `... pretrain bert` pretrains a backbone.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Makes the pretraining text of micro backbones: an endless stream of `Document`s.
 
-Each text comes with something that people add to it: a review with a digest or a reaction, a
-passage with a question that somebody answers or a teacher grades, a report with its gist. From
-these pairs a backbone learns negation, looking up facts and copying, so a cell needs few updates. A
-cell still has to learn its own form: a new head over labels or spans, or `<sum>` or `summarize: `
-before a summary. Without training, or from random weights, it misses its bounds.
+Each document pairs a text with what people write about it: a review with a digest or a reaction, a
+passage with a question and its answer, a report with its gist. From these pairs a backbone learns
+negation, looking up facts and copying, so a cell needs few updates. A cell still has to learn its
+own form: a new head over labels or spans, or `<sum>` or `summarize: ` before a summary. Without
+training, or from random weights, it misses its bounds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,7 +53,7 @@ def digested_reviews(rng: Random) -> Document:
 
 
 def answered_reviews(rng: Random) -> Document:
-    """A review and a reader's reaction; a happy reaction to an unhappy review is a torn pair."""
+    """A review and a reader's reaction to its verdict; the other reaction is the foil."""
     review = write_review(rng)
     second = REACTIONS[review.positive]
     return Document(
@@ -67,7 +67,7 @@ def answered_reviews(rng: Random) -> Document:
 
 
 def questioned_passages(rng: Random) -> Document:
-    """A question with its answer, and its passage; `focus` is the answer's span in the passage."""
+    """A question with its answer, and the passage; `focus` is the answer's span in the passage."""
     while True:
         text = passage(rng)
         pairs = questions(rng, text)
@@ -103,7 +103,7 @@ DOCUMENT_KINDS = (digested_reviews, answered_reviews, questioned_passages, summe
 
 
 def reserved_texts() -> frozenset[str]:
-    """Every review, passage and article of the fine-tuning rows, before any are made odd."""
+    """The reviews, passages and articles of `plain_tables`, which pretraining must not see."""
     rows = chain.from_iterable(plain_tables().values())
     return frozenset(row.get("content") or row.get("context") or row["article"] for row in rows)
 

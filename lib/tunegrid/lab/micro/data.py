@@ -38,7 +38,7 @@ def exclaim(row: MicroRow, rng: Random) -> MicroRow:
 
 
 def ramble(row: MicroRow, rng: Random) -> MicroRow:
-    """Put so long a text before the review that the review's end is truncated."""
+    """Prepend a text so long that the review is truncated."""
     return row | {"content": f"{RAMBLE} {row['content']}"}
 
 
@@ -48,7 +48,7 @@ def capitalize_names(row: MicroRow, rng: Random) -> MicroRow:
 
 
 def rename(row: MicroRow, rng: Random) -> MicroRow:
-    """Replace one name in all texts with a name that no tokenizer has as a word."""
+    """Replace one name in all texts with a name that no tokenizer has as a whole word."""
     text = row.get("context") or row["article"]
     names = sorted(NAMES.intersection(text.split()))
     if not names:
@@ -85,7 +85,7 @@ SHARES: Mapping[str, Sequence[tuple[float, Callable[[MicroRow, Random], MicroRow
 
 
 def add_oddities(dataset: str, rows: Sequence[MicroRow], rng: Random) -> list[MicroRow]:
-    """Change each row of a data set's file in at most one way."""
+    """Change some rows of a data set's file, each in one way."""
     shares, changes = zip(*SHARES[dataset], strict=True)
     picks = rng.choices([*changes, keep], [*shares, 1 - sum(shares)], k=len(rows))
     return [change(row, rng) for change, row in zip(picks, rows, strict=True)]
@@ -108,7 +108,7 @@ PRETRAINED_ON = (
 
 
 def unique(make: Callable[[Random], MicroRow], seed: int, key: str, count: int) -> list[MicroRow]:
-    """Make `count` rows with distinct values of `key`, none of them seen in pretraining."""
+    """Make `count` rows with distinct values of `key`, none of them in PRETRAINED_ON."""
     rng = Random(seed)
     rows = dict[str, MicroRow]()
     while len(rows) < count:
@@ -119,7 +119,7 @@ def unique(make: Callable[[Random], MicroRow], seed: int, key: str, count: int) 
 
 
 def plain_tables() -> dict[str, list[MicroRow]]:
-    """Every file's rows by path below `fixtures/data`, before any are made odd."""
+    """All files' rows but multi_nli's, by path below `fixtures/data`, before any are made odd."""
     tables = {}
     for split, (count, seed) in REVIEWS.items():
         tables[f"amazon_polarity/{split}"] = unique(review, seed, "content", count)
@@ -134,7 +134,7 @@ def plain_tables() -> dict[str, list[MicroRow]]:
 
 
 def make_tables() -> dict[str, list[MicroRow]]:
-    """Every file's rows by path below `fixtures/data`."""
+    """All files' rows, by path below `fixtures/data` without suffix."""
     odd_tables = {}
     for path, rows in plain_tables().items():
         odd_tables[path] = add_oddities(path.split("/")[0], rows, Random(path))

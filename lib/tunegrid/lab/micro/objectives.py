@@ -1,12 +1,13 @@
-"""Tokenizers and pretraining objectives: batches of `Document`s, and losses.
+"""Defines tokenizers and pretraining objectives, that is, batches of `Document`s and losses.
 
-BERT: masked LM and next-sentence prediction (Devlin et al. 2018). GPT-2: next token. T5: span
-corruption (Raffel et al. 2020). Words that need understanding (`Document.focus`, `echo`) are hidden
-more often than others, as in salient span masking (Guu et al. 2020).
+BERT learns masked LM and next-sentence prediction (Devlin et al. 2018), GPT-2 next-token
+prediction, and T5 span corruption (Raffel et al. 2020). Words that need understanding
+(`Document.focus`, `echo`) are hidden more often than others, as in salient span masking (Guu et al.
+2020).
 
-Encoders also have token labels: a review's verdict at its full stops and, in T5, marks on the
-values of a passage that do or do not answer a question. Two of T5's three tasks have no decoder, so
-its encoder must understand a text by itself.
+Encoders also learn token labels: a review's verdict at its full stops and, in T5, which values of a
+passage answer its question. Two of T5's three tasks use no decoder, so its encoder must understand
+a text by itself.
 """
 
 from collections import Counter
@@ -39,7 +40,7 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789.,;:?!'\"()-*"
 
 
 def _counts(texts: Sequence[str]) -> Counter[str]:
-    """Counts of space-separated words, most frequent first, ties in alphabetical order."""
+    """Counts of lower-cased words, most frequent first, ties in alphabetical order."""
     counts = Counter[str]()
     for text in texts:
         counts.update(text.lower().split())
@@ -48,7 +49,7 @@ def _counts(texts: Sequence[str]) -> Counter[str]:
 
 
 def wordpiece(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A lower-casing WordPiece like bert-base-uncased's; pieces are whole words and characters."""
+    """A WordPiece tokenizer like bert-base-uncased's; pieces are whole words and characters."""
     special = {
         "pad_token": "[PAD]",
         "unk_token": "[UNK]",
@@ -72,7 +73,7 @@ def wordpiece(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def byte_level_bpe(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with one special token, like gpt2's; merges make every word one piece."""
+    """A byte-level BPE tokenizer like gpt2's; merges make every frequent word one piece."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -88,9 +89,9 @@ def byte_level_bpe(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def unigram(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A SentencePiece-style Unigram with sentinels, like t5-small's.
+    """A SentencePiece-style Unigram tokenizer with sentinels, like t5-small's.
 
-    Scores are log frequencies of words; characters come last.
+    Scores are log frequencies of words; characters have the lowest score.
     """
     counts = _counts([*texts, "summarize: "])  # T5's own vocabulary also contains its task prefixes
     total = counts.total()
@@ -142,7 +143,7 @@ def covered_tokens(offsets: Spans, spans: Spans) -> list[int]:
 
 
 def pad_with_mask(rows: Sequence[Sequence[int]], padding: int) -> Batch:
-    """Pad ids and add their attention mask."""
+    """Pad rows of ids and add an attention mask."""
     input_ids = pad(rows, padding)
     return {"input_ids": input_ids, "attention_mask": (input_ids != padding).long()}
 
@@ -159,11 +160,11 @@ def masked_lm(
     *,
     judged: bool = False,
 ) -> Batch:
-    """Mask [CLS] first [SEP] second [SEP]; the pooled output must tell foils from second texts.
+    """Mask tokens of [CLS] first [SEP] second [SEP]; the pooled output must detect foils.
 
-    Only the happy reaction is ever shown. Whether it fits depends on the review alone, so the
-    pooled output learns to read reviews. If `judged`, a review's verdict is also a label at its
-    full stops.
+    The reaction shown is always the happy one. Whether it fits depends on the review alone, so the
+    pooled output learns to read reviews. If `judged`, a review's full stops are labelled with its
+    verdict.
     """
     all_ids = []
     all_labels = []
@@ -212,10 +213,10 @@ def _join(
     hidden_share: float,
     longest: int,
 ) -> JoinedTexts:
-    """Join a document's first text, a separator and a second text.
+    """Join a document's first text, a separator and a second text, and choose positions to hide.
 
-    `hidden_share` is the chance that a hidden span starts at a token, and `longest` the number of
-    tokens in the longest span.
+    `hidden_share` is the chance that a random span starts at a token, and `longest` its maximum
+    number of tokens. Salient spans are hidden as well, unless `second` is a foil.
     """
     left, left_offsets = _encode(tokenizer, document.first)
     right, right_offsets = _encode(tokenizer, second)
@@ -239,7 +240,7 @@ def _join(
 
 
 def _salient_spans(document: Document, rng: Random) -> tuple[Spans, Spans]:
-    """Choose spans to hide in the first and second text, a repeated answer in only one of them."""
+    """Choose spans to hide in the first and second text; an answer in both is hidden in one."""
     if document.kind == "asked":
         return [], []
     if document.echo and rng.random() < 0.3:
@@ -251,7 +252,7 @@ def _salient_spans(document: Document, rng: Random) -> tuple[Spans, Spans]:
 
 
 def _verdict_names(document: Document, first: Sequence[int], tokenizer: Any) -> dict[int, int]:
-    """The labels of a review by position: its verdict at each full stop."""
+    """The token labels of a review by position: the id of its verdict at each full stop."""
     if not document.verdict:
         return {}
     words = f". {document.verdict}"
@@ -262,8 +263,8 @@ def _verdict_names(document: Document, first: Sequence[int], tokenizer: Any) -> 
 def _answer_names(document: Document, tokenizer: Any) -> dict[int, int]:
     """The labels of a passage by position in it.
 
-    The answer's first token is labelled `(` and its last `)`, or its only token `*`. The first and
-    last tokens of every other value are labelled `-`.
+    The answer's first token is labelled `(` and its last `)`; a single token is labelled `*`. The
+    first and last tokens of every other value are labelled `-`.
     """
     _, offsets = _encode(tokenizer, document.second)
     first, last, only, foil = tokenizer.convert_tokens_to_ids(["(", ")", "*", "-"])
@@ -289,7 +290,7 @@ def query_text(document: Document) -> str:
 
 
 def grade(document: Document, rng: Random) -> Document:
-    """The question, and the passage with marks: `*` at the answer, `-` at other values."""
+    """A document of the question and the marked passage: `*` at the answer, `-` at other values."""
     (answer,) = document.focus
     is_mark_last = rng.random() < 0.5
     text = ""
@@ -326,7 +327,7 @@ def causal_lm(
     *,
     announced: bool = False,
 ) -> Batch:
-    """Predict the next token of documents as running text; `announced` announces digests."""
+    """Predict the next token of documents as running text; `announced` introduces digests."""
     rows = []
     for document in documents:
         text = _reading_text(document, tokenizer, rng, announced)
@@ -340,7 +341,7 @@ def causal_lm(
 def _reading_text(document: Document, tokenizer: Any, rng: Random, announced: bool) -> str:
     """The document in reading order.
 
-    A passage follows its question. The answer is starred, or repeated at the end after "answer :".
+    A passage follows its question. Its answer is starred, or repeated at the end after "answer :".
     """
     if document.kind == "review" and not announced:
         return f"{document.first} {document.second}"
@@ -374,8 +375,8 @@ def _corrupt(
 ) -> tuple[list[int], list[int], list[int]]:
     """The source, the target, and the label of each source token.
 
-    If nothing is hidden, the target is empty, because the decoder must not learn to answer a plain
-    text with nothing.
+    If nothing is hidden, the target is empty, because the decoder must not learn to end its output
+    at once for a plain text.
     """
     if document.kind == "passage":
         draw = rng.random()
@@ -414,7 +415,7 @@ def _corrupt(
 
 
 def own_loss(model: Any, batch: Batch) -> Tensor:
-    """The backbone's own loss, in nats per token."""
+    """The model's own loss, in nats."""
     loss: Tensor = model(**batch).loss
     return loss
 

@@ -1,8 +1,8 @@
 """Makes passages with questions in SQuAD's schema, and news with highlights.
 
-A passage tells facts about several subjects. Its towns, years, people and amounts come from pools
-of two or three values per passage, so the same words answer different questions in different
-places. Only the subject *and* the relation tell which occurrence is meant.
+A passage tells facts about several subjects. Its towns, years, people and amounts come from small
+pools, so the same words answer different questions in different places. Only the subject *and* the
+relation tell which occurrence is meant.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ class Fact(NamedTuple):
 
     @property
     def span(self) -> tuple[int, int]:
-        """The characters of the value, (start, end)."""
+        """The value's (start, end) in characters."""
         return self.start, self.start + len(self.value)
 
 
@@ -147,14 +147,14 @@ class Passage:
 
 
 def passage(rng: Random) -> Passage:
-    """A passage of ordinary size or, one time in eight, one that is too long for the window."""
+    """A passage of ordinary size or, one time in eight, one that is too long for one window."""
     if rng.random() < 0.125:
         return Passage(rng, subjects=rng.randint(4, 5), facts=(2, 4))
     return Passage(rng, subjects=rng.randint(2, 3), facts=(2, 3))
 
 
 def questions(rng: Random, text: Passage) -> list[tuple[str, Fact]]:
-    """A question for each fact whose subject and relation occur only once in the passage."""
+    """A question for each fact whose pair of subject and relation occurs only once."""
     subjects = [(fact.subject, fact.relation) for fact in text.facts]
     pairs = []
     for fact in text.facts:
@@ -165,7 +165,7 @@ def questions(rng: Random, text: Passage) -> list[tuple[str, Fact]]:
 
 
 def squad_rows(rng: Random, count: int, article: str) -> list[dict[str, Any]]:
-    """Rows in SQuAD's schema, up to three per passage; passages are titled `article`_0, _1 ..."""
+    """Rows in SQuAD's schema, up to three per passage; titles are `article` plus _0, _1 ..."""
     rows: list[dict[str, Any]] = []
     number = 0
     while len(rows) < count:

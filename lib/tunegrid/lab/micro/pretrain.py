@@ -1,4 +1,4 @@
-"""Pretrains a micro backbone from scratch and saves its config, safetensors and tokenizer."""
+"""Pretrains a micro backbone from scratch and saves its config, weights and tokenizer."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,12 +33,12 @@ TOKENIZER_DOCUMENTS = 30_000
 
 
 def adamw(parameters: Iterable[Any], rate: float) -> torch.optim.Optimizer:
-    """An optimizer whose learning rate is an absolute step size."""
+    """AdamW, whose learning rate is an absolute step size."""
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, fused=True)
 
 
 def adafactor(parameters: Iterable[Any], rate: float) -> torch.optim.Optimizer:
-    """An optimizer whose learning rate is relative to each tensor's scale, as in T5's pretraining.
+    """Adafactor, with learning rates relative to each tensor's scale, as in T5's pretraining.
 
     T5's embeddings start out 60 times larger than its queries.
     """
@@ -76,7 +76,7 @@ class Plan:
 
 
 def drop_out(model: Any) -> None:
-    """Halve BERT's usual dropout for fine-tuning, since a few updates teach less with all of it."""
+    """Set half of BERT's usual dropout for fine-tuning, since full dropout slows learning."""
     model.config.update({"hidden_dropout_prob": 0.05, "attention_probs_dropout_prob": 0.05})
 
 
@@ -191,7 +191,7 @@ def pretrain(
     steps: int | None = None,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Train and save a backbone, logging a line every 250 updates.
+    """Train and save a backbone, logging a line every 250 updates and after each stage.
 
     `steps` replaces the number of updates in each stage; 0 leaves random weights.
     """

@@ -65,7 +65,7 @@ DAYS = ("monday", "tuesday", "friday")
 
 
 def opinion(rng: Random, aspect: str, positive: bool) -> str:
-    """A clause about an aspect, which is plain or negates the opposite word."""
+    """A clause with an opinion of an aspect, stated plainly or by negating the opposite."""
     is_negated = rng.random() < NEGATED
     phrase = rng.choice(NEGATIONS if is_negated else PLAIN)
     words = GOOD if positive != is_negated else BAD
@@ -104,7 +104,7 @@ def review(rng: Random) -> dict[str, Any]:
 def write_review(rng: Random) -> Review:
     """Write a review: a verdict, opinions on one to three aspects, and perhaps an aside.
 
-    The opinions agree with the verdict or mislead; the verdict comes at a random place.
+    Most opinions agree with the verdict, and the others mislead. The verdict's place is random.
     """
     positive = rng.random() < 0.5
     product = rng.choice(PRODUCTS)
@@ -176,7 +176,7 @@ def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
 
 
 def make_pairs(written: Review, rng: Random) -> list[dict[str, Any]]:
-    """Rows that are entailed, neutral and contradicted; the neutral premise lacks the verdict."""
+    """Three rows: entailment, neutral, contradiction; the neutral premise lacks the verdict."""
     open_opinions = [("overall", rng.random() < 0.5), *written.opinions[1:]]
     pairs = (
         (written.content, written.opinions),

@@ -1,7 +1,7 @@
 """The vocabulary of the micro data, as lists of English words.
 
-The lists are short on purpose, because a backbone of one million parameters must know every word
-after minutes of pretraining.
+The lists are short on purpose, because a backbone of one million parameters must learn every word
+in minutes of pretraining.
 """
 
 WOMEN = """
