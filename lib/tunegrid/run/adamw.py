@@ -1,4 +1,4 @@
-"""A reference AdamW, written from its definition, that an optimizer's steps are compared with."""
+"""A reference AdamW, written from its definition, to check an optimizer's steps against."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class AdamState(NamedTuple):
 
 @dataclass
 class AdamW:
-    """AdamW by definition (Loshchilov and Hutter 2019, algorithm 2), run beside an optimizer.
+    """AdamW as defined by Loshchilov and Hutter (2019, algorithm 2), run beside an optimizer.
 
     It gets the same gradients and rates for some values of each tensor, and computes in fp64 on the
     host, since the device's memory is measured during an update. `gap` stays None if the optimizer
@@ -53,7 +53,7 @@ class AdamW:
     _state: dict[str, AdamState] = field(default_factory=dict, init=False)
 
     def before_step(self, update: int, total: int) -> None:
-        """Makes the reference step if `update` (from 0 to `total` - 1) is one that it follows."""
+        """Makes the reference step of `update` (0 to `total` - 1), if the reference follows it."""
         if update in (0, max(MOVED, int(LATE * total))):
             self._follow(update)
         gradients = {}
@@ -116,7 +116,7 @@ class AdamW:
 
 
 def held_moments(state: Mapping[str, Any]) -> Sequence[Tensor]:
-    """The sampled moments of a tensor, from its state in torch's or bitsandbytes' AdamW."""
+    """Both moments of a tensor, sampled, from its state in torch's or bitsandbytes' AdamW."""
     names = ("exp_avg", "exp_avg_sq") if "exp_avg" in state else ("state1", "state2")
     moments = [*sampled_values({name: state[name] for name in names}, exact=True).values()]
     if state[names[0]].dtype is not torch.uint8:

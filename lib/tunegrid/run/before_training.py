@@ -1,8 +1,8 @@
 """Computes figures of a model before its first update, and restores the model's state.
 
 The figures fill the record's `FirstStep`; `Trainer` adds those of the first updates. With equal
-seeds, rows and arithmetic they differ only by rounding, so `tunegrid.gate.numerics` uses them to
-compare two records.
+seeds, rows and arithmetic, figures differ only by rounding, so `tunegrid.gate.numerics` uses them
+to compare two records.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -80,7 +80,7 @@ def before_training(
     """Figures of tokens, weights, random numbers, the untrained model, and metrics, by name.
 
     `rows` are the test rows. `keep` stores the figures of each module and returns the name of their
-    file for the record, or None if there is none.
+    file for the record, or None.
     """
     features = spread_features(trainer.features, PROBED)
     modules = ModuleFigures(trainer.model)
@@ -124,7 +124,7 @@ def before_training(
 
 
 def weight_types(trainer: Trainer) -> dict[str, str]:
-    """Each parameter's dtype or 4-bit format, by name; notes if LoRA's A was drawn in 16 bits."""
+    """Each parameter's dtype or 4-bit format, by name; marks a rounded LoRA A over an fp32 base."""
     has_drawn_fp32 = has_fp32_base(trainer)  # otherwise PEFT draws LoRA's A in the base's type
     types = {}
     for name, p in trainer.parameters.items():

@@ -307,7 +307,7 @@ def unpack_weight(parameter: Any) -> Tensor:
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
     """Sums each tensor's bits as integers, over all its elements and over every other one.
 
-    These checksums are no cryptographic hashes, but they tell trained weights from unchanged ones
+    These checksums are not cryptographic, but they tell trained weights from unchanged ones
     and are computed on the device.
     """
     names = []

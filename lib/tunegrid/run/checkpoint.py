@@ -29,7 +29,7 @@ TENSOR = "<tensor>"
 
 @dataclass(kw_only=True)
 class Checkpoints:
-    """A training run's file, written whenever a save is due, removed once the cell is recorded."""
+    """A training run's file: written whenever a save is due, removed once the cell is recorded."""
 
     path: Path
     every_seconds: float = 600.0  # time between two saves

@@ -68,7 +68,7 @@ def device_record(device: torch.device, attention: str) -> DeviceRecord:
 
 
 def library_lack(cell: Cell, device: torch.device) -> str:
-    """A sentence if this bitsandbytes lacks the cell's optimizer for CPUs; otherwise empty."""
+    """A sentence if the installed bitsandbytes lacks the cell's optimizer on CPUs, else empty."""
     installed = versions()["bitsandbytes"]
     if device.type != "cpu" or cell.optimizer is not adamw_bnb_8bit or not installed:
         return ""
@@ -86,13 +86,13 @@ def keeps_digits(device: torch.device) -> bool:
 
 
 def used_by_others_gib(device: torch.device) -> float:
-    """GPU memory in GiB that torch did not reserve here; includes this process's CUDA context."""
+    """GiB of GPU memory in use that this process did not reserve, including its CUDA context."""
     free, total = torch.cuda.mem_get_info(device)
     return (total - free - torch.cuda.memory_reserved(device)) / GIB
 
 
 def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
-    """Raises InputError if an earlier cell, or others unless `allow_busy`, hold much GPU memory."""
+    """Raises InputError if an earlier cell or, unless `allow_busy`, others hold much GPU memory."""
     if device.type != "cuda":
         return
     used_gib = 0.0 if allow_busy else used_by_others_gib(device)
@@ -111,7 +111,7 @@ def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
 def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
     """Resolves cpu, cuda, cuda:N or the default to a device; workers take GPUs in turn.
 
-    Makes a GPU the current device, without TF32. Raises InputError if there is no such GPU.
+    Makes a GPU the current device, and disables TF32. Raises InputError if there is no such GPU.
     """
     requested = requested or default_device()
     device = torch.device(requested)

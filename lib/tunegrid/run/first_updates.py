@@ -1,6 +1,6 @@
-"""Figures that reveal a change without statistics, by parameter group ("layer 1 attention").
+"""Figures, by group of parameters, that reveal a change without statistics.
 
-The training loop computes those of its first updates, `tunegrid.run.before_training` all others.
+The training loop computes those of its first updates; `tunegrid.run.before_training`, all others.
 """
 
 import math
@@ -74,7 +74,7 @@ def gradient_figures(
     groups: Mapping[str, Sequence[str]],
     gradients: Mapping[str, Tensor],
 ) -> tuple[Figures, dict[str, int], set[str]]:
-    """Each group's norm and its number of real gradients, and the names of mere rounding errors.
+    """Norms of gradients and counts of real ones, by group, and the names of mere rounding errors.
 
     If one tensor among many loses its gradient, the norm hardly changes, but the count does.
     """

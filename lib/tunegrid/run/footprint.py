@@ -124,7 +124,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors on a CPU, whose allocator keeps no count."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Starts from `tensors`; operators add floating-point tensors, except fp64 and scalars."""
+        """Starts from `tensors`; adds operators' floating-point outputs but no fp64 or scalars."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = {t.untyped_storage().data_ptr() for t in tensors}
         self.live = self.peak = tensor_bytes(tensors)
@@ -190,7 +190,7 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 
 def complete(ledger: Ledger, footprint: Footprint) -> Ledger:
-    """Adds the peak, and activations: the peak minus weights, gradients and optimizer state."""
+    """Adds the peak to the ledger, and activations: the peak minus `ledger.tensor_bytes`."""
     activations = footprint.peak_bytes - (ledger.tensor_bytes or 0)
     return replace(ledger, peak_bytes=footprint.peak_bytes, activations_bytes=activations)
 
@@ -211,7 +211,7 @@ def compute_flops(footprint: Footprint, step_seconds: float | None) -> Flops:
 
 
 def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
-    """Checks the number of trained parameters, the bytes held, and what the method saves."""
+    """Checks how many parameters train, the bytes held, and the memory that the method saves."""
     ledger = trainer.log.ledger
     assert ledger, "a traced trainer has made two updates"
     total_params = parameter_counts(trainer.model).total_params

@@ -126,7 +126,7 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measures a phase's time, memory peaks and energy; a phase inside it pauses it."""
+        """Measures a phase's time, memory peaks and energy; an inner phase pauses the outer one."""
         self._switch([*self._open, name])
         try:
             yield
@@ -273,7 +273,7 @@ def peaks(device: torch.device, seconds: float) -> Phase:
 
 
 def held_tensors(device: torch.device, updates: int, expected: Collection[Tensor]) -> Held:
-    """The number and bytes of this process's tensors, without `expected`, after some updates."""
+    """Count and bytes of this process's tensors, except `expected`, after `updates` updates."""
     expected_ids = set(map(id, expected))
     tensors = []
     stored = []

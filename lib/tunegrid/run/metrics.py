@@ -176,7 +176,7 @@ def score_rows(
     rows: Sequence[Row],
     predicted: Sequence[Any],
 ) -> Scored:
-    """Scores predictions for rows with the metrics of the task's problem and the user's own."""
+    """Scores predictions with the metrics of the task's problem and the user's own."""
     scored = METRICS[task.problem](metrics, task, rows, predicted)
     references = [row[task.target] for row in rows]
     if task.problem is Problem.EXTRACT:

@@ -1,4 +1,4 @@
-"""Prepares a cell's training: makes its trainer, with model, codec and features."""
+"""Prepares a cell's training: makes its trainer with model, codec and features."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -50,7 +50,7 @@ def make_codec(cell: Cell, tokenizer: Any) -> Codec:
 
 
 def layout_name(layout: Layout | None) -> str:
-    """A head's layout, as messages name it."""
+    """A head's layout, as named in messages."""
     return f"Layout.{layout.name}" if layout else "no layout"
 
 

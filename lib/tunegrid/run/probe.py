@@ -32,7 +32,7 @@ HALVES = (torch.bfloat16, torch.float16)
 
 @dataclass(kw_only=True)
 class Probe:
-    """A trained model's logits in evaluation mode, and the errors that tests of it reveal."""
+    """A trained model's logits in evaluation mode, and the numerical errors that a probe found."""
 
     rows: list[Feature]  # a short and a long row, so that their batch has padding
     # Logits of each row on its own, (1, ...); empty if the output has no logits.
@@ -58,7 +58,7 @@ class Probe:
 
 
 def probe(trainer: Trainer) -> Probe:
-    """Probes a short and a long row; differentiates their batch if training fitted two rows."""
+    """Probes a short and a long row; differentiates their batch if training fitted two at once."""
     answer = Probe(rows=spread_features(trainer.features[:FIRST_ROWS], 2))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     names = smallest_tensors(trained)
@@ -186,7 +186,7 @@ def relative_gap(gradients: Sequence[Tensor], expected: Sequence[Tensor]) -> flo
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
-    """The joint norm of tensors, computed in fp64 on the host, independently of clipping."""
+    """The joint norm of tensors, computed in fp64 on the host, without torch's clipping."""
     squares = [float(tensor.detach().cpu().double().square().sum()) for tensor in tensors]
     return math.sqrt(math.fsum(squares))
 

@@ -121,7 +121,7 @@ class Ranks:
         return ddp_model
 
     def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
-        """Keeps gradients local, except with FSDP, where unsharded gradients might not fit."""
+        """A context that keeps gradients local, except with FSDP: unsharded, they might not fit."""
         if isinstance(ddp_model, DistributedDataParallel):
             return ddp_model.no_sync()
         return nullcontext()
@@ -242,7 +242,7 @@ def _sum_bucket(
     state: object,
     bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[Tensor]:
-    """Sums a bucket of gradients over the ranks, where DDP takes the mean; DDP awaits it."""
+    """Sums a bucket of gradients over the ranks, where DDP takes the mean; DDP awaits the sum."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda answer: answer.value()[0])
     return future

@@ -142,7 +142,7 @@ def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
 
 
 def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
-    """Loads an adapter's base: from the folder beside the adapter, if any, or its checkpoint."""
+    """Loads an adapter's base, from the folder beside the adapter if there is one."""
     base_folder = folder / BASE
     if base_folder.is_dir():
         return load_whole(cell, base_folder, device)
@@ -214,7 +214,7 @@ def save_trained(
 ) -> Path:
     """Saves a trained model, its record and its card below `root`; returns their folder.
 
-    The files contain no path of this machine. Raises InputError if the folder cannot be written.
+    No file contains a path on this machine. Raises InputError if the folder cannot be written.
     """
     folder = root / cell.name
     adapter = folder / peft.utils.CONFIG_NAME

@@ -1,7 +1,7 @@
 """Reports a cell to experiment trackers: losses, rates and norms in training, scores at the end.
 
 The trackers are accelerate's. They only get numbers that the training log already has on the host,
-so reporting does not change a bit of the results.
+so results stay the same, bit for bit.
 """
 
 import warnings

@@ -320,7 +320,7 @@ class Trainer:
             self._halve(cause)
 
     def divisors(self, batches: Sequence[Batch]) -> Sequence[int | float | Tensor]:
-        """The divisor of each micro-batch's summed loss: the update's targets on all ranks."""
+        """The divisor of each micro-batch's summed loss: the number of targets on all ranks."""
         count = sum(self.codec.targets(batch) for batch in batches)
         if self.ranks.count == 1:
             return [count] * len(batches)
@@ -512,13 +512,13 @@ class Trainer:
 
 
 def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
-    """Extends the hash of the order of rows by the rows of an update."""
+    """Extends the hash of the row order by the rows of an update."""
     examples = [feature.example for features in group for feature in features]
     return sha256(f"{order}{examples}".encode()).hexdigest()[:16]
 
 
 class Stepper:
-    """Updates weights: clips gradients, and steps the optimizer, the loss scale and the schedule.
+    """Updates weights: clips gradients, steps optimizer and schedule, and adapts the loss scale.
 
     Only the device knows whether fp16 lost a step, and asking the device (`get_scale`) would
     stall the host, then the GPU. The answer is therefore copied asynchronously and read when the
