@@ -20,7 +20,7 @@ from tunegrid.run.ranks import full_tensor
 
 MOVED = 3  # updates over which movement is measured, since a warm-up starts at a rate of 0
 SAMPLED = 4096  # values to sample per tensor; up to twice as many are taken
-# Relative to the largest norm in a group. Some gradients are zero by definition, such as the
+# Relative to a group's largest norm. Some gradients are zero by definition, such as the
 # gradient of a span head's bias, and come out as rounding errors or zero. In the quick cells these
 # are below 1e-7, while the smallest other gradient is 1e-3.
 ROUNDING = 1e-6

@@ -19,7 +19,7 @@ from tunegrid.run.build import base_type, dtype_name
 from tunegrid.run.train import Trainer
 
 FIRST_ROWS = 32  # the shortest and the longest of this many training rows are probed
-MOST_VALUES = 2**24  # maximum number of gradients to sum, smallest tensors first; 64 MiB of fp32
+MOST_VALUES = 2**24  # gradient values to sum at most, from the smallest tensors up; 64 MiB of fp32
 # Largest differences on the quick cells: in fp32, 7e-6 for logits and 2e-6 for gradients; with NF4,
 # which computes in bf16 and is thus accurate to 4e-3, 4e-3 for logits and 1.3e-2 for gradients.
 # Real models are four times as deep.
