@@ -1,4 +1,4 @@
-"""Builds, trains, evaluates and measures a cell. Calling it calls `tunegrid.commands.run.run`."""
+"""Builds, trains and measures a cell. Calling the package calls `tunegrid.commands.run.run`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A reference AdamW, written from its definition, to compare an optimizer's steps with."""
+"""A reference AdamW, written from its definition, to check an optimizer's steps against."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,19 @@ from tunegrid.run.first_updates import MOVED, SAMPLED, sampled_values
 from tunegrid.run.meter import state_tensors
 
 # Tolerances, relative to a tensor's movement in three updates. On quick cells, fp32 is off by at
-# most 1e-4 and 8-bit moments by 7e-2, while Adam's moments without their correction are off by 3. A
-# single update from the optimizer's own moments is exact even with 8 bits.
+# most 1e-4 and 8-bit moments by 7e-2, while an Adam without bias correction is off by 3. A single
+# update from the optimizer's own moments is exact even with 8 bits.
 STEP_TOLERANCE = 1e-3
 PACKED_TOLERANCE = 0.2
 # Rounding of three additions, relative to the weights' norm and in units of the tolerance.
 LOST = MOVED * torch.finfo(torch.float32).eps / STEP_TOLERANCE
-# Share of updates before the late one; after it, rates are so small that rounding matters.
+# Share of updates before the late one; still later, rates are so small that rounding matters.
 LATE = 0.75
-PACKED_BLOCK = 256  # neighbouring values whose packed moments share a scale in bitsandbytes
+PACKED_BLOCK = 256  # neighbouring values whose 8-bit moments share a scale in bitsandbytes
 
 
 class AdamState(NamedTuple):
-    """A tensor's weights and both moments."""
+    """A tensor's sampled weights and both of their moments."""
 
     weights: Tensor
     first: Tensor
@@ -33,12 +33,13 @@ class AdamState(NamedTuple):
 
 @dataclass
 class AdamW:
-    """AdamW by definition (Loshchilov and Hutter 2019, algorithm 2), run beside an optimizer.
+    """AdamW as defined by Loshchilov and Hutter (2019, algorithm 2), run beside an optimizer.
 
     It gets the same gradients and rates for some values of each tensor, and computes in fp64 on the
     host, since the device's memory is measured during an update. `gap` stays None if the optimizer
-    is not AdamW, or if training was resumed or ended before the third update. A late step starts
-    from the optimizer's own weights and moments, so that `late_gap` exposes a lost step count.
+    is not plain AdamW, if training was resumed, or if it ended before the third update. One late
+    step starts from the optimizer's own weights and moments; its `late_gap` exposes an optimizer
+    that lost count of its steps.
     """
 
     optimizer: Any
@@ -52,7 +53,7 @@ class AdamW:
     _state: dict[str, AdamState] = field(default_factory=dict, init=False)
 
     def before_step(self, update: int, total: int) -> None:
-        """Makes the reference step for `update`, which counts from 0 to `total` - 1."""
+        """Makes the reference step of `update` (0 to `total` - 1), if the reference follows it."""
         if update in (0, max(MOVED, int(LATE * total))):
             self._follow(update)
         gradients = {}
@@ -65,7 +66,7 @@ class AdamW:
             self._state[name] = adamw_step(state, gradient, update + 1, self._groups[name])
 
     def _follow(self, update: int) -> None:
-        """Follows the optimizer from `update` on, if it is an AdamW."""
+        """Starts following the optimizer at `update` if it is plain AdamW."""
         self._last = update or MOVED - 1
         kind = type(self.optimizer)
         groups = self.optimizer.param_groups
@@ -92,7 +93,7 @@ class AdamW:
             self._state[name] = AdamState(start, *moments)
 
     def after_step(self, update: int) -> None:
-        """Measures the gap after the last followed update."""
+        """Sets `gap` or `late_gap` after the last update that is followed."""
         if not self._state or update < self._last:
             return
         gap = 0.0
@@ -115,7 +116,7 @@ class AdamW:
 
 
 def held_moments(state: Mapping[str, Any]) -> Sequence[Tensor]:
-    """Both moments of a tensor's sampled values, from torch's or bitsandbytes' AdamW."""
+    """Both moments of a tensor, sampled, from its state in torch's or bitsandbytes' AdamW."""
     names = ("exp_avg", "exp_avg_sq") if "exp_avg" in state else ("state1", "state2")
     moments = [*sampled_values({name: state[name] for name in names}, exact=True).values()]
     if state[names[0]].dtype is not torch.uint8:

@@ -1,8 +1,8 @@
-"""Takes figures of a model before its first update, and leaves no trace.
+"""Computes figures of a model before its first update, and restores the model's state.
 
-The figures fill the record's `FirstStep`. Equal seeds, rows and arithmetic give equal figures,
-apart from rounding, so `tunegrid.gate.numerics` uses them to compare two records. `Trainer` adds
-the figures of the first updates.
+The figures fill the record's `FirstStep`; `Trainer` adds those of the first updates. With equal
+seeds, rows and arithmetic, figures differ only by rounding, so `tunegrid.gate.numerics` uses them
+to compare two records.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +68,7 @@ SEARCHED = 4
 FIXED = 16  # rows for which made-up answers are scored
 DRAWS = 64
 UNTRAINED = 32  # test rows on which the untrained model is scored
-PREDICTED = 4  # the first of these rows, whose predictions enter a digest
+PREDICTED = 4  # the number of these rows whose predictions are hashed
 
 
 def before_training(
@@ -77,10 +77,10 @@ def before_training(
     rows: Sequence[Row],
     keep: Callable[[Columns], str | None] = lambda columns: None,
 ) -> dict[str, Any]:
-    """Figures of tokens, weights, random numbers, the untrained model, and metrics.
+    """Figures of tokens, weights, random numbers, the untrained model, and metrics, by name.
 
-    The model will be scored on `rows`. `keep` stores the figures of single modules and returns the
-    name under which the record refers to them.
+    `rows` are the test rows. `keep` stores the figures of each module and returns the name of their
+    file for the record, or None.
     """
     features = spread_features(trainer.features, PROBED)
     modules = ModuleFigures(trainer.model)
@@ -103,7 +103,7 @@ def before_training(
         sizes = {}
         for name, p in trainer.parameters.items():
             sizes[name] = float(unpack_weight(p).norm(dtype=torch.float32))
-        # The generator's draws from a fixed seed: uniform and normal numbers, and a dropout mask.
+        # Draws from a fixed seed: uniform and normal numbers, and a dropout mask.
         torch.manual_seed(0)
         numbers = torch.rand(DRAWS, device=device).tolist()
         numbers += torch.randn(DRAWS, device=device).tolist()
@@ -124,7 +124,7 @@ def before_training(
 
 
 def weight_types(trainer: Trainer) -> dict[str, str]:
-    """The type of each parameter, by name, or the type in which it was packed or drawn."""
+    """Each parameter's dtype or 4-bit format, by name; marks a rounded LoRA A over an fp32 base."""
     has_drawn_fp32 = has_fp32_base(trainer)  # otherwise PEFT draws LoRA's A in the base's type
     types = {}
     for name, p in trainer.parameters.items():
@@ -141,7 +141,7 @@ def weight_types(trainer: Trainer) -> dict[str, str]:
 
 
 def join_types(groups: Mapping[str, Sequence[str]], types: Mapping[str, str]) -> dict[str, str]:
-    """The distinct types of each group's members, by group."""
+    """The distinct types of each group's members, joined by commas."""
     joined = {}
     for group, names in groups.items():
         joined[group] = ", ".join(sorted({types[name] for name in names}))
@@ -151,7 +151,7 @@ def join_types(groups: Mapping[str, Sequence[str]], types: Mapping[str, str]) ->
 def _digits(trainer: Trainer) -> dict[str, str]:
     """For each group of trained weights, the 16-bit types that hold its sampled values exactly.
 
-    If no 16-bit type holds a tensor's values, the tensor's own type is listed.
+    If no 16-bit type holds a tensor's values, float32 is listed.
     """
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     types = {name: type_of_digits(values) for name, values in sampled_values(trained).items()}
@@ -159,7 +159,10 @@ def _digits(trainer: Trainer) -> dict[str, str]:
 
 
 def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
-    """The loss of a few rows without dropout, in nats per target; its gradients; layer types."""
+    """The loss of a few rows without dropout, in nats per target, and norms of its gradients.
+
+    Also returns the types in which 4-bit layers compute, and records figures of all modules.
+    """
     codec = trainer.codec
     device = trainer.meter.device
     # Batches have at most as many rows as in training; their losses and gradients add up.
@@ -202,7 +205,10 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
 
 
 def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
-    """The untrained model's texts for a short and a long row, their error, and tokens read."""
+    """Generates texts for a short and a long row with the untrained model.
+
+    Returns a digest of the texts, the error of their scores, and the number of tokens embedded.
+    """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these generate"
     # Every text runs to the cap, since a cache may go wrong late. No text is longer than a target,
@@ -228,7 +234,7 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
 
 
 def untrained_scores(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str, Any]:
-    """Points per row before training, and a digest of predictions unless the codec generates.
+    """Points per row before training, and a digest of predictions unless they are generated.
 
     Both are None if memory runs out.
     """
@@ -251,7 +257,7 @@ def untrained_scores(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) ->
 
 
 def fixed_answers(task: Task, metrics: Metrics, rows: Sequence[Row]) -> Figures:
-    """Scores of made-up answers: labels by row index, or references without every third word."""
+    """Scores of made-up answers: labels in rotation, or references without every third word."""
     answers: list[int | str] = []
     for index, row in enumerate(rows):
         if task.labels:

@@ -1,6 +1,6 @@
-"""Builds a cell's tokenizer and model: loads, quantizes, adapts, and selects weights to train.
+"""Builds a cell's tokenizer and model: loads, quantizes and adapts it, and selects what trains.
 
-Also computes checksums of weights, and finds the files and keys of their checkpoint.
+Also computes checksums of weights, and finds a checkpoint's files and tensors.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ from tunegrid.run.metrics import BertScorer
 PERTURBATION = 1e-6  # relative; changes the last few bits of fp32
 BASE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Checksum = tuple[int, int]
-# Types by bytes per element; elements of other sizes are read byte by byte.
+# Integer types by bytes per element; elements of other sizes are read byte by byte.
 INTEGERS = {4: torch.int32, 2: torch.int16}
 # Old BERT checkpoints say gamma and beta, and BERT2BERT's cross-attention starts from the
 # self-attention in the same layer.
@@ -53,7 +53,7 @@ HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)[/\\]snapshots[/\\]([0-9a-f]{40
 
 
 def load_tokenizer(cell: Cell) -> Any:
-    """The checkpoint's tokenizer, or bare ids for random weights, plus the head's new token."""
+    """The checkpoint's tokenizer (synthetic if weights are random) with the head's new token."""
     if cell.profile.random_weights:
         tokenizer: Any = SyntheticTokenizer(cell.backbone)
     else:
@@ -65,7 +65,7 @@ def load_tokenizer(cell: Cell) -> Any:
 
 
 def load_bert_scorer(profile: Profile) -> BertScorer:
-    """Loads BERTScore's encoder, which is the profile's own BERT."""
+    """Loads BERTScore's encoder and tokenizer, which are those of the profile's BERT."""
     source, pin = checkpoint_source(BERT, profile)
     tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
     encoder = from_hub_or_folder(hf.BertModel, source, {"use_safetensors": True, **pin})
@@ -73,9 +73,9 @@ def load_bert_scorer(profile: Profile) -> BertScorer:
 
 
 def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
-    """Loads a checkpoint without running its code.
+    """Calls the loader's `from_pretrained` without running code from the checkpoint.
 
-    Raises InputError if a library raises any error except out-of-memory errors.
+    Out-of-memory errors pass unchanged; any other error becomes an InputError.
     """
     try:
         loaded = loader.from_pretrained(source, trust_remote_code=False, **options)
@@ -105,9 +105,9 @@ def hub_code() -> list[str]:
 def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     """The model to train: loaded, quantized and adapted as the cell's method says, on `device`.
 
-    Trained weights are fp32; frozen weights are fp32, NF4, or bf16 if the backbone says so. Raises
-    InputError if a checkpoint, a precision or an option does not fit the model, or if unreleased
-    code would compute 4-bit layers.
+    Trained weights are fp32; frozen weights are fp32, 4-bit, or bf16 if the backbone says so.
+    Raises InputError if a checkpoint, a precision or an option does not fit the model, or if code
+    from the hub would compute 4-bit layers on a CPU.
     """
     backbone = cell.backbone
     if backbone.dtype not in BASE_TYPES:
@@ -154,12 +154,15 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
 
 
 def base_type(cell: Cell) -> torch.dtype:
-    """The type in which a base is loaded: the backbone's type if frozen, fp32 if trained."""
+    """The dtype in which the base is loaded: the backbone's if it is frozen, fp32 if it trains."""
     return BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
 
 
 def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
-    """Loads the checkpoint's model, quantized if the method quantizes; new parts start random."""
+    """Loads the base model, quantized if the method says so; new modules start random.
+
+    If the profile asks for random weights, all modules do.
+    """
     head = cell.head
     kind = architecture(head.architecture)
     source = None
@@ -209,13 +212,13 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
 
 
 def attention(cell: Cell) -> str:
-    """The cell's attention: torch's fused function, or eager, as for T5 up to transformers 5.14."""
+    """The attention implementation: torch's fused one, or eager (T5 up to transformers 5.14)."""
     kind = architecture(cell.head.architecture)
     return FUSED if getattr(kind, "_supports_sdpa", True) else BY_HAND
 
 
 def packing_config(cell: Cell, device: torch.device) -> Any:
-    """Transformers' settings that quantize a base, but not its new modules and tied outputs."""
+    """The BitsAndBytesConfig that quantizes the base, except the head's new and tied modules."""
     quantization = resolve_quantization(cell, device)[0]
     assert quantization, "the cell has one"
     return hf.BitsAndBytesConfig(
@@ -226,7 +229,7 @@ def packing_config(cell: Cell, device: torch.device) -> Any:
 
 
 def make_base(cell: Cell, tokenizer: Any, model: Any) -> Base:
-    """Facts about the loaded model for a PEFT config, which trains a new token's embedding row."""
+    """Facts about the loaded model for PEFT's config, such as the embedding row of a new token."""
     token = cell.head.new_token
     token_indices = None
     if token:
@@ -240,14 +243,14 @@ def make_base(cell: Cell, tokenizer: Any, model: Any) -> Base:
 
 
 def embedding_name(model: Any) -> str:
-    """The name of the module that holds the input embeddings, such as "wte" in GPT-2."""
+    """The last part of the input embeddings' module name, such as "wte" in GPT-2."""
     embeddings = model.get_input_embeddings()
     names = (name for name, module in model.named_modules() if module is embeddings)
     return str(next(names)).split(".")[-1]
 
 
 def train_in_fp32(model: nn.Module) -> None:
-    """Casts trained weights to fp32, and makes their modules cast inputs from the base as well."""
+    """Casts trained weights of other types to fp32, and from then on their modules' inputs."""
 
     def inputs_in_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         values = list(inputs)
@@ -283,17 +286,17 @@ def keep_packed_layers(model: nn.Module) -> None:
 
 
 def perturb(model: nn.Module, draw: int) -> None:
-    """Multiplies weights by 1 + `PERTURBATION` x normal noise, which changes their last digits."""
+    """Multiplies unpacked weights by 1 + `PERTURBATION` x normal noise; only last bits change."""
     generator = torch.Generator().manual_seed(draw)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point():  # a packed weight would move by a whole level
+            if parameter.is_floating_point():  # a 4-bit code cannot change by so little
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
                 parameter.mul_(1 + PERTURBATION * noise)
 
 
 def unpack_weight(parameter: Any) -> Tensor:
-    """A weight's numbers, unpacked if it is packed to 4 bits."""
+    """A weight's values, dequantized if it is stored in 4 bits."""
     state = getattr(parameter, "quant_state", None)
     numbers: Tensor = parameter.detach()
     if state is not None:
@@ -304,8 +307,8 @@ def unpack_weight(parameter: Any) -> Tensor:
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
     """Sums each tensor's bits as integers, over all its elements and over every other one.
 
-    A checksum is not a cryptographic hash. It is computed on the device and distinguishes trained
-    weights from unchanged weights.
+    These checksums are not cryptographic, but they tell trained weights from unchanged ones
+    and are computed on the device.
     """
     names = []
     sums = []
@@ -319,14 +322,14 @@ def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """A type's name as it appears in files, such as float32."""
+    """A dtype's name without its prefix, such as "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
 def weight_files(cell: Cell) -> list[Path]:
-    """The safetensors that transformers loads: one file, or all files of an index.
+    """The safetensors files that transformers loads: one file, or all files of an index.
 
-    Empty if weights are random or there are no such files.
+    Empty if the profile asks for random weights or the checkpoint has no such files.
     """
     if cell.profile.random_weights:
         return []
@@ -344,7 +347,7 @@ def weight_files(cell: Cell) -> list[Path]:
 
 @cache
 def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
-    """Maps each tensor in a checkpoint to its file."""
+    """Maps the name of each tensor in a checkpoint's files to its file."""
     file_of: dict[str, Path] = {}
     for path in files:
         with safe_open(path, "pt") as file:
@@ -353,7 +356,7 @@ def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
 
 
 def lacking_modules(cell: Cell) -> list[str]:
-    """The head's optional modules that the checkpoint lacks and that therefore start random."""
+    """The head's optional modules that the checkpoint lacks, so they start random."""
     if not cell.head.optional_modules:
         return []
     names = files_by_key(tuple(weight_files(cell)))
@@ -365,7 +368,7 @@ def lacking_modules(cell: Cell) -> list[str]:
 
 
 def model_record(cell: Cell) -> ModelRecord:
-    """The cell's class and initial weights, identified by the hub's commit or a hash of files.
+    """The record of the cell's model; its fingerprint is a revision on the hub or a hash of files.
 
     Random weights have no fingerprint.
     """
@@ -406,10 +409,10 @@ def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping
 
 @cache
 def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
-    """The checkpoint's tensors that share the longest end of `name`, at least two words.
+    """The checkpoint's tensor names that share the longest ending with `name`, two words or more.
 
-    A model and its checkpoint name the same tensor differently: PEFT and heads prepend words, and
-    PEFT inserts some.
+    A model and its checkpoint may name a tensor differently: PEFT and heads prepend words, and PEFT
+    inserts some.
     """
     end = reversed_words(name)
     lengths = {}
@@ -421,6 +424,6 @@ def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
 
 
 def reversed_words(name: str) -> list[str]:
-    """The words of a tensor's name, last first, in the model's spelling, without base_layer."""
+    """The words of a tensor's name in reverse, in the model's spelling, without base_layer."""
     words = reversed(name.split("."))
     return [RENAMED_WORDS.get(word, word) for word in words if word != "base_layer"]

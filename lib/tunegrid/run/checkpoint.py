@@ -1,4 +1,4 @@
-"""Saves the state of a long training run now and then, in a safetensors file that holds JSON.
+"""Saves the state of a long training run periodically, in a safetensors file with JSON metadata.
 
 Sessions that train the same cell with the same settings write the same file, and each save
 replaces the previous file as a whole.
@@ -23,13 +23,13 @@ from tunegrid.run.ranks import ALONE, Ranks, local_shard
 if TYPE_CHECKING:
     from tunegrid.run.train import Trainer
 
-# The only key of a JSON object that replaces a tensor; the value is the tensor's name.
+# A JSON object with only this key stands for a tensor; the value is the tensor's name.
 TENSOR = "<tensor>"
 
 
 @dataclass(kw_only=True)
 class Checkpoints:
-    """One training run's file: written at the first save, removed when the cell has its record."""
+    """A training run's file: written whenever a save is due, removed once the cell is recorded."""
 
     path: Path
     every_seconds: float = 600.0  # time between two saves
@@ -37,16 +37,16 @@ class Checkpoints:
     ranks: Ranks = ALONE
     saved_at: float = field(default_factory=time.monotonic)
     save_error: str | None = None  # why the last save failed; training goes on
-    started_anew: str | None = None  # why an existing file was not used
+    started_anew: str | None = None  # why an existing file could not be read
 
     def __post_init__(self) -> None:
-        """Gives each rank a file of its own; all ranks save, or resume, at the same update."""
+        """Gives each rank its own file; all ranks save at the same update."""
         if self.ranks.rank:
             self.path = self.path.with_suffix(f".rank{self.ranks.rank}{self.path.suffix}")
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences for the record."""
+        """Sentences for the record about a checkpoint that could not be read or saved."""
         sentences = []
         if self.started_anew:
             sentences.append(self.started_anew)
@@ -55,7 +55,7 @@ class Checkpoints:
         return sentences
 
     def save_if_due(self, source: "Trainer") -> None:
-        """If a save is due, writes the file whole or not at all; notes an error in `save_error`."""
+        """Writes the file if a save is due, whole or not at all; notes an error in `save_error`."""
         if not self.ranks.first(lambda: time.monotonic() - self.saved_at >= self.every_seconds):
             return
         tensors: dict[str, Tensor] = {}
@@ -77,7 +77,7 @@ class Checkpoints:
             self.save_error = first_line(error)
 
     def restore(self, target: "Trainer") -> None:
-        """Loads the file's state into the target, if `resume` is set and the file can be used."""
+        """Restores `target` if `resume` is set and all ranks can read files of the same update."""
         state = self._read_state() if self.resume and self.path.is_file() else None
         updates = self.ranks.gather(state and state["log"]["updates"])
         # A kill may leave ranks with files from different updates.

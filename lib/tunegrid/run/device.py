@@ -19,10 +19,10 @@ from tunegrid.grid.recipes import Precision, cpu_precision
 from tunegrid.machine import GIB, cpu_name, versions
 from tunegrid.record.record import DeviceRecord
 
-LEFT_GIB = 0.125  # libraries' workspaces remain: cuBLAS keeps 32 MiB on an H100
+LEFT_GIB = 0.125  # may stay allocated: cuBLAS's workspace takes 32 MiB on an H100
 CPU_STEPS = Version("0.50")  # the first bitsandbytes with 8-bit optimizers for CPUs
 BUSY_GIB = 1.0  # our own CUDA context takes about half of this
-FUSED = "sdpa"  # attention computed by torch's function
+FUSED = "sdpa"  # attention computed by torch's scaled_dot_product_attention
 BY_HAND = "eager"  # attention computed with products and a softmax
 # Matrix rows; at this size, unlike at smaller sizes, a library may multiply in fewer bits.
 FULL_TILES = 256
@@ -42,7 +42,7 @@ NO_MEMORY = (
 
 
 def device_record(device: torch.device, attention: str) -> DeviceRecord:
-    """The device's name, the cell's attention, and facts that affect speed and memory."""
+    """The record of the device: its name, the attention used, and facts about speed and memory."""
     if device.type != "cuda":
         return DeviceRecord(
             type="cpu",
@@ -68,7 +68,7 @@ def device_record(device: torch.device, attention: str) -> DeviceRecord:
 
 
 def library_lack(cell: Cell, device: torch.device) -> str:
-    """A sentence on a library that cannot run the cell on `device`; empty if all libraries can."""
+    """A sentence if the installed bitsandbytes lacks the cell's optimizer on CPUs, else empty."""
     installed = versions()["bitsandbytes"]
     if device.type != "cpu" or cell.optimizer is not adamw_bnb_8bit or not installed:
         return ""
@@ -79,14 +79,14 @@ def library_lack(cell: Cell, device: torch.device) -> str:
 
 
 def keeps_digits(device: torch.device) -> bool:
-    """Checks that a product of fp32 matrices keeps all 24 bits; TF32 keeps 11, bf16 8."""
+    """Checks that products of fp32 matrices keep 24 significant bits; TF32 keeps 11, bf16 8."""
     matrix = torch.full((FULL_TILES, FULL_TILES), 1 + torch.finfo(torch.float32).eps, device=device)
     product = matrix @ torch.eye(FULL_TILES, device=device)
     return bool(torch.equal(product, matrix))
 
 
 def used_by_others_gib(device: torch.device) -> float:
-    """GPU memory in use that this process did not reserve, including its own CUDA context."""
+    """GiB of GPU memory in use that this process did not reserve, including its CUDA context."""
     free, total = torch.cuda.mem_get_info(device)
     return (total - free - torch.cuda.memory_reserved(device)) / GIB
 
@@ -111,7 +111,7 @@ def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
 def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
     """Resolves cpu, cuda, cuda:N or the default to a device; workers take GPUs in turn.
 
-    Raises InputError if the device does not exist.
+    Makes a GPU the current device, and disables TF32. Raises InputError if there is no such GPU.
     """
     requested = requested or default_device()
     device = torch.device(requested)
@@ -146,7 +146,7 @@ def device_names(requested: str | None) -> list[str]:
 
 
 def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str | None]:
-    """The recipe's precision, or the nearest that works here, and a sentence on a change."""
+    """The recipe's precision or the nearest that works here, and a sentence if it changed."""
     requested = cell.recipe.precision
     no_units = "for which this GPU has no units"
     if requested == "bf16" and not has_bf16_units(device):
@@ -165,7 +165,7 @@ def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str 
 
 
 def has_bf16_units(device: torch.device) -> bool:
-    """Checks that bf16 is fast and complete on this device, as it is on CPUs.
+    """Checks that a GPU computes in bf16 without emulation; always true on CPUs.
 
     GPUs before Ampere (V100, T4, RTX 20) only emulate bf16.
     """
@@ -173,7 +173,7 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def autocast(precision: str, device: torch.device) -> Any:
-    """A context for forward passes in a precision; does nothing for fp32."""
+    """The autocast context for forward passes in a precision; it does nothing for fp32."""
     return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
@@ -181,7 +181,7 @@ def resolve_quantization(
     cell: Cell,
     device: torch.device,
 ) -> tuple[Quantization | None, str | None]:
-    """The base's quantization, and a sentence if its type is changed for lack of bf16 units."""
+    """The base's quantization, and a sentence if a lack of bf16 units changes its compute type."""
     requested = cell.quantization
     if requested is None or requested.bnb_4bit_compute_dtype != "bfloat16":
         return requested, None
@@ -194,7 +194,7 @@ def resolve_quantization(
 
 
 def free_memory(device: torch.device) -> None:
-    """Frees reference cycles and gives back freed memory, on the host and on a GPU."""
+    """Collects garbage and releases freed memory, on the host and on a GPU."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -239,10 +239,10 @@ def check_memory() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """With glibc, makes this process keep freed memory from now on, until `give_back_memory`.
+    """Makes glibc keep freed memory for reuse; `give_back_memory` still returns it.
 
-    By default glibc returns large blocks immediately and the kernel zeroes them again, which takes
-    a large part of a CPU's time in training.
+    By default, glibc returns large blocks immediately and the kernel zeroes them again, which takes
+    much of the CPU time in training.
     """
     mallopt = getattr(LIBC, "mallopt", None)
     if mallopt:
@@ -251,7 +251,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Returns freed memory to the system via glibc, so that a cell's resident memory is its own."""
+    """Makes glibc return freed memory, so that a cell's resident memory is its own."""
     trim = getattr(LIBC, "malloc_trim", None)
     if trim:
         trim(0)

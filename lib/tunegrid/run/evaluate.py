@@ -1,4 +1,4 @@
-"""Evaluates a trained model: one prediction per row, and scores in points."""
+"""Evaluates a model: predicts each row, and scores the predictions in points."""
 
 import sys
 import time
@@ -22,8 +22,8 @@ from tunegrid.run.meter import Progress
 from tunegrid.run.metrics import Metrics, score_rows
 from tunegrid.run.ranks import ALONE, Ranks
 
-# The most tokens per batch on a CPU, including padding. Larger batches gain nothing there, and the
-# longest rows differ much in length.
+# Maximum number of tokens per batch on a CPU, including padding. Larger batches gain nothing there,
+# and would need much padding, since the longest rows differ in length.
 ROOM = 2048
 
 
@@ -38,7 +38,7 @@ class Evaluation:
     features: Sequence[Feature]  # the rows as the model read them
     outputs: Sequence[Any]  # one model output per feature
     predictions: list[Prediction]  # decoded from the outputs
-    samples_per_second: float | None = None  # predicted rows
+    samples_per_second: float | None = None  # rows predicted per second
     generated_tokens_per_second: float | None = None  # None if nothing was generated
 
 
@@ -92,9 +92,9 @@ def evaluate(
 
 
 def eval_precision(cell: Cell, device: torch.device) -> Precision:
-    """The precision for scoring: training's own, as in transformers' `Trainer` and the study.
+    """The precision for scoring: that of training, as in transformers' `Trainer` and the study.
 
-    Text is generated in fp32, since one token changed by rounding changes all later ones. Micro
+    Text is generated in fp32, since one token changed by rounding can change all later ones. Micro
     backbones are also scored in fp32.
     """
     if cell.profile.micro or cell.recipe.generation:
@@ -110,16 +110,16 @@ def predict(
     progress: Progress,
     ranks: Ranks = ALONE,
 ) -> tuple[list[Any], int]:
-    """An output per feature, and the last batch size, which is halved each time memory runs out.
+    """One output per feature, and the final batch size, halved each time memory runs out.
 
-    Several ranks share the features, and each gets all outputs. Raises InputError if memory runs
-    out for a single row.
+    Several ranks share the features; each gets all outputs and the smallest batch size. Raises
+    InputError if memory runs out for a single row.
     """
     lengths = get_lengths(features)
     outputs: dict[int, Any] = {}
     order = sorted(range(len(features)), key=lambda i: -lengths[i])[ranks.rank :: ranks.count]
     room = sys.maxsize
-    # Texts are generated in whole batches, because each step reads all weights again.
+    # Generation uses full batches, because each step reads all weights again.
     if device.type == "cpu" and not codec.generates and not codec.cell.profile.micro:
         room = ROOM
     model.eval()

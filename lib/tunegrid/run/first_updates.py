@@ -1,7 +1,6 @@
-"""Figures that reveal a change without statistics, by group, such as "layer 1 attention".
+"""Figures, by group of parameters, that reveal a change without statistics.
 
-The training loop takes the figures of its first updates; `tunegrid.run.before_training` takes all
-other figures.
+The training loop computes those of its first updates; `tunegrid.run.before_training`, all others.
 """
 
 import math
@@ -20,8 +19,8 @@ from tunegrid.grid.cells import Cell
 from tunegrid.run.ranks import full_tensor
 
 MOVED = 3  # updates over which movement is measured, since a warm-up starts at a rate of 0
-SAMPLED = 4096  # values per tensor in which movement is measured
-# Relative to a group's largest gradient. Some gradients are zero by definition, such as the
+SAMPLED = 4096  # values to sample per tensor; up to twice as many are taken
+# Relative to a group's largest norm. Some gradients are zero by definition, such as the
 # gradient of a span head's bias, and come out as rounding errors or zero. In the quick cells these
 # are below 1e-7, while the smallest other gradient is 1e-3.
 ROUNDING = 1e-6
@@ -40,7 +39,7 @@ Figures = dict[str, float | None]  # by group; None for a value that is not fini
 
 
 def names_by_group(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
-    """Sorts names into groups: the head's, the method's, and one for each layer and kind."""
+    """Sorts parameter names into groups such as "head", "lora_A" and "layer 1 attention"."""
     method_names = cell.method.own_parameters(model)
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -62,7 +61,7 @@ def names_by_group(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[s
 
 
 def norms(groups: Mapping[str, Sequence[str]], sizes: Mapping[str, float]) -> Figures:
-    """The norm of each group, computed from its tensors' norms; omits groups without norms."""
+    """The norm of each group, computed from its tensors' norms; omits groups that have none."""
     norms_by_group = {}
     for group, names in groups.items():
         tensor_norms = [sizes[name] for name in names if name in sizes]
@@ -75,9 +74,9 @@ def gradient_figures(
     groups: Mapping[str, Sequence[str]],
     gradients: Mapping[str, Tensor],
 ) -> tuple[Figures, dict[str, int], set[str]]:
-    """Norms and counts of real gradients by group, and names of gradients that are mere rounding.
+    """Norms of gradients and counts of real ones, by group, and the names of mere rounding errors.
 
-    A missing gradient of one tensor among many hardly changes a norm, but it changes the count.
+    If one tensor among many loses its gradient, the norm hardly changes, but the count does.
     """
     sizes: dict[str, float] = {}
     for name, gradient in gradients.items():
@@ -115,7 +114,7 @@ def digest(value: Any) -> str:
 
 
 def sampled_values(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
-    """Copies evenly spread values of each tensor, in fp64 on the host if `exact`."""
+    """Copies evenly spaced values of each tensor, in fp32, or in fp64 on the host if `exact`."""
     samples = {}
     for name, tensor in tensors.items():
         step = max(1, tensor.numel() // SAMPLED)
@@ -126,7 +125,7 @@ def sampled_values(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[s
 
 @dataclass
 class FirstUpdates:
-    """Figures of a cell's parameters in the first update and after the third or last update."""
+    """Figures of a cell's first updates: gradients in the first, movement over three at most."""
 
     cell: Cell
     model: nn.Module
@@ -136,7 +135,7 @@ class FirstUpdates:
     _rounding: set[str] = field(default_factory=set, init=False)
 
     def gradients(self, device: torch.device) -> dict[str, Any]:
-        """Figures, by group, of the coming step's gradients, and a digest of the RNG's state."""
+        """Gradient norms and counts by group before the step, and a digest of the RNG state."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         self._start = sampled_values({name: self.parameters[name] for name in gradients})
         groups = names_by_group(self.cell, self.model, gradients)
@@ -148,7 +147,7 @@ class FirstUpdates:
         return {"gradients": sizes, "reached": counts, "drawn": digest(state.tolist())}
 
     def movement(self) -> dict[str, Any]:
-        """Norms of sampled values' movement, by group; empty if `gradients` was not called."""
+        """Norms of sampled values' movement by group; empty if `gradients` was not called."""
         if not self._start:
             return {}
         ends = sampled_values({name: self.parameters[name] for name in self._start})

@@ -1,7 +1,6 @@
 """Measures what a cell costs at its true size, in FLOPs and bytes; needs no checkpoint.
 
-Two updates precede the timed updates and warm up the device. The first counts FLOPs, the second
-traces bytes.
+Two updates warm up the device before the timed ones: one counts FLOPs, the other traces bytes.
 """
 
 import math
@@ -29,28 +28,29 @@ from tunegrid.run.train import Trainer
 FP32_BYTES = 4
 # Sides of the square matrices whose product gives the device's peak.
 MATRIX = {"cpu": 2048, "cuda": 8192}
-MATRIX_SECONDS = 1.0  # time spent on products, or on a single product if it takes longer
+MATRIX_SECONDS = 1.0  # minimum time spent on products
 CUDA_ROOM = 0.02  # the share of bytes that the allocator's rounding may add
 # The largest share of full fine-tuning's gradients and moments that an adapter may need.
 ADAPTER_SHARE = 0.05
-# In NF4 even T5's encoder, whose embeddings and wo stay in fp32, shrinks by a third.
+# The limit for quantized weights. In NF4, even T5's encoder, whose embeddings and wo stay in fp32,
+# shrinks by a third.
 WEIGHTS_SHARE = 0.75
 
 
 @dataclass(kw_only=True)
 class Footprint:
-    """Measurements from the two traced updates."""
+    """FLOPs and bytes of the two traced updates, and the device's best rate."""
 
     flops_per_step: int  # per update: matrix products and attention, forward and backward
     # The device's best rate on large matrices, at the cell's precision.
     matmul_flops_per_second: float
-    # Held right after the optimizer's step, by the allocator's count (CUDA) or the tensors' (CPU).
+    # Held right after the optimizer's step: allocated on CUDA, in the counted tensors on a CPU.
     live_bytes: int
     peak_bytes: int  # the most bytes held during the second update
 
 
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
-    """Makes two updates: the first counts FLOPs, the second bytes beyond `baseline_bytes`."""
+    """Makes two updates; counts FLOPs in one and bytes beyond `baseline_bytes` in the other."""
     device = trainer.meter.device
     live_sizes: list[int] = []
     with FlopCounterMode(display=False, custom_mapping=extra_flops()) as flops:
@@ -84,7 +84,7 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
 
 
 def extra_flops() -> dict[Any, Any]:
-    """FLOP formulas that torch's counter lacks on some devices, so attention can stay fused."""
+    """FLOP formulas of fused attention and 4-bit products that torch's counter may lack."""
 
     def attention(
         query: Sequence[int],
@@ -121,10 +121,10 @@ def extra_flops() -> dict[Any, Any]:
 
 
 class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts bytes of tensors on a CPU, whose allocator keeps no count; ignores ids and scalars."""
+    """Counts the bytes of tensors on a CPU, whose allocator keeps no count."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Starts from `tensors`, and adds every floating-point tensor that operators make."""
+        """Starts from `tensors`; adds operators' floating-point outputs but no fp64 or scalars."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = {t.untyped_storage().data_ptr() for t in tensors}
         self.live = self.peak = tensor_bytes(tensors)
@@ -153,7 +153,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def baseline_bytes(device: torch.device) -> int:
-    """Bytes that a GPU holds before it gets a model, cuBLAS's workspaces included; 0 on a CPU."""
+    """Bytes allocated on a GPU before loading a model, cuBLAS's workspaces included; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     matrix = torch.ones(256, 256, device=device, requires_grad=True)
@@ -164,7 +164,7 @@ def baseline_bytes(device: torch.device) -> int:
 
 @cache
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """The highest FLOP/s among several products of two large square matrices, 2 n^3 FLOPs each."""
+    """The best FLOP/s among repeated products of large n x n matrices, of 2 n^3 FLOPs each."""
     from torch.utils.benchmark import Timer  # takes 60 ms, and only footprints need it
 
     side = MATRIX[device.type]
@@ -190,13 +190,13 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 
 def complete(ledger: Ledger, footprint: Footprint) -> Ledger:
-    """Adds the peak to the ledger; activations are the peak minus bytes held between updates."""
+    """Adds the peak to the ledger, and activations: the peak minus `ledger.tensor_bytes`."""
     activations = footprint.peak_bytes - (ledger.tensor_bytes or 0)
     return replace(ledger, peak_bytes=footprint.peak_bytes, activations_bytes=activations)
 
 
 def compute_flops(footprint: Footprint, step_seconds: float | None) -> Flops:
-    """An update's FLOPs, their rate, and the device's best rate."""
+    """An update's FLOPs, the rate achieved, and the device's best rate."""
     rate = footprint.flops_per_step / step_seconds if step_seconds else None
     peak = footprint.matmul_flops_per_second
     return Flops(
@@ -211,7 +211,7 @@ def compute_flops(footprint: Footprint, step_seconds: float | None) -> Flops:
 
 
 def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
-    """Checks how many parameters train, and how many bytes are held and saved."""
+    """Checks how many parameters train, the bytes held, and the memory that the method saves."""
     ledger = trainer.log.ledger
     assert ledger, "a traced trainer has made two updates"
     total_params = parameter_counts(trainer.model).total_params
@@ -223,7 +223,7 @@ def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
 
 
 def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
-    """Compares the number of trained parameters, without a new token's row, with the recipe's."""
+    """Checks that as many parameters train as the recipe says, not counting a new token's row."""
     expected = cell.recipe.trainable_params
     count = 0
     for name, p in model.named_parameters():
@@ -235,7 +235,7 @@ def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
 
 
 def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> list[str]:
-    """Checks that the device holds as many bytes as the ledger says."""
+    """Checks that the device holds the ledger's bytes, up to the rounding of CUDA's allocator."""
     expected = ledger.tensor_bytes or 0
     allowed_error = CUDA_ROOM * expected if device.type == "cuda" else 0
     if abs(footprint.live_bytes - expected) <= allowed_error:

@@ -1,7 +1,7 @@
 """Measures time, throughput, memory and energy for the record; figures not measured are None.
 
-Training time covers only updates. Throughput counts real tokens over the updates after warm-up.
-Peaks are per phase.
+Training time covers only updates. Training throughput covers the updates after warm-up, and counts
+tokens without padding. Memory peaks are per phase.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from tunegrid.run.device import give_back_memory
 from tunegrid.run.ranks import Ranks, local_shard
 
 WARMUP_UPDATES = 3  # excluded from throughput, since first calls allocate memory and pick kernels
-SETTLED = 10  # updates until optimizer states and workspaces exist, after which no tensor is added
+SETTLED = 10  # updates after which optimizer states and workspaces exist and no tensor is added
 # These figures add up over a phase's parts; all others are peaks, of which the highest counts.
 SUMS = ("seconds", "gpu_energy_joules")
 # PEFT's duplicates count once: a head that trains in full has a frozen copy, and a trained token
@@ -38,10 +38,10 @@ Joules = Callable[[], float | None]  # reads a counter; None if it cannot be rea
 
 
 def gpu_counter(device: torch.device, ranks: int = 1) -> Joules | None:
-    """A reader of the joules that NVML counted since the GPU's driver was loaded.
+    """A function that reads the joules that NVML has counted since the GPU's driver was loaded.
 
-    None without NVML, before Volta, on a CPU, and with several ranks, since only one rank's GPU
-    would be read.
+    None on a CPU, without NVML, on GPUs before Volta, and with several ranks, since it would read
+    only one rank's GPU.
     """
     if device.type != "cuda" or ranks > 1:
         return None
@@ -76,7 +76,7 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """The tensors that a process holds between two updates."""
+    """The number and bytes of the tensors that a process holds between two updates."""
 
     updates: int  # updates made so far
     tensors: int
@@ -99,7 +99,7 @@ class Meter:
     _joules: float | None = field(default=None, init=False)
 
     def mark(self) -> Any:
-        """The host's time, or on CUDA an event, which records the device's time without a wait."""
+        """The host's time or, on CUDA, an event that records the device's time without waiting."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -108,14 +108,14 @@ class Meter:
 
     @contextmanager
     def update(self, *, samples: int) -> Iterator[Update]:
-        """Times one update, including collating; the caller sets tokens. Drops a failed update."""
+        """Times one update, including collation; the caller sets tokens. Omits failed updates."""
         update = Update(began=self.mark(), samples=samples)
         yield update
         update.ended = self.mark()
         self.updates.append(update)
 
     def note_tensors(self, expected: Collection[Tensor], *, is_last: bool) -> None:
-        """If due, notes held tensors other than `expected`, by walking through all objects."""
+        """Counts tensors other than `expected` after `SETTLED` updates and again at the end."""
         if is_last != bool(self.held) or len(self.updates) < SETTLED:
             return
         held = held_tensors(self.device, len(self.updates), expected)
@@ -126,7 +126,7 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measures a phase's seconds and memory peaks; a phase inside it interrupts it."""
+        """Measures a phase's time, memory peaks and energy; an inner phase pauses the outer one."""
         self._switch([*self._open, name])
         try:
             yield
@@ -154,7 +154,7 @@ class Meter:
             self._began = time.perf_counter()
 
     def gather_ranks(self, ranks: Ranks) -> RanksRecord:
-        """The figures of each rank; all ranks must call this. Makes `updates` cover all ranks."""
+        """The figures of each rank; all ranks must call this. Sums `updates` over the ranks."""
         memory = self.memory()
         rates = self.throughput()
         record = {
@@ -178,7 +178,7 @@ class Meter:
         )
 
     def memory(self, ledger: Ledger | None = None, *, contended: bool | None = False) -> Memory:
-        """Peaks by phase (no joules if contended) and the ledger (empty if nothing trained)."""
+        """Peaks by phase (no joules if contended) and the ledger (all None if nothing trained)."""
         ledger = ledger or Ledger(**dict.fromkeys(Ledger.__annotations__))
         resets: dict[str, Any] = {"gpu_energy_joules": None} if contended else {}
         phases = {name: replace(phase, **resets) for name, phase in self.phases.items()}
@@ -225,7 +225,7 @@ class Meter:
 
 
 def add_phases(earlier: Phase, later: Phase) -> Phase:
-    """Joins two parts of a phase: seconds and joules add up, and the higher peaks count.
+    """Joins two parts of a phase: adds seconds and joules, and keeps the higher peaks.
 
     A figure that is unknown for one part is unknown for the whole.
     """
@@ -242,7 +242,7 @@ def add_phases(earlier: Phase, later: Phase) -> Phase:
 
 
 def reset_peaks(device: torch.device) -> None:
-    """Gives back cached memory and resets the high-water marks of the process and the device."""
+    """Releases cached memory and resets the memory peaks of the process and the device."""
     give_back_memory()
     with suppress(OSError):
         # On Linux, this resets VmHWM; see proc(5).
@@ -254,7 +254,7 @@ def reset_peaks(device: torch.device) -> None:
 
 
 def peaks(device: torch.device, seconds: float) -> Phase:
-    """High-water marks of the process, and of CUDA, since the last reset `seconds` ago."""
+    """Memory peaks of the process, and of CUDA, since the last reset `seconds` ago."""
     cuda = device.type == "cuda"
     rss_peak_gib = None
     with suppress(OSError):  # only Linux has a high-water mark that can be reset
@@ -273,7 +273,7 @@ def peaks(device: torch.device, seconds: float) -> Phase:
 
 
 def held_tensors(device: torch.device, updates: int, expected: Collection[Tensor]) -> Held:
-    """Counts this process's tensors other than `expected`, after `updates` updates."""
+    """Count and bytes of this process's tensors, except `expected`, after `updates` updates."""
     expected_ids = set(map(id, expected))
     tensors = []
     stored = []
@@ -300,7 +300,7 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def weight_tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters, buffers, and the scales (also nested) of bitsandbytes' packed weights."""
+    """Parameters, buffers, and the tensors that bitsandbytes keeps to unpack 4-bit weights."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -336,7 +336,7 @@ def state_tensors(optimizer: Any) -> list[Tensor]:
 
 
 def parameter_counts(model: nn.Module) -> Parameters:
-    """Trainable and total parameters; a weight packed to 4 bits counts as its unpacked numbers."""
+    """Numbers of trainable and of all parameters; 4-bit weights count with their unpacked size."""
     trainable = 0
     total = 0
     for name, p in model.named_parameters():  # yields tied weights once

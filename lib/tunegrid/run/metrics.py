@@ -69,7 +69,7 @@ def classification_scores(
     predicted: Sequence[int],
     count: int,
 ) -> Scores:
-    """Scores over classes 0, 1, ...; as in scikit-learn, an unpredicted class has precision 0."""
+    """Scores for `count` classes; as in scikit-learn, a class never predicted has precision 0."""
 
     def percent(hits: int, total: int) -> float:
         return 100 * hits / total if total else 0.0
@@ -98,14 +98,14 @@ def simplify(answer: str) -> str:
 
 
 def token_f1(answer: str, truth: str) -> float:
-    """The harmonic mean of precision and recall over the words that two normalized texts share."""
+    """The F1, from 0 to 1, of the words in a normalized answer against those in the true one."""
     words, truth_words = answer.split(), truth.split()
     shared = sum((Counter(words) & Counter(truth_words)).values())
     return 2 * shared / (len(words) + len(truth_words)) if shared else 0.0
 
 
 def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> PointsByMetric:
-    """Each question's best scores against any of its answers."""
+    """Exact match and F1 of each question, each the best over its true answers, in points."""
     exact = []
     f1 = []
     for row_truths, answer in zip(truths, answers, strict=True):
@@ -151,7 +151,7 @@ def sentence_lines(text: str) -> str:
 
 
 def rouge_examples(references: Sequence[str], predicted: Sequence[str]) -> PointsByMetric:
-    """Each example's F-measures, with Porter stemming."""
+    """Each example's ROUGE F-measures in points, with Porter stemming."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
@@ -176,7 +176,7 @@ def score_rows(
     rows: Sequence[Row],
     predicted: Sequence[Any],
 ) -> Scored:
-    """Scores rows with the metrics of the task's problem and the user's own."""
+    """Scores predictions with the metrics of the task's problem and the user's own."""
     scored = METRICS[task.problem](metrics, task, rows, predicted)
     references = [row[task.target] for row in rows]
     if task.problem is Problem.EXTRACT:
@@ -199,7 +199,7 @@ def score_rows(
 
 
 class Embedded(NamedTuple):
-    """A text's tokens, each of which may match a token of another text."""
+    """The embedded tokens of a text; each may match any token of another text."""
 
     vectors: Tensor  # (tokens, width), of unit length
     counted: Tensor  # (tokens,); means exclude [CLS] and [SEP], which all texts have

@@ -1,4 +1,4 @@
-"""Figures of single modules: their inputs, outputs, and gradients of outputs and weights."""
+"""Figures of a model's modules: of inputs, outputs, and gradients of outputs and weights."""
 
 import math
 import weakref
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 # all projections.
 LARGE = 1e6  # masks have larger values, which would hide all other inputs
 PROJECTIONS = 3
-MOST_PRODUCTS = 2**20  # the most products with random values held at a time, per projection
+MOST_PRODUCTS = 2**20  # maximum number of products held at a time, per projection
 # Figures of each tensor.
 NUMBERS = ("norm", *(f"projection_{index}" for index in range(PROJECTIONS)))
 # Columns with one row per call of a module.
@@ -34,16 +34,16 @@ Projected = tuple[Tensor, Tensor]  # a norm and projections
 class ModuleFigures:
     """The figures of a model's modules, call by call, in the order in which calls end.
 
-    `tunegrid.gate.modules` compares the figures of two runs. Hooks inspect modules, and the tensors
-    between them, while the model computes. They keep no tensor, and nothing waits for a GPU before
-    the end. Each call is a row. Its `source` and `maker` are the calls that made its input and its
-    output, or -1 if no module did. The maker is an earlier call if a module returns its input
-    unchanged.
+    `tunegrid.gate.modules` compares the figures of two runs. Hooks compute them while the model
+    runs; they keep none of its tensors, and nothing waits for a GPU before `columns`. Each call is
+    a row. `source` and `maker` are the numbers of the calls that made its input and its output, or
+    -1 if no module did. The maker is an earlier call if a module returns an input, or an inner
+    module's output, unchanged.
     """
 
     model: nn.Module
     _calls: list[dict[str, Any]] = field(default_factory=list, init=False)
-    # For each tensor's id: the tensor, its version, its figures, and the call that made it.
+    # By a tensor's id: a reference to it, its version, its figures, and the call that made it.
     _seen: dict[int, tuple[weakref.ref[Tensor], int, Projected, int]] = field(
         default_factory=dict,
         init=False,
@@ -51,7 +51,7 @@ class ModuleFigures:
 
     @contextmanager
     def watch(self, phase: str, passes: int | None = None) -> Iterator[None]:
-        """Records calls in all passes, or in the first `passes`; drops them if the block raises."""
+        """Records calls in all or the first `passes` forward passes, unless the block raises."""
         names = {module: name for name, module in self.model.named_modules()}
         call_count = len(self._calls)
         open_calls: list[dict[str, Any]] = []
@@ -112,7 +112,7 @@ class ModuleFigures:
         tensors: Sequence[Tensor],
         maker: int = -1,
     ) -> tuple[Projected | None, list[int]]:
-        """Figures of tensors, and the calls that made them; unchanged tensors keep their call."""
+        """Joint figures of tensors, and the calls that made them; unchanged tensors keep theirs."""
         all_figures: list[Projected] = []
         makers: list[int] = []
         for tensor in tensors:
@@ -133,7 +133,7 @@ class ModuleFigures:
         return _sum(all_figures), makers
 
     def note_weights(self, phase: str, gradients: Mapping[str, Tensor]) -> None:
-        """Records gradients by parameter name at the first call of the module that owns each."""
+        """Records each parameter's gradient at the first call of the module that owns it."""
         calls = [call for call in self._calls if call["phase"] == phase]
         first_calls = {call["module"]: call for call in reversed(calls)}
         figures: dict[str, list[Projected]] = defaultdict(list)
@@ -147,7 +147,7 @@ class ModuleFigures:
             first_calls[module]["weights"] = _sum(figures[module])
 
     def columns(self) -> Columns:
-        """The columns, with one row per call; None for figures that are missing or not finite."""
+        """The figures in columns, one row per call; None if a figure is missing or not finite."""
         for call in self._calls:
             maker = call["maker"]
             call["gradient"] = self._calls[maker].get("gradient") if maker >= 0 else None
@@ -171,10 +171,10 @@ class ModuleFigures:
 def tensor_figures(tensor: Tensor) -> Projected:
     """A tensor's norm, and its projections on random vectors that depend only on its shape.
 
-    Sums products value by value, because a matrix product may be the very change to find.
+    Multiplies elementwise, because matrix multiplication may be the very change to find.
     """
-    # Each random vector is the product of a vector along the last dimension and a vector along all
-    # others, so none is as long as the tensor.
+    # Each random vector is the outer product of a vector along the last dimension and a vector
+    # along all others, so none is as long as the tensor.
     matrix = tensor.float().reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
     rows, columns = (random_vectors(length, matrix.device) for length in matrix.shape)
     squares = torch.zeros((), device=matrix.device)
@@ -190,13 +190,13 @@ def tensor_figures(tensor: Tensor) -> Projected:
 
 @lru_cache(maxsize=256)
 def random_vectors(length: int, device: torch.device) -> Tensor:
-    """Normal numbers (PROJECTIONS, length), scaled so that a projection is as large as a norm."""
+    """Normal numbers (PROJECTIONS, length), scaled so that projections are as large as norms."""
     numbers = torch.randn(PROJECTIONS, length, generator=torch.Generator().manual_seed(length))
     return (numbers / numbers.square().mean(1, keepdim=True).sqrt()).to(device)
 
 
 def _sum(figures: Sequence[Projected]) -> Projected | None:
-    """The joint norm of tensors, and their projections summed by position weight; None if empty."""
+    """The tensors' joint norm, and projections weighted by position and summed; None if empty."""
     if len(figures) < 2:
         return figures[0] if figures else None
     norms = torch.stack([norm for norm, _ in figures])

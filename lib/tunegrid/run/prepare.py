@@ -37,7 +37,7 @@ CODECS: dict[tuple[Problem, Layout | None], type[Codec]] = {
 
 
 def make_codec(cell: Cell, tokenizer: Any) -> Codec:
-    """The cell's codec with a tokenizer; raises InputError if no codec has the head's layout."""
+    """Makes the cell's codec; raises InputError if none for its problem has the head's layout."""
     problem = cell.task.problem
     layouts = [layout for kind, layout in CODECS if kind is problem]
     if cell.task.messages:  # only chat codecs read the turns of a conversation
@@ -65,7 +65,7 @@ def prepare(
     ranks: Ranks = ALONE,
     after_update: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
-    """Makes the cell's trainer; without rows, it gets full-length random tokens, for footprints."""
+    """Makes the cell's trainer; without rows (as for footprints), features are random tokens."""
     codec = codec or make_codec(cell, load_tokenizer(cell))
     features = (
         synthetic_features(cell, codec)
@@ -78,7 +78,7 @@ def prepare(
 
 
 def length_doubts(cell: Cell, rows: Sequence[Row]) -> Iterator[str]:
-    """Yields sentences on rows that exceed `max_length` or the backbone's positions."""
+    """Yields sentences if rows exceed `max_length`, or if it exceeds the backbone's positions."""
     limit = cell.recipe.max_length
     name = cell.backbone.id
     lengths = row_lengths(cell, rows, limit)
@@ -106,7 +106,7 @@ def row_lengths(cell: Cell, rows: Sequence[Row], limit: int) -> list[int]:
 
 
 def synthetic_features(cell: Cell, codec: Codec) -> Sequence[Feature]:
-    """Full-length features for every update of the recipe."""
+    """Full-length random features, as many as the recipe's `max_steps` updates need."""
     rng = Random(cell.profile.seed)
     recipe = cell.recipe
     update_size = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps

@@ -1,4 +1,4 @@
-"""Gets logits, gradients and texts from a trained model for audits, and leaves no trace."""
+"""Computes logits, gradients and texts of a model for audits, and restores its state."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from tunegrid.run.build import base_type, dtype_name
 from tunegrid.run.train import Trainer
 
 FIRST_ROWS = 32  # the shortest and the longest of this many training rows are probed
-MOST_VALUES = 2**24  # the most gradient values to add up, smallest tensors first; 64 MiB of fp32
+MOST_VALUES = 2**24  # gradient values to sum at most, from the smallest tensors up; 64 MiB of fp32
 # Largest differences on the quick cells: in fp32, 7e-6 for logits and 2e-6 for gradients; with NF4,
 # which computes in bf16 and is thus accurate to 4e-3, 4e-3 for logits and 1.3e-2 for gradients.
 # Real models are four times as deep.
@@ -32,7 +32,7 @@ HALVES = (torch.bfloat16, torch.float16)
 
 @dataclass(kw_only=True)
 class Probe:
-    """A trained model's answers in evaluation mode, at the precision of training."""
+    """A trained model's logits in evaluation mode, and the numerical errors that a probe found."""
 
     rows: list[Feature]  # a short and a long row, so that their batch has padding
     # Logits of each row on its own, (1, ...); empty if the output has no logits.
@@ -40,8 +40,8 @@ class Probe:
     # Logits of the rows as one batch, each (B, ...).
     together: list[Tensor] = field(default_factory=list)
     # Distance between the batch's gradient and the sum of the rows' gradients, relative to the norm
-    # of that sum; None if the batch may not fit. If rounding cannot explain the gap, the smaller of
-    # it and the gap of two other rows, since a ReLU at 0 can flip.
+    # of that sum; None if the batch may not fit. If rounding cannot explain it, two other rows are
+    # tried and the smaller gap counts, since a ReLU at 0 can flip.
     gap: float | None = None
     called: set[nn.Module] = field(default_factory=set)  # modules that the model called
     # Relative error of the last row's gradient right after an evaluation.
@@ -58,7 +58,7 @@ class Probe:
 
 
 def probe(trainer: Trainer) -> Probe:
-    """Probes a short and a long row; differentiates their batch if training fitted both at once."""
+    """Probes a short and a long row; differentiates their batch if training fitted two at once."""
     answer = Probe(rows=spread_features(trainer.features[:FIRST_ROWS], 2))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     names = smallest_tensors(trained)
@@ -86,7 +86,7 @@ def probe(trainer: Trainer) -> Probe:
                 repeated_logits, loss = logits_and_loss(trainer, batch)
             answer.repeated = largest_distance(answer.together, repeated_logits)
             answer.loss = float(loss.detach())
-    # A fresh autocast region, within which a cast or a packed weight may outlive the evaluation.
+    # A new autocast region, in which a cached cast or a repacked weight may outlive evaluation.
     with torch.enable_grad(), keep_state(trainer), trainer.accelerator.autocast():
         with torch.no_grad():
             get_logits(trainer, answer.rows[-1:])
@@ -118,7 +118,7 @@ def largest_distance(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> fl
 
 
 def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | None:
-    """The largest relative error of the norms and gradients that the trainer's clipping returns.
+    """The largest relative error of the norms and gradients that the trainer's clipping yields.
 
     Tries gradients above and below the bound. None if the recipe does not clip, if all gradients
     are zero, or if a loss scale or sharded weights complicate clipping.
@@ -148,7 +148,7 @@ def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | N
 
 
 def _other_gap(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
-    """The gap of two rows of middling length; infinite if there are no two such rows."""
+    """`Probe.gap` for two rows of medium length; infinite if there are no two such rows."""
     rows = spread_features(trainer.features[:FIRST_ROWS], 4)[1:3]
     if len(rows) < 2:
         return math.inf
@@ -164,7 +164,7 @@ def sum_rows(row_gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 
 
 def spread_features(features: Sequence[Feature], count: int) -> list[Feature]:
-    """Up to `count` distinct features, evenly spread in order of length, both extremes included."""
+    """Up to `count` distinct features, evenly spaced from the shortest to the longest."""
     lengths = get_lengths(features)
     ordered = sorted(range(len(features)), key=lambda index: lengths[index])
     indices = [round((len(ordered) - 1) * step / (count - 1)) for step in range(count)]
@@ -172,21 +172,21 @@ def spread_features(features: Sequence[Feature], count: int) -> list[Feature]:
 
 
 def smallest_tensors(trained: Mapping[str, Tensor]) -> list[str]:
-    """Names of the smallest tensors, as many as `MOST_VALUES` values allow."""
+    """Names of the smallest tensors, up to `MOST_VALUES` values in total."""
     names = sorted(trained, key=lambda name: trained[name].numel())
     sizes = accumulate(trained[name].numel() for name in names)
     return [name for name, size in zip(names, sizes, strict=True) if size <= MOST_VALUES]
 
 
 def relative_gap(gradients: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The distance between gradients and expected gradients, relative to the norm of the latter."""
+    """The norm of the gradients' errors, relative to the norm of the expected gradients."""
     size = norm(expected)
     errors = [gradient - wanted for gradient, wanted in zip(gradients, expected, strict=True)]
     return norm(errors) / size if size else 0.0
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
-    """The joint norm of tensors, computed in fp64 on the host, without the clipping functions."""
+    """The joint norm of tensors, computed in fp64 on the host, without torch's clipping."""
     squares = [float(tensor.detach().cpu().double().square().sum()) for tensor in tensors]
     return math.sqrt(math.fsum(squares))
 
@@ -199,7 +199,7 @@ def logit_gradients(
     """Gradients of a fixed weighted sum of logits (B, ...); zeros if it depends on no parameter.
 
     The sum skips padding by cutting row i to the shape of `alone[i]`. Unlike a loss's gradients,
-    these do not vanish when the model is sure.
+    these do not vanish when the model is confident.
     """
     sums = []
     for i, row_logits in enumerate(alone):
@@ -222,7 +222,7 @@ def get_logits(
     features: Sequence[Feature],
     model: nn.Module | None = None,
 ) -> tuple[list[Tensor], Batch]:
-    """The logits, each (B, ...), of the trainer's model or `model` on a batch, and the batch."""
+    """The logits, each (B, ...), of `model` (default: the trainer's) on a batch, and the batch."""
     batch = move_batch(trainer.meter.device, trainer.codec.collate(features))
     return logits_and_loss(trainer, batch, model)[0], batch
 
@@ -270,7 +270,7 @@ def target_rows(
 ) -> list[Tensor]:
     """Picks the logits (T, V) that predict each row's target tokens from a batch's (B, L, V).
 
-    If `features` are given, learned earlier turns of a conversation are left out.
+    If `features` are given, targets in earlier turns of a conversation are left out.
     """
     labels = batch["labels"]
     # The model computed logits only at the kept positions.
@@ -302,10 +302,10 @@ def run_search(
     rules: Generation | None = None,
     **options: Any,
 ) -> FoundTexts:
-    """Searches all prompts in one batch, with a cache; `rules`, `options` override the recipe.
+    """Searches all prompts in one batch with a cache; `rules` and `options` override the recipe.
 
     Scores are compared with those from passes over whole texts, one row's beams at a time. A second
-    search would be no reference, since a near-tie between beams is no fault.
+    search cannot be the reference, since a near-tie between beams is no fault.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"
@@ -419,7 +419,7 @@ def attach(
 
 
 def distance(values: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest value; infinite if the shapes differ."""
+    """The largest difference, relative to the largest magnitude; infinite if the shapes differ."""
     if values.shape != expected.shape:
         return math.inf
     scale = max(float(values.abs().max()), float(expected.abs().max()))
@@ -427,7 +427,7 @@ def distance(values: Tensor, expected: Tensor) -> float:
 
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
-    """The largest `distance` that rounding explains: `fine` if all is fp32, else `coarse`."""
+    """The largest `distance` due to rounding: `fine` if everything is fp32, else `coarse`."""
     return fine if has_fp32_base(trainer) and trainer.log.precision == "fp32" else coarse
 
 

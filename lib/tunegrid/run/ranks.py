@@ -2,9 +2,9 @@
 
 The update equals that of a single process, since each rank divides its summed loss by the targets
 of all ranks; a mean would be right only if every rank had equally many targets. With DDP, every
-rank holds the whole model. With FSDP2, for models that do not fit beside their optimizer on one
-GPU, a copy sharded over the ranks trains; the model itself waits in host memory and then receives
-the copy's weights.
+rank holds the whole model. With FSDP2, for models that do not fit on one GPU along with their
+optimizer, a copy sharded over the ranks trains; the model itself waits in host memory and then
+receives the copy's weights.
 """
 
 import copy
@@ -42,7 +42,7 @@ class Ranks:
     """The processes that train one cell, as seen by `rank` of `count`; rank 0 keeps the record."""
 
     def __init__(self, rank: int = 0, count: int = 1, *, fsdp: bool = False) -> None:
-        """Takes ranks connected by `join_ranks`; with FSDP2 (`fsdp`), each holds shards."""
+        """Describes ranks that `join_ranks` connected; with `fsdp`, each holds weight shards."""
         self.rank = rank
         self.count = count
         self.holds_parts = fsdp and count > 1
@@ -85,7 +85,7 @@ class Ranks:
         return values
 
     def sharded_model(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
-        """Makes the sharded copy that FSDP trains. Raises InputError if FSDP cannot shard it."""
+        """Makes a sharded copy for FSDP to train. Raises InputError if FSDP cannot shard it."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -121,14 +121,14 @@ class Ranks:
         return ddp_model
 
     def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
-        """Keeps gradients local, except with FSDP: unsharded, they are as large as all weights."""
+        """A context that keeps gradients local, except with FSDP: unsharded, they might not fit."""
         if isinstance(ddp_model, DistributedDataParallel):
             return ddp_model.no_sync()
         return nullcontext()
 
     @contextmanager
     def train_parts(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[None]:
-        """With FSDP, moves the whole model off the device while shards train, then updates it.
+        """With FSDP, keeps the whole model on the host while shards train, then updates it.
 
         Raises InputError if the whole model does not fit on the device afterwards.
         """
@@ -155,10 +155,7 @@ class Ranks:
         *,
         back: bool = False,
     ) -> None:
-        """With FSDP, copies trained weights out of the shards, or into them if `back`.
-
-        Weights are copied one by one.
-        """
+        """With FSDP, copies each trained weight out of the shards, or into them if `back`."""
         if not self.holds_parts:
             return
         pairs = zip(model.parameters(), sharded_model.parameters(), strict=True)
@@ -173,7 +170,7 @@ class Ranks:
                 weight.copy_(full_tensor(shard))
 
     def moments(self, saved: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
-        """A parameter's saved optimizer state; tensors of its shard's shape are shards (FSDP)."""
+        """A parameter's saved optimizer state; with FSDP, its shards become DTensors again."""
         if not self.holds_parts:
             return dict(saved)
         from torch.distributed.tensor import DTensor
@@ -220,7 +217,7 @@ def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers to gather one at a time: list members whose classes transformers never splits."""
+    """The layers to gather one at a time: those in module lists that transformers never splits."""
     names: set[str] = set()
     for module in model.modules():
         names.update(getattr(module, "_no_split_modules", None) or ())
@@ -245,7 +242,7 @@ def _sum_bucket(
     state: object,
     bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[Tensor]:
-    """Sums a bucket of gradients over the ranks, unlike DDP's mean; DDP waits for the result."""
+    """Sums a bucket of gradients over the ranks, where DDP takes the mean; DDP awaits the sum."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda answer: answer.value()[0])
     return future

@@ -1,6 +1,4 @@
-"""Saves, reloads and merges a trained model in documented ways, and writes its card.
-
-The ways are those that transformers and PEFT document.
+"""Saves, reloads and merges a trained model as transformers and PEFT document; writes its card.
 
 An adapter is loaded over a fresh base. If no checkpoint holds that base, because the method, a
 random start or a perturbation made it, the base is saved beside the adapter, as PEFT documents for
@@ -67,10 +65,10 @@ AUTO_PEFT: Mapping[str | None, str] = {  # by the adapter's task type
 
 
 class Serving:
-    """Saves and serves a cell's result. Injected faults replace this class."""
+    """Saves, loads and merges a cell's trained model. Injected faults replace this class."""
 
     def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Writes tokenizer, model or adapter, search, and a base without a checkpoint to `folder`."""
+        """Saves tokenizer, model or adapter, search settings, and a base no checkpoint holds."""
         tokenizer.save_pretrained(folder)
         cell.method.save(model, cell, folder)
         codec = make_codec(cell, tokenizer)
@@ -84,9 +82,10 @@ class Serving:
                 base.save_pretrained(folder / BASE)
 
     def load(self, cell: Cell, folder: Path, device: torch.device) -> tuple[Any, Any]:
-        """Loads the model and the tokenizer that `save` wrote, with the libraries' Auto classes.
+        """Loads the model and the tokenizer that `save` wrote, with Auto classes where they exist.
 
-        Passes only options that no file states. Raises InputError if a full model lacks tensors.
+        Passes only options that no saved file states. Raises InputError if a full model lacks
+        tensors.
         """
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if (folder / peft.utils.CONFIG_NAME).is_file():
@@ -109,7 +108,7 @@ class Serving:
 
 
 def saved_search(codec: GenerateCodec) -> dict[str, Any]:
-    """The recipe's search settings; without beams, resets the one that transformers rejects."""
+    """The recipe's search settings; without beams, resets the penalty that transformers rejects."""
     search = codec.search
     if codec.generation.num_beams <= 1:
         search["length_penalty"] = 1.0
@@ -117,7 +116,7 @@ def saved_search(codec: GenerateCodec) -> dict[str, Any]:
 
 
 def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
-    """Loads an adapter over its base, whose class PEFT infers from the adapter's files."""
+    """Loads an adapter and its base, which PEFT finds unless it was saved or its class is ours."""
     is_own = not architecture(cell.head.architecture).__module__.startswith("transformers.")
     if is_own or (folder / BASE).is_dir():
         return load_adapter(load_below(cell, folder, tokenizer, device), folder, device)
@@ -127,7 +126,7 @@ def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 
 
 def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
-    """Options for the base that the adapter's files omit and the checkpoint sets differently."""
+    """Options for loading the base that its checkpoint's config does not give."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False, **pin)
     options: dict[str, Any] = {}
@@ -143,7 +142,7 @@ def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
 
 
 def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
-    """Loads an adapter's base, from the folder beside the adapter if no checkpoint holds it."""
+    """Loads an adapter's base, from the folder beside the adapter if there is one."""
     base_folder = folder / BASE
     if base_folder.is_dir():
         return load_whole(cell, base_folder, device)
@@ -151,7 +150,7 @@ def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 
 
 def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
-    """Loads a model saved whole. Raises InputError if tensors are missing and would be random."""
+    """Loads a model saved whole. Raises InputError if tensors are missing or of the wrong shape."""
     kind = architecture(cell.head.architecture)
     if kind.__module__.startswith("transformers."):
         kind = getattr(hf, AUTO[cell.task.problem, cell.head.layout])
@@ -215,7 +214,7 @@ def save_trained(
 ) -> Path:
     """Saves a trained model, its record and its card below `root`; returns their folder.
 
-    No file names a folder of this machine. Raises InputError if the folder cannot be written.
+    No file contains a path on this machine. Raises InputError if the folder cannot be written.
     """
     folder = root / cell.name
     adapter = folder / peft.utils.CONFIG_NAME
@@ -224,8 +223,8 @@ def save_trained(
         serving.save(cell, model, tokenizer, folder)
         if adapter.is_file():
             config = json.loads(adapter.read_text(encoding="utf-8"))
-            # PEFT resolves ./base from the current folder. A local checkpoint's name is no id of the
-            # hub, so PEFT fails instead of loading another base.
+            # PEFT resolves ./base from the current folder. A local checkpoint's name is no hub
+            # id, so PEFT fails instead of loading another base.
             config["base_model_name_or_path"] = base_name(cell, record)
             if (folder / BASE).is_dir():
                 config["base_model_name_or_path"] = f"./{BASE}"
@@ -240,7 +239,7 @@ def save_trained(
 
 
 def base_name(cell: Cell, record: Record) -> str:
-    """The backbone's public name, or a local checkpoint's name and hash, which no hub has."""
+    """The backbone's public or micro name, or the name and hash of a user's local checkpoint."""
     folder = own_checkpoint(cell.backbone, cell.profile)
     if folder is None:
         return (cell.profile.micro and cell.backbone.micro) or cell.backbone.checkpoint
@@ -251,7 +250,7 @@ def base_name(cell: Cell, record: Record) -> str:
 
 
 def make_card(cell: Cell, record: Record, folder: Path) -> hub.ModelCard:
-    """The card of a cell's model in a folder: base, caveats, and scores, the main score first."""
+    """The card of a model saved in `folder`: base, caveats, and scores, the main score first."""
     task = cell.task
     base = base_name(cell, record)
     is_micro = cell.profile.micro and cell.backbone.micro is not None

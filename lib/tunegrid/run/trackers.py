@@ -1,7 +1,7 @@
 """Reports a cell to experiment trackers: losses, rates and norms in training, scores at the end.
 
-The trackers are accelerate's. They only get numbers that the training log has on the host anyway,
-so results do not change by a bit.
+The trackers are accelerate's. They only get numbers that the training log already has on the host,
+so results stay the same, bit for bit.
 """
 
 import warnings
@@ -64,7 +64,7 @@ class Trackers:
         self._call("store_init_configuration", cell_settings(self._cell))
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> None:
-        """Calls a method of each tracker."""
+        """Calls a method of each tracker, and drops those that fail."""
         for name, tracker in [*self._trackers.items()]:
             try:
                 with (
@@ -91,7 +91,7 @@ def update_figures(log: TrainingLog, update: int) -> dict[str, float]:
 
 
 def cell_settings(cell: Cell) -> dict[str, Any]:
-    """The recipe and the seed, as numbers and text."""
+    """The cell's id, profile, seed and recipe, flattened to numbers and text."""
     recipe = to_json(new_record(cell))["recipe"]
     names = {"cell": cell.id, "profile": cell.profile.id, "seed": cell.profile.seed}
     settings: dict[str, Any] = flatten_dict(names | recipe)

@@ -1,4 +1,4 @@
-"""Trains a model on a codec's features by a recipe, and keeps a log; one loop serves all cells.
+"""Trains a model on a codec's features as a recipe says, and logs it; one loop serves all cells.
 
 The loop's unit is the update: one or more micro-batches, one optimizer step, one schedule step. The
 loss of an update is the mean over all its targets, however they are split into micro-batches.
@@ -44,7 +44,7 @@ from tunegrid.run.ranks import ALONE, SEED_STEP, SEEDS, Ranks, full_tensor, loca
 from tunegrid.run.watch import watch_update
 
 CHECK_EVERY = 10  # updates between checks of the loss, each of which stalls a GPU
-# In nats. A model this sure has no gradient, or a gradient so small that fp32 is off by a percent.
+# In nats. At a lower loss, the gradient is zero, or so small that fp32 is off by a percent.
 LEAST_LOSS = 1e-5
 # Returns the model's score (higher is better) and the rows it was scored on.
 Validate = Callable[[], tuple[float, Sequence[Row]]]
@@ -94,13 +94,13 @@ class Trainer:
         stepped: the optimizer's tensors, by name: these parameters, or this rank's shards of them.
         trained: the tensors in `stepped` that the optimizer changes.
         adamw: a reference AdamW that follows some of the optimizer's steps.
-        log: the log so far; `run` does not repeat logged updates. `total` is the number of all
+        log: the log so far; `run` does not repeat logged updates. `total` is the number of planned
             updates.
         sharded_model: the model, or the copy of it that FSDP shards over the ranks.
         ddp_model: the module that training calls.
         last_group: the last update's micro-batches, for all ranks.
         paused: whether training stopped after its first updates, as requested.
-        best: the best epoch's weights so far, on the host; None before any epoch is scored.
+        best: the best epoch's weights so far, on the host; None if no epoch was scored.
         chosen_on: the rows on which the epochs were scored.
     """
 
@@ -180,7 +180,7 @@ class Trainer:
         *,
         first_updates: int | None = None,
     ) -> TrainingRecord:
-        """Trains to the end, or for `first_updates`; stops after a loss that is not finite.
+        """Trains to the end, or for `first_updates`; stops early if a loss is not finite.
 
         Ends with the weights of the best epoch, if `validate` scored several epochs.
         """
@@ -320,7 +320,7 @@ class Trainer:
             self._halve(cause)
 
     def divisors(self, batches: Sequence[Batch]) -> Sequence[int | float | Tensor]:
-        """The divisor of each micro-batch's summed loss: the update's targets over all ranks."""
+        """The divisor of each micro-batch's summed loss: the number of targets on all ranks."""
         count = sum(self.codec.targets(batch) for batch in batches)
         if self.ranks.count == 1:
             return [count] * len(batches)
@@ -332,7 +332,7 @@ class Trainer:
         group: Sequence[Sequence[Feature]],
         names: Iterable[str],
     ) -> tuple[Tensor, list[Tensor]]:
-        """The loss of an update on `group` and gradients of `names`; all ranks must call this."""
+        """The loss of an update on `group`, and gradients of `names`; all ranks must call this."""
         self.optimizer.zero_grad()
         micro_batches = self.ranks.share(group, self.log.micro_batch)
         batches = [self.codec.collate(features) for features in micro_batches if features]
@@ -370,8 +370,8 @@ class Trainer:
     def _step(self) -> Tensor:
         """Makes an update from `last_group`.
 
-        Raises DoesNotFit if memory runs out before the optimizer's step, and InputError if it runs
-        out during the step.
+        Raises DoesNotFit if memory runs out in a forward or backward pass, and InputError if it
+        runs out in clipping or in the optimizer's step.
         """
         log = self.log
         micro_batches = self.ranks.share(self.last_group, log.micro_batch)
@@ -512,13 +512,13 @@ class Trainer:
 
 
 def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
-    """Extends the hash of a row order by the rows of an update."""
+    """Extends the hash of the row order by the rows of an update."""
     examples = [feature.example for features in group for feature in features]
     return sha256(f"{order}{examples}".encode()).hexdigest()[:16]
 
 
 class Stepper:
-    """Updates weights: clips gradients, steps the optimizer, and runs loss scale and schedule.
+    """Updates weights: clips gradients, steps optimizer and schedule, and adapts the loss scale.
 
     Only the device knows whether fp16 lost a step, and asking the device (`get_scale`) would
     stall the host, then the GPU. The answer is therefore copied asynchronously and read when the
@@ -533,7 +533,7 @@ class Stepper:
         accelerator: Any,
         updates: int,
     ) -> None:
-        """Plans `updates` steps of `stepped`: the cell's model, or the copy that FSDP shards."""
+        """Plans `updates` steps on `stepped`: the cell's `model`, or its copy that FSDP shards."""
         self.cell = cell
         self._model = model  # a method's `after_step` changes it
         self._accelerator = accelerator
@@ -560,7 +560,7 @@ class Stepper:
         return full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
 
     def step(self, update: int) -> tuple[list[float], float]:
-        """Steps the optimizer in update 0, 1, ...; returns each group's rate and the schedule's."""
+        """Steps the optimizer in update 0, 1, ...; returns all groups' rates and the schedule's."""
         scaler = self._accelerator.scaler
         if scaler:
             scale = scaler._get_scale_async().clone()  # `get_scale` without waiting
@@ -580,7 +580,7 @@ class Stepper:
     def settle(self) -> list[int]:
         """Runs the method's `after_step` and advances the schedule, unless fp16 lost the update.
 
-        Waits for the device. Returns the lost update, if any.
+        With a loss scale, waits for the device. Returns the lost update, if any, in a list.
         """
         updates = self._unsettled
         self._unsettled = []
@@ -594,7 +594,7 @@ class Stepper:
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, besides weights, that the next step depends on."""
+        """The state, other than weights, on which the next step depends."""
         scaler = self._accelerator.scaler
         groups = [dict(group) for group in self.optimizer.param_groups]
         for group in groups:

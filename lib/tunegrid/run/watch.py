@@ -17,9 +17,9 @@ from tunegrid.run.build import dtype_name
 def watch_update(model: nn.Module) -> Iterator[dict[str, Any]]:
     """Yields a mapping that is filled at the end with plain values on how the model was used.
 
-    `rows` lists the rows of each forward pass. `types` counts, by type, the outputs of linear
-    layers with fp32 weights, and `devices` lists the devices of those outputs. `layers` lists the
-    repeated layers whose output needs a gradient, and `recomputed` those in which a module is
+    `rows` lists the number of rows in each forward pass. `types` counts, by type, the outputs of
+    linear layers with fp32 weights, and `devices` lists the types of their devices. `layers` lists
+    the repeated layers whose output needs a gradient, and `recomputed` those in which a module is
     called outside a forward pass.
     """
     layers = repeated_layers(model)
