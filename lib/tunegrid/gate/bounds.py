@@ -165,7 +165,7 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
 
 
 def own_noise_toml(calibration: Calibration) -> str:
-    """The `[noise.CELL]` tables of a user's bounds file, with test row counts and recipe digests."""
+    """The `[noise.CELL]` tables of a user's bounds file, with row counts and recipe digests."""
     lines = [
         "",
         "# Gates read the noise from `scores` above, for this recipe and number of test rows.",

@@ -1,9 +1,9 @@
 """Finds the module that changed first between two records of one cell.
 
-The records' probe, a pass over a few rows before training, has four figures for each call of a
-module: its input, its output, the gradient at its output, and the gradients of its own weights. A
-figure consists of a norm and some projections, and has moved if any of these differs by more than a
-bound. The bound is a share of the norm and is measured like the other tolerances of numerics.
+In the probe, which runs a few rows before training, each call of a module has four figures: its
+input, its output, the gradient at its output, and the gradients of its own weights. A figure
+consists of a norm and some projections, and has moved if any of these differs by more than a bound.
+The bound is a share of the norm and is measured like the other tolerances of numerics.
 Rounding errors grow from module to module, so the last ones set the bound. A figure is equal if it
 moved by no more than the bound and a tenth of the movement on the module's other side.
 

@@ -162,7 +162,7 @@ class Noise:
         return [list(map(scale.position, group)) for group in self.scores[kind][cell, metric]]
 
     def residuals(self, kind: str, cell: str, metric: str) -> list[float]:
-        """Residuals of a cell's scores, scaled to variance 1; empty if that is 0 or unknown."""
+        """A cell's residuals, scaled to a variance of 1; empty if the deviation is 0 or unknown."""
         unit = self.spreads.get((kind, cell, metric))
         if not unit or not unit.sd:
             return []
@@ -176,7 +176,7 @@ class Noise:
         return residuals
 
     def tail(self, cell: str, metric: str) -> float:
-        """How many deviations the worst seed of the cell's kind lies below its own cell's mean."""
+        """How many deviations the worst seed among cells of this kind is below its cell's mean."""
         lowest = 0.0
         for calibrated, score in self.scores[SEEDS]:
             if cell_kind(calibrated) == cell_kind(cell) and score == metric:
