@@ -1,4 +1,4 @@
-"""Judges a run against another: numerics, quality, memory, speed, instruments. Needs no torch.
+"""Judges one run against another: numerics, quality, memory, speed, instruments. Needs no torch.
 
 Calling the package calls `tunegrid.commands.gate.gate`.
 """

@@ -37,8 +37,8 @@ def get_bound(
 
     The deviation of a new score from the mean of n scores is noise * sqrt(1 + 1 / n). The `bounds`
     bounds of a run share the chance `HEALTHY_MISSES` (Bonferroni). The bound is at least `tail`
-    deviations and `LEAST_ROOM` points below the mean, but never further from it than
-    `CONTROL_SHARE` of the way to the score of the `control`, if there is one.
+    deviations and `LEAST_ROOM` points below the mean, but at most `CONTROL_SHARE` of the way to the
+    score of a `control`.
     """
     from tunegrid.gate.statistics import critical_value  # imports scipy
 
@@ -84,8 +84,8 @@ class Calibration:
     def bounds(self) -> dict[NoiseKey, float]:
         """Computes the bounds from the noise between seeds.
 
-        Raises InputError if a run lacks a score, or if answers given without a model, such as the
-        most frequent label, reach a bound.
+        Raises InputError if a run lacks a score, or if an answer given without a model, such as the
+        most frequent label, reaches a bound.
         """
         bounds = get_bounds(self.noise, self.controls)
         for grids in (self.seeds, *self.perturbed.values()):
@@ -96,7 +96,7 @@ class Calibration:
 
 
 def _check_sharp(record: Record, bounds: Mapping[NoiseKey, float]) -> None:
-    """Raises InputError if answers given without a model reach a bound of the record's cell."""
+    """Raises InputError if an answer given without a model reaches a bound."""
     for finding in record.audits:
         for metric, score in (finding.without_model or {}).items():
             minimum = bounds.get((record.cell, metric), math.inf)

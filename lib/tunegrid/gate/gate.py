@@ -85,20 +85,20 @@ class Run:
 
     @property
     def all_records(self) -> list[Record]:
-        """All records of the run in one list, except the confirming ones."""
+        """All records of the run, except the confirming ones."""
         records: list[Record] = []
         for seeds in self.records.values():
             records += seeds.values()
         return records
 
     def select(self, cells: Container[str]) -> "Run":
-        """A copy of the run whose `records` are those of these cells."""
+        """A copy of the run with the records of these cells only."""
         records = {cell: seeds for cell, seeds in self.records.items() if cell in cells}
         return replace(self, records=records)
 
 
 def read_run(path: Path) -> Run:
-    """Reads a saved run, either to judge it or to use it as a baseline."""
+    """Reads a saved run from its file."""
     return Run.of_file(read_saved(path))
 
 
@@ -209,8 +209,7 @@ def _confirm(
 ) -> Judgement:
     """Confirms or refutes a drop by a second training run.
 
-    This applies only to a drop at a single seed that the baseline lacks. Any other judgement is
-    returned unchanged.
+    Only a drop at a single seed that the baseline lacks is checked.
     """
     # Runs of equal seed differ only by the change, and the mean of several seeds is reliable.
     if drop.verdict is not Verdict.WORSE or drop.effect is None:
@@ -239,7 +238,7 @@ def _confirm(
 def is_suspect(old: Run, record: Record) -> bool:
     """Checks whether a record alone is judged worse at a seed that the baseline lacks.
 
-    The gate over all cells adjusts its p-values for their number, so it finds fewer records worse.
+    The gate over all cells adjusts its p-values, so it finds fewer records worse.
     """
     try:
         judgements = gate(old.select([record.cell]), Run.make([record]))

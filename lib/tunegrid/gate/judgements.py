@@ -100,7 +100,7 @@ class Judgement:
 
     @property
     def decides(self) -> bool:
-        """True if it affects the cell's verdict; a score other than the main one only if worse."""
+        """True if it affects the cell's verdict; minor scores do so only if they are worse."""
         if self.quantity in NEVER_FAILING:
             return False
         return (
@@ -179,7 +179,7 @@ def parse_kinds(text: str, known: Sequence[str] = COUNTED) -> tuple[str, ...]:
 def find_worse(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
     """The judgements that fail a run: missing cells, worse figures and changed numerics.
 
-    Missing cells always count, all else only if its kind is one of `kinds`.
+    Missing cells always count, figures only if their kind is one of `kinds`.
     """
     return [judgement for judgement in judged if _fails(judgement, kinds)]
 
@@ -208,7 +208,7 @@ def was_compared(judgement: Judgement) -> bool:
 
 
 def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[str]:
-    """The kinds, among `kinds`, of which no figure (for quality, no main score) was comparable.
+    """Those `kinds` of which no figure (for quality, no main score) could be compared.
 
     Kinds without judgements are left out, except speed and instruments. If no kind remains although
     nothing was compared, all are returned.

@@ -3,9 +3,9 @@
 In the probe, which runs a few rows before training, each call of a module has four figures: its
 input, its output, the gradient at its output, and the gradients of its own weights. A figure
 consists of a norm and some projections, and has moved if any of these differs by more than a bound.
-The bound is a share of the norm and is measured like the other tolerances of numerics.
-Rounding errors grow from module to module, so the last ones set the bound. A figure is equal if it
-moved by no more than the bound and a tenth of the movement on the module's other side.
+The bound is a share of the norm, measured like the other tolerances of numerics. Rounding errors
+grow from module to module, so the last ones set the bound. A figure is equal if it moved by no more
+than the bound and a tenth of the movement on the module's other side.
 
 Forward, the first modules are the innermost ones whose output moved although their input is equal,
 in the order in which they ended. Backward, starting from the end, they are those that received the
@@ -61,7 +61,7 @@ class FirstModules(NamedTuple):
 
 
 def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] | None:
-    """Reads both records' figures of modules; None if either has none or its file is missing.
+    """Reads both records' module figures; None if either has none or its file is missing.
 
     Raises InputError for an invalid file.
     """

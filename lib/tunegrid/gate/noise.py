@@ -1,8 +1,8 @@
 """Provides the training noise of a score: its standard deviation, and the scale that it is on.
 
-There are two kinds. *seeds* is the noise between training runs with different seeds. *perturbed* is
-that between training runs of one seed whose initial weights differ in the last digits. The evidence
-in the records of two runs (`tunegrid.gate.numerics`) decides which kind applies.
+There are two kinds: *seeds*, between training runs with different seeds, and *perturbed*, between
+training runs of one seed whose initial weights differ in the last digits. The evidence in the
+records of two runs (`tunegrid.gate.numerics`) decides which kind applies.
 """
 
 import math
@@ -45,8 +45,8 @@ ScoresByKey = Mapping[NoiseKey, Groups]
 class Scale:
     """The scale on which scores are tested: the arcsine of a share's square root.
 
-    Near 100 few rows are wrong, and seeds change their number less. On this scale, a share has the
-    same variance everywhere: a point is one unit at 50, and four units at 98.5. log(100 - score)
+    Near 100 few rows are wrong, and seeds change their number less. On this scale, where a point is
+    1 unit at 50 and 4 units at 98.5, a share has the same variance everywhere. log(100 - score)
     would exaggerate changes between 99 and 100.
     """
 
@@ -75,7 +75,7 @@ class Scale:
         return 50 / math.sqrt((score + self.half) * (100 - score + self.half))
 
     def resolution(self, score: float) -> float:
-        """The smallest deviation assumed, in units: what half a changed row moves this score.
+        """The smallest deviation assumed, in scale units: the effect of half a row.
 
         A few runs without a change do not prove that there is no noise.
         """
@@ -212,8 +212,8 @@ class Noise:
 
         Below `ENOUGH` degrees of freedom, it is at least that of the kind, since a few runs may
         agree by chance. A new method has only its kind's figures. Other cells keep their own
-        degrees of freedom, since the kind's are shared by cells that may be compared with each
-        other. The deviation is at least the resolution of the test rows at `score`.
+        degrees of freedom, since cells of a kind may be compared with each other. The deviation is
+        at least the resolution of the test rows at `score`.
         """
         common = self.spreads.get((kind, cell_kind(cell), metric))
         if not common:

@@ -76,7 +76,7 @@ class Pair:
     modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None
 
     def figures(self, name: str) -> tuple[Any, Any]:
-        """A figure of the old and the new run; `NO_FIGURES` unless both have it.
+        """A figure of the old and new run; `NO_FIGURES` unless both have it.
 
         Figures of the probe need the same probe in both runs. For all losses after the first, the
         pair is 0 and the gap.
@@ -113,7 +113,7 @@ class Pair:
     def curve(self) -> float:
         """The largest gap between the smoothed losses, as a share of the old mean loss.
 
-        Infinite if the runs made different numbers of updates.
+        Infinite if one run made more updates.
         """
         before = np.array(self.old.losses, float)
         after = np.array(self.new.losses, float)
@@ -127,9 +127,9 @@ class Pair:
 
     @property
     def split_update(self) -> int:
-        """The first update with a different loss, or the number after the last if there is none.
+        """The first update with a different loss, or one past the last update.
 
-        If the first updates already differ, this is the first whose gap exceeds rounding.
+        If early losses already differ, this is the first update whose gap exceeds rounding.
         """
         before = self.old.losses
         limit = 0.0
@@ -197,7 +197,7 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
 
 
 def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> tuple[float, Any]:
-    """The first gap that exceeds the limit, and its group; 0 and "" if none does."""
+    """The first gap that exceeds the limit, and its group; 0 if none does."""
     for group in before | after:
         gap = _gap(before.get(group), after.get(group))
         if gap > limit:
@@ -355,7 +355,7 @@ def first_change(pair: Pair) -> Change | None:
 def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
     """Adds the first changed modules to a change, if they are known.
 
-    A change in the backward pass moves to stage "forward" if a module's input or output changed.
+    Its stage becomes "forward" instead of backward if a module's input or output changed.
     """
     if not phase or pair.figures("probe_gradients") == NO_FIGURES:
         return change
@@ -440,10 +440,7 @@ def compare_pair(
 
 
 def _rounding(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:
-    """The verdict and its reason if losses differ by rounding.
-
-    It is *changed* if more predictions differ than rounding explains.
-    """
+    """The verdict and reason if losses differ by rounding: *changed* if too many predictions do."""
     gaps = pair.gaps[:UPDATES]
     words = f"losses are equal up to update {len(gaps)}, then differ"
     if any(gaps):
@@ -475,7 +472,7 @@ def changed_rows(old: Record, new: Record, runs: Runs) -> tuple[int, int] | None
 
 
 def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:
-    """The verdict and its reason if losses are equal: *changed* if predictions or points are not.
+    """The verdict and reason if losses are equal: *changed* if predictions or points are not.
 
     BERTScores may differ by rounding.
     """

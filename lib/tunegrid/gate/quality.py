@@ -264,8 +264,7 @@ def effect_verdict(
 ) -> Verdict:
     """The verdict on an effect: a change must be significant and reach the margin.
 
-    A gain that rounds to 0.000 does not count as better. Without a change, the verdict is *same* if
-    the interval excludes a drop of the margin.
+    A gain that rounds to 0.000 does not count as better.
     """
     if p_worse < alpha and effect.points <= -margin:
         return Verdict.WORSE

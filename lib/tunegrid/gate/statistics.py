@@ -37,7 +37,7 @@ class Effect:
     def detectable_drop(self, alpha: float, margin: float) -> float:
         """The smallest drop that is called worse four times in five.
 
-        To be called worse, a drop must be significant at `alpha` and no smaller than the margin.
+        It is called worse if it is significant at `alpha` and no smaller than the margin.
         """
         error = self.error * self.scale.per_point(self.before)
         limit = self.scale.shift(self.before, -critical_value(alpha, self.df) * error)
@@ -49,7 +49,7 @@ class Effect:
 def critical_value(alpha: float, df: float) -> float:
     """The one-sided critical value of Student's t, in standard errors.
 
-    A healthy score falls further below the mean with chance `alpha`.
+    A healthy score falls this far below the mean with chance `alpha`.
     """
     return -float(special.stdtrit(df, alpha))
 
@@ -75,9 +75,8 @@ def row_deviation(gains: Sequence[Array]) -> float:
     """The smallest plausible deviation of a run's score, in points, from row gains of paired runs.
 
     Without a change, rows gain as often as they lose, so the side that moved less shows the noise
-    of both. Twice the sum of its squares, over the squared number of rows, is the variance of the
-    difference between two runs. Rows that a change makes worse (or better) are on the other side
-    and do not count.
+    of both. The sum of its squares, over the squared number of rows, is the variance of one run.
+    Rows that a change makes worse (or better) are on the other side and do not count.
     """
     variances = []
     for sign in (1, -1):
@@ -87,7 +86,7 @@ def row_deviation(gains: Sequence[Array]) -> float:
 
 
 def by_rows(gains: Array) -> Effect:
-    """The effect on the mean of paired rows (normal by the central limit theorem)."""
+    """The effect of rows' mean gain, which is normal for many rows (central limit theorem)."""
     error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
     return by_training(0.0, float(gains.mean()), error, np.inf, POINT_SCALE)
 

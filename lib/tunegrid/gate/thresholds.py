@@ -100,7 +100,7 @@ def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str
 
 
 def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
-    """Loads the largest differences of numerics that count as rounding, by arithmetic or cell.
+    """Loads the largest differences of numerics that count as rounding.
 
     Raises InputError for an invalid file.
     """
@@ -122,7 +122,7 @@ def cell_tolerance(cell: str, arithmetic: str, tolerances: Tolerances) -> Mappin
 def read_toml(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, Any]]:
     """Yields a TOML file's content; turns errors in reading or checking it into InputErrors.
 
-    These say that the file holds no `what`, and name the `command` that writes it, if any.
+    They say that the file holds no `what` and name the `command` that writes it.
     """
     try:
         yield tomllib.loads(path.read_text(encoding="utf-8"))

@@ -58,7 +58,7 @@ MOST_PAIRS = 40  # shown in a table; the rest need more seeds than anybody has
 
 
 class Error(NamedTuple):
-    """A squared standard error, with its degrees of freedom."""
+    """A squared standard error."""
 
     variance: float  # in squared points
     df: float  # degrees of freedom of the estimate
@@ -186,7 +186,7 @@ def freedom(errors: Sequence[Error]) -> float:
 
 
 def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
-    """Adds the errors of their means to the entries, from calibrated noise or the run's own."""
+    """The entries with the errors of their means, from calibrated noise or the run's own."""
     rows: dict[str, int] = {}
     scores: dict[NoiseKey, list[Sequence[float]]] = {}
     for entry in entries:
@@ -199,7 +199,7 @@ def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
 
 
 def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
-    """Adds the error of its mean to an entry, if either noise is known for its cell."""
+    """The entry with the error of its mean, if either noise is known for its cell."""
     is_calibrated = calibrated_holds(entry, calibrated, own)
     noise = calibrated if is_calibrated else own
     first = entry.first
@@ -214,10 +214,9 @@ def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
 def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
     """Checks that an entry's calibrated noise is known and that its seeds do not contradict it.
 
-    Calibrated noise comes from more seeds than a run has, and the gate uses it, too. However, it
-    describes only the methods and recipes that were calibrated. A run with several seeds uses their
-    own noise if its method was not calibrated, or if the calibrated noise would make seeds scatter
-    this much in fewer than one run in 1,000 (F-test).
+    Calibrated noise usually comes from more seeds, and the gate uses it, too. But a run with
+    several seeds uses their own noise if its method was not calibrated, or if the calibrated noise
+    would make seeds scatter this much in fewer than one run in 1,000 (F-test).
     """
     first = entry.first
     spread = calibrated.find(SEEDS, first, first.main_score)
@@ -274,8 +273,7 @@ class Comparison:
     def seeds_needed(self, better: str, worse: str, tests: int) -> float:
         """The number of seeds per method needed to tell two methods apart four times in five.
 
-        NaN if the scores are equal. Assumes that more seeds do not change the noise's degrees of
-        freedom.
+        NaN if the scores are equal. Assumes that the degrees of freedom of the noise stay the same.
         """
         entries = [self.entries[better], self.entries[worse]]
         gap = entries[0].score - entries[1].score
@@ -313,7 +311,7 @@ class Comparison:
 
 
 def _untested_reason(better: Entry, worse: Entry) -> str | None:
-    """The reason why two methods cannot be tested against each other; None if they can."""
+    """The reason why two methods are not tested; None if they are."""
     if len(better.rows | worse.rows) > 1:
         return "their test rows differ"
     methods = [entry.first.method for entry in (better, worse) if not entry.error]

@@ -1,7 +1,7 @@
 """Suggests commands to run next.
 
-Commands that run cells do so in the environment of the new run. A command that was just given is
-not suggested again, except to resume a run.
+Cells run in the environment of the new run. A command that was just given is not suggested again,
+except to resume a run.
 """
 
 import re
@@ -102,9 +102,9 @@ class NextSteps:
         return options
 
     def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
-        """The command that runs cells as this run did, or to the end if `whole`.
+        """The command to run cells as this run did, or to the end if `whole`.
 
-        The options `more` replace the one for the cells' seeds.
+        Options in `more` replace the one for seeds.
         """
         records = [record for record in [*self.records, *self.before] if record.cell in cells]
         marker = marker_words(records[0].cell, records[0].profile) if records else "quick"
@@ -125,7 +125,7 @@ class NextSteps:
         return len({(record.cell, record.seeds.seed) for record in own}) == 1
 
     def rerun(self, record: Record) -> str:
-        """The advice to resume the run if the cell did not finish, or else to run it alone."""
+        """Advice to resume the run if the cell did not finish, or else to run the cell alone."""
         if record.status in ("killed", "not run", "unfinished"):
             return self.resume()
         if self.trained_one_cell and not self.runner:
@@ -135,7 +135,7 @@ class NextSteps:
         return f"{command} runs one cell alone" if command else ""
 
     def resume(self) -> str:
-        """The advice to run the rest of the run."""
+        """Advice to run the rest of the run."""
         words = self.command_words
         if words[:1] not in (["pytest"], ["tunegrid"]):
             return "the run's own command with --resume runs what is left"
@@ -148,14 +148,14 @@ class NextSteps:
         return f"{self.quoted([*words, '--resume'])} runs what is left"
 
     def whole_run(self, cells: Sequence[str]) -> str:
-        """The command that trains cells to the end."""
+        """The command to train cells to the end."""
         command = self.run(cells, whole=True)
         return (
             f"{command} trains {'it' if len(cells) == 1 else 'them'} to the end" if command else ""
         )
 
     def more_seeds(self, cells: Sequence[str]) -> str:
-        """The command that trains more seeds, to tell a change from noise."""
+        """The command to train more seeds, to tell a change from noise."""
         held = {record.seeds.seed for record in self.records if record.cell in cells}
         seeds = next(
             (text for text, number in SEED_RANGES.items() if not held >= set(range(number))), ""
@@ -168,24 +168,24 @@ class NextSteps:
         return f"{command}, for both runs, would decide" if command else ""
 
     def confirmation(self, cell: str) -> str:
-        """The command that trains a worse cell again; a session with the gate does so by itself."""
+        """The command to train a worse cell again, as a session with the gate does by itself."""
         first = next(r for r in first_trainings(self.records) if r.cell == cell)
         command = self.run([cell], f"--seeds={first.seeds.seed or 0}", f"--gate={self.files[0]}")
         return f"{command} confirms or refutes it" if command else ""
 
     def evidence(self) -> str:
-        """The command that prints the evidence for each verdict on numerics."""
+        """The command to print the evidence for each verdict on numerics."""
         command = self.quoted(["tunegrid", "gate", *self.files, "--numerics"])
         return f"{command} prints the evidence for each verdict" if command else ""
 
     def changed_rows(self) -> str:
-        """The command that writes a page with the test rows that changed."""
+        """The command to write a page with the test rows that changed."""
         old, new = self.files
         command = self.quoted(["tunegrid", "page", new, old, "-o", "page.html"])
         return f"{command} shows the test rows that changed" if command else ""
 
     def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
-        """The command that finds the release that changed the first of `cells`.
+        """The command to find the release that changed the first of `cells`.
 
         Empty if a run lacks that cell, or if no library has a later release than before.
         """

@@ -119,10 +119,7 @@ def table(
 def cell_lines(
     records: Iterable[Record], cells: Sequence[str] = STUDY_IDS, seconds: float | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Yields (line, colour) pairs: tables with a line per cell, a footer, failures and misses.
-
-    A line without a colour has "".
-    """
+    """Yields (line, colour or "") pairs: tables of cells, a footer, failures and misses."""
     order = {cell: index for index, cell in enumerate(cells)}
 
     def position(record: Record) -> tuple[object, ...]:
@@ -155,8 +152,8 @@ def cell_lines(
 def _row(seeds: Sequence[Record]) -> dict[str, Any]:
     """A cell's row of the table.
 
-    For several seeds, it holds the main score's mean, standard deviation and minimum, the mean
-    training time and the highest memory peak.
+    With several seeds, it has the main score's mean, standard deviation and minimum, the mean
+    training time and the highest peak.
     """
     first = seeds[0]
     row: dict[str, Any] = {"cell": first.cell, "status": _status(seeds)}
@@ -223,8 +220,7 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
     """Yields lines on failures: causes with their cells, followed by each distinct sentence.
 
-    If more than three records share their causes, only the first record's first sentence on each
-    cause is shown.
+    If more than three records share causes, each cause gets the first record's first sentence only.
     """
     for failure in find_failed_cells(sorted(records, key=lambda record: study_place(record.cell))):
         yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
@@ -318,7 +314,7 @@ def summary(
     causes: Sequence[str] = (),
     evidence: Iterable[Section] = (),
 ) -> str:
-    """The answer, causes, gate table and evidence in Markdown, for a pull request or summary."""
+    """The answer, causes, gate table and evidence as Markdown for GitHub."""
     answer, *details = verdict.sentences
     sections = [Section(heading=answer, sentences=[*details, *causes])]
     if judged:
@@ -329,7 +325,7 @@ def summary(
 def write_step_summary(words: str) -> None:
     """Append text to GitHub's step summary, if there is one.
 
-    If the file cannot be written, prints an error and carries on.
+    If the file cannot be written, only prints an error.
     """
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if not target:

@@ -119,7 +119,7 @@ class RunVerdict:
 def answer_lines(
     answer: str, cause: str, next_step: str, more: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """The answer, its cause (or else the first of `more`), the next step and the rest, by line."""
+    """The answer, its cause (or else the first of `more`), the next step, and the rest."""
     details = list(more)
     lines = [answer]
     if cause:
@@ -186,7 +186,7 @@ def run_verdict(
         uncompared: a clause on why the run could not be compared with the requested baseline.
         judges_cells: whether the cells' own failures and passes count.
         command: the command that started the run.
-        given: the command that the user typed for the verdict, if it differs from `command`.
+        given: the command that the user typed, if it differs from `command`.
         files: the files of the older run and of this one.
         runner: the words that run cells in the run's environment, if that is not this one.
         upgrade: for `tunegrid upgrade`, the words that run both sides again.
@@ -325,7 +325,7 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
 
 
 def _excused_clause(run: JudgedRun, records: Sequence[Record]) -> str:
-    """A clause on the groups of cells that failed the same excused audits, largest first."""
+    """A clause on the groups of cells that failed the same excused audits, with the reasons."""
     cells_by_audit: dict[str, dict[str, None]] = {}
     reasons: dict[str, None] = {}
     for record in records:
@@ -462,7 +462,7 @@ class ChangedPlace(NamedTuple):
 def changed_place(judged: Iterable[Judgement]) -> ChangedPlace:
     """Finds where numerics first changed, according to `judged`.
 
-    If several cells name modules of one class and library, these are named instead of a module.
+    If several cells name modules of one class, the class is named instead of a module.
     """
     changes = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
     if not changes:
@@ -491,7 +491,7 @@ def module_classes(judgement: Judgement) -> list[tuple[str, str]]:
 
 
 def _commonest_class(judged: Sequence[Judgement]) -> tuple[str, str, int]:
-    """The module class and its library that most judgements name, and the number of these."""
+    """The class and library that most judgements name, and the number of these judgements."""
     cells: Counter[tuple[str, str]] = Counter()
     for judgement in judged:
         cells.update(module_classes(judgement))
@@ -501,7 +501,7 @@ def _commonest_class(judged: Sequence[Judgement]) -> tuple[str, str, int]:
 
 
 def _changed_figures(run: JudgedRun) -> Iterator[Statement]:
-    """Statements on changed numerics and on tensors that hold fewer bytes than before."""
+    """Statements on changed numerics and on tensors that hold fewer bytes."""
     changed = [judgement for judgement in run.numerics if judgement.verdict is Verdict.CHANGED]
     if changed:
         yield _changed_numerics(run, changed)
@@ -588,7 +588,7 @@ def _early_numerics(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
-    """Statements on uncompared or undecided scores, or that nothing is worse."""
+    """Statements on uncompared or undecided scores, or the statement that nothing is worse."""
     if not run.judged:
         return
     counts_quality = bool({"quality", CANNOT_TELL} & set(run.kinds))
@@ -766,7 +766,7 @@ def _missed_baseline(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _rounding(run: JudgedRun) -> Iterator[Statement]:
-    """The statement that numerics differ by rounding alone, unless those of any cell changed."""
+    """The statement that all numerics are equal or differ by rounding alone, if any differ."""
     rounding = [j for j in run.numerics if j.verdict is Verdict.ROUNDING and not j.first_updates]
     if not rounding or not all(is_equal_or_rounding(judgement) for judgement in run.numerics):
         return
