@@ -1,6 +1,6 @@
-"""Judges two runs by numerics, quality, memory, speed and instruments. Needs no torch.
+"""Judges one run against another: numerics, quality, memory, speed, instruments. Needs no torch.
 
-The package itself is callable, as `tunegrid.commands.gate.gate`.
+Calling the package calls `tunegrid.commands.gate.gate`.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Derives bounds and noise from runs of one grid, and writes the bounds as a TOML file.
+"""Derives bounds and noise from runs of one grid, and formats bounds as TOML.
 
 Scores are in points, 0-100.
 """
@@ -17,9 +17,10 @@ from tunegrid.record import Record
 from tunegrid.runs.files import recipe_digest
 
 HEALTHY_MISSES = 0.02  # chance that a healthy run of the whole grid misses any bound
-# Largest share of the way from the mean to a control's score; the control must miss the bound.
+# A control cannot have learned its task, so it must miss the bound. The bound lies at most this
+# share of the way from the mean to the control's score.
 CONTROL_SHARE = 2 / 3
-LEAST_ROOM = 1.0  # fewest points from mean to bound, since another CPU rounds differently
+LEAST_ROOM = 1.0  # fewest points from mean to bound, since other CPUs round differently
 RecordsByCell = Mapping[str, Record]  # one run of the grid
 
 
@@ -34,10 +35,10 @@ def get_bound(
 ) -> float:
     """The lowest score expected of a healthy run, in points, rounded down to a tenth.
 
-    A new score deviates from the mean of n scores by noise * sqrt(1 + 1 / n). The `bounds` bounds
-    of a run share the chance `HEALTHY_MISSES` (Bonferroni). The bound is at least `tail` deviations
-    and `LEAST_ROOM` points below the mean. If few seeds make that too low, it is `CONTROL_SHARE` of
-    the way from the mean to the score of a `control`.
+    The deviation of a new score from the mean of n scores is noise * sqrt(1 + 1 / n). The `bounds`
+    bounds of a run share the chance `HEALTHY_MISSES` (Bonferroni). The bound is at least `tail`
+    deviations and `LEAST_ROOM` points below the mean, but at most `CONTROL_SHARE` of the way to the
+    score of a `control`.
     """
     from tunegrid.gate.statistics import critical_value  # imports scipy
 
@@ -57,13 +58,13 @@ class Calibration:
     """Runs of one grid, from which noise and bounds are derived."""
 
     seeds: Sequence[RecordsByCell]
-    # By seed, its own run and the runs from perturbed starts.
+    # For each seed, its own run and the runs with perturbed initial weights.
     perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)
-    # The best score of any control, by cell and score.
+    # The best score of any control, by cell and score name.
     controls: Mapping[NoiseKey, float] = field(default_factory=dict)
 
     def bound_keys(self) -> list[NoiseKey]:
-        """Lists every cell with each of its bounded scores."""
+        """Lists every pair of a cell and one of its bounded scores."""
         keys = []
         for cell, record in self.seeds[0].items():
             keys += [(cell, metric) for metric in record.bounded_scores]
@@ -71,7 +72,7 @@ class Calibration:
 
     @cached_property
     def noise(self) -> Noise:
-        """Both kinds of training noise, measured from these runs."""
+        """The noise between seeds and between perturbed runs, measured from these runs."""
         records = list(self.seeds[0].values())
         rows = {record.task: record.data.rows["test"] for record in records if record.data}
         scores: dict[str, dict[NoiseKey, list[list[float]]]] = {SEEDS: {}, PERTURBED: {}}
@@ -81,9 +82,10 @@ class Calibration:
         return Noise(profile=records[0].profile, rows=rows, scores=scores)
 
     def bounds(self) -> dict[NoiseKey, float]:
-        """Computes every bound from the noise between seeds.
+        """Computes the bounds from the noise between seeds.
 
-        Raises InputError if an answer without a model reaches a bound.
+        Raises InputError if a run lacks a score, or if an answer given without a model, such as the
+        most frequent label, reaches a bound.
         """
         bounds = get_bounds(self.noise, self.controls)
         for grids in (self.seeds, *self.perturbed.values()):
@@ -94,7 +96,7 @@ class Calibration:
 
 
 def _check_sharp(record: Record, bounds: Mapping[NoiseKey, float]) -> None:
-    """Raises InputError if an answer without a model reaches a bound."""
+    """Raises InputError if an answer given without a model reaches a bound."""
     for finding in record.audits:
         for metric, score in (finding.without_model or {}).items():
             minimum = bounds.get((record.cell, metric), math.inf)
@@ -163,7 +165,7 @@ def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> s
 
 
 def own_noise_toml(calibration: Calibration) -> str:
-    """The `[noise.CELL]` tables of a user's bounds file: a cell's test rows and recipe digest."""
+    """The `[noise.CELL]` tables of a user's bounds file, with row counts and recipe digests."""
     lines = [
         "",
         "# Gates read the noise from `scores` above, for this recipe and number of test rows.",
@@ -183,7 +185,7 @@ def evidence(calibration: Calibration) -> list[str]:
 
 
 def origin(first: Record) -> list[str]:
-    """Lines with a record's profile, device and versions, and today's date."""
+    """TOML lines with a record's profile, device and versions, and today's date."""
     device = (
         f"{first.device.name}, {first.device.threads} thread per process" if first.device else ""
     )

@@ -1,9 +1,9 @@
 """Judges a run's measurements other than losses and scores: memory, speed and instruments.
 
-The ledger of tensors is exact. Peaks and speed have relative margins and are compared only between
-similar machines. On a CPU, the bytes of a traced update are counted, so any two CPUs are
-comparable. A run's JSON declares the figures of its instruments and names a file with their values
-for each cell and seed, so this module depends on no instrument. Needs no torch.
+The ledger of tensor bytes is exact. Peaks and speed have relative margins and are compared only
+between similar machines. On a CPU, the bytes of a traced update are counted, so any two CPUs are
+comparable. A run's JSON declares the figures of its instruments and, for each cell and seed, names
+the file with their values, so this module depends on no instrument. Needs no torch.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -47,7 +47,7 @@ def judge_figures(
     one_training: Collection[str],
     margins: Mapping[str, Mapping[str, float]],
 ) -> Iterator[Judgement]:
-    """Judges memory and speed, and the old run's instruments, each by its worst-judged figure."""
+    """Yields judgements on memory and speed, and the gravest on each instrument of the old run."""
     cost_margins = {**margins["memory"], **margins["speed"]}
     for cell, rows in cells.items():
         is_finished = all(record.finished for record in rows.records[0])
@@ -73,20 +73,20 @@ def _costs(rows: Rows, margins: Mapping[str, float], is_finished: bool) -> Itera
                 yield judge(Verdict.NOT_COMPARABLE, detail=reason)
             continue
         margin = margins["ledger" if name in LEDGER else name]
-        # Worse: the figure exceeds the baseline's largest by more than the margin. Better: it is as
-        # far below the baseline's smallest.
+        # Worse: the figure exceeds the baseline's largest by more than the margin. Better: it is
+        # that far below the baseline's smallest.
         share = new / max(old) - 1
         verdict = Verdict.SAME
         if share > margin:
             verdict = Verdict.WORSE
         elif new / min(old) - 1 < -margin:
-            # Fewer bytes of tensors are no gain: a tensor is gone or no longer in fp32.
+            # Fewer tensor bytes are no gain: a tensor is gone or no longer in fp32.
             verdict = Verdict.CHANGED if name in LEDGER else Verdict.BETTER
         yield judge(verdict, effect=share, detail=f"margin {100 * margin:.3g}%")
 
 
 def _references(rows: Rows) -> dict[str, list[Record]]:
-    """The baseline's records with which each figure is compared: those from similar machines."""
+    """The baseline's records to compare each figure with, all from similar machines."""
     before, after = rows.records[0]
     same_device: list[Record] = []
     cpus: list[Record] = []
@@ -107,7 +107,7 @@ def _references(rows: Rows) -> dict[str, list[Record]]:
 
 
 def _cost(record: Record, name: str) -> float | None:
-    """A figure of memory or a time in seconds; None if it was not measured."""
+    """A memory figure or a time in seconds; None if it was not measured or does not apply."""
     memory = record.memory
     speed = record.throughput
     if name in SPEEDS:
@@ -117,7 +117,7 @@ def _cost(record: Record, name: str) -> float | None:
             return speed.step_seconds_median
         rate = speed.generated_tokens_per_second
         if name == "row_seconds":
-            if rate:  # seconds per row depend on the length of the texts
+            if rate:  # for generated texts, seconds per row depend on their length
                 return None
             rate = speed.eval_samples_per_second
         return 1 / rate if rate else None
@@ -149,7 +149,7 @@ def unlike_machines(before: Record, after: Record) -> str:
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
-    """Yields each instrument's most severe judgement, among figures whose `better` is set."""
+    """Yields each instrument's gravest judgement; figures without `better` are not judged."""
     old, new = zip(*rows.records, strict=True)
     before = load_frame(old, rows.old_path)
     after = load_frame(new, rows.new_path)
@@ -182,12 +182,12 @@ def _judge_figure(
     part: str,
     lines: pd.DataFrame,
 ) -> Judgement:
-    """Judges a figure by its rows, paired; if nothing changed, they differ only by rounding."""
+    """Judges a figure from paired rows of two runs that are the same training up to rounding."""
     weights = lines.weight / lines.weight.mean()
     sign = 1 if figure.better == "higher" else -1
     gains = sign * weights * (lines.value_new - lines.value)
     row_gains = gains.groupby(lines.row).mean().to_numpy()
-    # A single number is compared only with its margin.
+    # A single row has no error to estimate, so only the margin decides.
     effect = by_rows(row_gains if len(row_gains) > 1 else np.repeat(row_gains, 2))
     was = (lines.value * weights).mean()
     now = (lines.value_new * weights).mean()
@@ -218,7 +218,7 @@ def _gravity(judgement: Judgement) -> tuple[int, float]:
 
 
 def load_frame(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
-    """All lines of these records, with cell and seed; records without a file add none."""
+    """The instrument figures of these records, with cell and seed; a missing file adds none."""
     frames = []
     for record in records:
         columns = read(record, run, "figures")

@@ -1,7 +1,7 @@
 """Judges a run against a baseline, with one verdict per cell and quantity.
 
-`tunegrid.gate.numerics` judges a record's losses, `tunegrid.gate.quality` its scores, and
-`tunegrid.gate.figures` its other measurements. `tunegrid.report.verdict` sums up their judgements.
+`tunegrid.gate.numerics` judges the arithmetic of training, `tunegrid.gate.quality` scores, and
+`tunegrid.gate.figures` all other measurements. `tunegrid.report.verdict` sums up their judgements.
 Needs no torch.
 """
 
@@ -28,14 +28,14 @@ ONE_PROFILE = "judge one profile at a time"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A saved run: its records by cell and seed, and its file, next to the folder of examples."""
+    """A run: its records by cell and seed, and its file, if it was saved."""
 
     records: Mapping[str, RecordsBySeed]
     path: Path | None = None
     # Records that confirm or refute a drop, by cell and by the seed of that drop.
     confirming: Mapping[str, RecordsBySeed] = field(default_factory=dict)
     noise: Sequence[OwnNoise] = ()  # for users' cells that were calibrated
-    doubt: str = ""  # why the file cannot be a baseline; else empty
+    doubt: str = ""  # why the file cannot be a baseline; empty if it can
 
     @classmethod
     def make(
@@ -45,9 +45,9 @@ class Run:
         noise: Sequence[OwnNoise] = (),
         doubt: str = "",
     ) -> "Run":
-        """Makes a run from the records that finished or made their first updates.
+        """Makes a run from those records that finished or made only their first updates.
 
-        Raises InputError if the records are of more than one profile.
+        Raises InputError if these belong to more than one profile.
         """
         own: dict[str, dict[int | None, Record]] = defaultdict(dict)
         confirming: dict[str, dict[int | None, Record]] = defaultdict(dict)
@@ -74,7 +74,7 @@ class Run:
 
     @classmethod
     def of_file(cls, saved: SavedRun) -> "Run":
-        """Makes a run from a saved one; raises InputError as `make` does."""
+        """Makes a run from a `SavedRun`; raises InputError as `make` does."""
         return cls.make(saved.records, saved.path, saved.noise, saved.doubt)
 
     @property
@@ -85,31 +85,31 @@ class Run:
 
     @property
     def all_records(self) -> list[Record]:
-        """All records of the run in one list."""
+        """All records of the run, except the confirming ones."""
         records: list[Record] = []
         for seeds in self.records.values():
             records += seeds.values()
         return records
 
     def select(self, cells: Container[str]) -> "Run":
-        """The same run restricted to these cells."""
+        """A copy of the run with the records of these cells only."""
         records = {cell: seeds for cell, seeds in self.records.items() if cell in cells}
         return replace(self, records=records)
 
 
 def read_run(path: Path) -> Run:
-    """Reads a saved run, either to judge it or to use it as a baseline."""
+    """Reads a saved run from its file."""
     return Run.of_file(read_saved(path))
 
 
 def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
-    """Returns every verdict, missing cells first, otherwise in the study's order.
+    """Returns all judgements, missing cells first, otherwise in the study's order.
 
-    If `noise` is None, the gate uses the training noise of the suite and of users' own cells.
+    If `noise` is None, the gate uses the calibrated noise of the suite and of users' own cells.
 
     Raises:
         InputError: if the runs are of two profiles, have no cell in common or scored different
-            test rows, if the new run holds no cell, or if the baseline fails `check_sound`.
+            test rows or none, if the new run is empty, or if the baseline fails `check_sound`.
     """
     margins = load_margins()
     tolerances = load_tolerances()
@@ -158,7 +158,7 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
 
 
 def _finished(run: Run) -> Run:
-    """The run restricted to its finished records."""
+    """A run of the finished records only."""
     return Run.make([record for record in run.all_records if record.finished], run.path)
 
 
@@ -171,7 +171,7 @@ def _extra_cells(run: Run, reference: Run) -> list[Record]:
 def check_sound(baseline: Run) -> None:
     """Raises InputError if a baseline's file was changed or is unsealed, or a cell is not sound.
 
-    If an audit failed, the figures do not describe the method. Figures below a bound do, and a new
+    After a failed audit, figures do not describe the method. Figures below a bound do, and a new
     run with equally low figures misses the bound, too.
     """
     if baseline.doubt:
@@ -191,7 +191,7 @@ def check_sound(baseline: Run) -> None:
 
 
 def is_sound(record: Record) -> bool:
-    """Checks that no audit failed, unless excused, and no figure of the first updates was wrong."""
+    """Checks that all audits passed or are excused, and that the first updates had no fault."""
     return record.status != "failed" and not failed_audit_names(record)
 
 
@@ -207,7 +207,10 @@ def _confirm(
     confirming: RecordsBySeed,
     judge: Callable[..., list[Judgement]],
 ) -> Judgement:
-    """Checks a drop at a single seed that the baseline lacks against a second training run."""
+    """Confirms or refutes a drop by a second training run.
+
+    Only a drop at a single seed that the baseline lacks is checked.
+    """
     # Runs of equal seed differ only by the change, and the mean of several seeds is reliable.
     if drop.verdict is not Verdict.WORSE or drop.effect is None:
         return drop
@@ -235,7 +238,7 @@ def _confirm(
 def is_suspect(old: Run, record: Record) -> bool:
     """Checks whether a record alone is judged worse at a seed that the baseline lacks.
 
-    The gate of all cells adjusts its p-values, so it finds fewer records worse.
+    The gate over all cells adjusts its p-values, so it finds fewer records worse.
     """
     try:
         judgements = gate(old.select([record.cell]), Run.make([record]))
@@ -245,7 +248,7 @@ def is_suspect(old: Run, record: Record) -> bool:
 
 
 def _rows(old: Run, new: Run) -> dict[str, Rows]:
-    """The records of each cell that both runs have."""
+    """The old and new records of each cell that both runs have."""
     rows = {}
     for cell, seeds in old.records.items():
         if cell in new.records:

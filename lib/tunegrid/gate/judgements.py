@@ -1,4 +1,4 @@
-"""Defines a gate's judgements on figures, with evidence, and which of them count for a run."""
+"""Defines a gate's judgements, with their evidence, and which of them can fail a run."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ SPEEDS = (
     "step_seconds",
     "row_seconds",
     "token_seconds",
-)  # for a median step, for scoring a row, for generating one token of every row
+)  # of the median step, of predicting a row, of generating a token
 RecordsBySeed = Mapping[int | None, Record]  # records of one cell
 
 
@@ -69,8 +69,8 @@ class Judgement:
     effect: float | None = None
     low: float | None = None  # lower end of its 95 % interval
     high: float | None = None
-    # The p-value of being worse, for this figure alone, like its interval; None if it was not
-    # tested.
+    # The p-value for being worse; None if it was not tested. Like the interval, it is not adjusted
+    # for the number of figures.
     p: float | None = None
     min_drop: float | None = None  # smallest drop that would be called worse four times in five
     error: float | None = None  # standard error of a score's effect; None for other figures
@@ -100,7 +100,7 @@ class Judgement:
 
     @property
     def decides(self) -> bool:
-        """True if the cell's verdict depends on it; for a score, if it is the main one or worse."""
+        """True if it affects the cell's verdict; minor scores do so only if they are worse."""
         if self.quantity in NEVER_FAILING:
             return False
         return (
@@ -111,7 +111,7 @@ class Judgement:
 
 
 def make_judgement(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
-    """Makes a verdict on one figure of a cell's record."""
+    """Makes the judgement on one figure of the record's cell."""
     return Judgement(
         cell=record.cell,
         main_score=record.main_score,
@@ -167,7 +167,7 @@ def verdict_text(judgement: Judgement) -> str:
 
 
 def parse_kinds(text: str, known: Sequence[str] = COUNTED) -> tuple[str, ...]:
-    """Parses the kinds that an exit code depends on; raises InputError for an unknown name."""
+    """Parses a comma-separated list of kinds; raises InputError for an unknown one."""
     kinds = tuple(text.split(","))
     for kind in kinds:
         if kind not in known:
@@ -179,7 +179,7 @@ def parse_kinds(text: str, known: Sequence[str] = COUNTED) -> tuple[str, ...]:
 def find_worse(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
     """The judgements that fail a run: missing cells, worse figures and changed numerics.
 
-    Except for missing cells, only figures of these kinds count.
+    Missing cells always count, figures only if their kind is one of `kinds`.
     """
     return [judgement for judgement in judged if _fails(judgement, kinds)]
 
@@ -208,10 +208,10 @@ def was_compared(judgement: Judgement) -> bool:
 
 
 def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[str]:
-    """The counted kinds of which no figure could be compared; for quality, no main score.
+    """Those `kinds` of which no figure (for quality, no main score) could be compared.
 
-    Kinds without judgements are left out, except speed and instruments. If no kind remains and
-    nothing was compared, all counted kinds are returned.
+    Kinds without judgements are left out, except speed and instruments. If no kind remains although
+    nothing was compared, all are returned.
     """
     names = []
     for kind in KINDS:

@@ -1,17 +1,17 @@
-"""Names the module that changed between two records of one cell, from the probe before training.
+"""Finds the module that changed first between two records of one cell.
 
-Each call of a module has four figures: its input, its output, the gradient at its output, and the
-gradients of its own weights. A figure consists of a norm and some projections, and has moved if
-any of these differs by more than a bound. The bound is a share of the norm and is measured like the
-other tolerances of numerics. Rounding in one module is rounded again in every later one, so the
-deepest module sets the bound. A figure is equal if it moved by less than the bound and by less than
-a tenth of the movement on the module's other side.
+In the probe, which runs a few rows before training, each call of a module has four figures: its
+input, its output, the gradient at its output, and the gradients of its own weights. A figure
+consists of a norm and some projections, and has moved if any of these differs by more than a bound.
+The bound is a share of the norm, measured like the other tolerances of numerics. Rounding errors
+grow from module to module, so the last ones set the bound. A figure is equal if it moved by no more
+than the bound and a tenth of the movement on the module's other side.
 
 Forward, the first modules are the innermost ones whose output moved although their input is equal,
 in the order in which they ended. Backward, starting from the end, they are those that received the
 first tensor whose gradient moved, although the gradient at their own output is equal. If no module
-received that tensor, the smallest such module around it is named. A module also counts if the
-gradients of its weights moved but the gradient at its output did not.
+received that tensor, the smallest such module around it is named. A module nearer the end is named
+instead if the gradients of its weights moved but the gradient at its output did not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,23 +45,23 @@ CALL = ["module", "call"]  # the columns that identify a call within its phase
 INFINITE = "to or from a value that is not finite"
 
 # One row per call, in the order in which the calls ended, numbered across all phases. `call`: its
-# number among the calls of its module. `depth`: the number of modules running around it. `source`,
-# `maker`: the numbers of the calls that made its input and its output (the call itself or one
-# inside it); -1 if none did.
+# number among the calls of its module. `depth`: the number of calls that enclose it. `source`,
+# `maker`: the numbers of the calls that made its input and its output (usually the call itself or
+# one inside it); -1 if none did.
 Modules: TypeAlias = pd.DataFrame
 Names = tuple[tuple[str, str, str], ...]  # modules, each with its class and library
 
 
 class FirstModules(NamedTuple):
-    """The first module that changed; `words` also counts those that changed likewise."""
+    """The module that changed first; `words` also says how many others changed likewise."""
 
     words: str = ""
     names: Names = ()
-    is_backward: bool = False  # True if gradients of the modules changed but no output did
+    is_backward: bool = False  # True if only gradients of the modules changed
 
 
 def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] | None:
-    """Reads the figures of two records; None if a record has no figures or its file is gone.
+    """Reads both records' module figures; None if either has none or its file is missing.
 
     Raises InputError for an invalid file.
     """
@@ -73,7 +73,7 @@ def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] |
 
 
 def parse_modules(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Modules:
-    """The calls in a file's columns; raises InputError if the columns do not describe calls."""
+    """Makes a frame of calls from a file's columns; raises InputError if they do not fit."""
     try:
         calls = pd.DataFrame({name: columns[name] for name in COLUMNS})
         return calls.astype(dict.fromkeys(PLACE_COLUMNS, "int32"))
@@ -83,14 +83,14 @@ def parse_modules(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Module
 
 
 def _numbers(calls: Modules) -> Any:
-    """The numbers by call, figure and part; NaN where a number is not finite."""
+    """An array (calls, figures, parts of a figure); NaN where a number is missing or not finite."""
     numbers = calls[[*CALL_NUMBERS]].to_numpy(float)
     return numbers.reshape(-1, len(COLUMN_PREFIXES), len(FIGURE_PARTS))
 
 
 @dataclass(frozen=True)
 class Moved:
-    """The movement of all figures in one phase between two records."""
+    """How far all figures of one phase moved between two records."""
 
     calls: Modules  # calls of the newer record
     # A row per call and a column per figure, in units of the figure's norm; NaN if the older record
@@ -99,7 +99,10 @@ class Moved:
 
     @classmethod
     def measure(cls, old: Modules, new: Modules, phase: str) -> "Moved":
-        """Measures the movement between two records; infinite to or from a non-finite number."""
+        """Measures the movement; it is infinite if a number is finite in one record only.
+
+        For gradients of weights, it is then 0.
+        """
         before = old[old.phase == phase]
         calls = new[new.phase == phase]
         old_calls = before.drop_duplicates(CALL, keep="last").set_index(CALL)
@@ -129,9 +132,9 @@ class Moved:
         return self._innermost(shares.index[(shares.output > bound) & has_equal_input])
 
     def backward(self, bound: float) -> tuple[list[int], float]:
-        """The innermost calls, from the end, that first make an equal gradient differ.
+        """The innermost calls, from the end, in which gradients first moved, and by what share.
 
-        Also returns the share by which the gradient moved.
+        The gradient at such a call's output is equal.
         """
         calls = self.calls
         gradient = self.shares.gradient
@@ -156,7 +159,7 @@ class Moved:
         return inner_calls, share
 
     def parent_calls(self, call: int) -> Iterator[int]:
-        """The calls that enclose a call, innermost first; they end later and are shallower."""
+        """Yields the calls that enclose a call, innermost first; they end later."""
         depth = self.calls.depth[call]
         for later_call, later_depth in self.calls.depth.loc[call + 1 :].items():
             if later_depth < depth:
@@ -166,7 +169,7 @@ class Moved:
     def _innermost(self, calls: Sequence[int]) -> list[int]:
         """The calls that enclose none of the other calls.
 
-        Parts of a call end right before it and are deeper.
+        Calls made inside a call end right before it and are deeper.
         """
         depth = self.calls.depth
         innermost = [*calls[:1]]
@@ -186,7 +189,7 @@ def first_modules(
 ) -> FirstModules:
     """Finds the first module that changed in a phase of the probe, if any.
 
-    If `backward` is set and the forward pass shows no change, gradients are compared.
+    If `backward` is set and the forward pass shows no change, gradients are compared, too.
     """
     movement = Moved.measure(old, new, phase)
     bound = tolerance["module_outputs"]

@@ -1,7 +1,7 @@
-"""Provides the training noise of a score: its standard deviations and their scale.
+"""Provides the training noise of a score: its standard deviation, and the scale that it is on.
 
-There are two kinds. *seeds* compares training runs with different seeds. *perturbed* compares
-training runs of one seed whose starting weights differ in the last digits. The evidence in the
+There are two kinds: *seeds*, between training runs with different seeds, and *perturbed*, between
+training runs of one seed whose initial weights differ in the last digits. The evidence in the
 records of two runs (`tunegrid.gate.numerics`) decides which kind applies.
 """
 
@@ -31,10 +31,10 @@ from tunegrid.runs.files import OwnNoise
 NOISE_FILE = THRESHOLDS / "noise.toml"
 SEEDS = "seeds"
 PERTURBED = "perturbed"
-ENOUGH = 30  # degrees of freedom that fix a standard deviation to within an eighth
-# Points by which a changed row moves, if not by 100. BERTScore never rates two texts far apart. The
-# value is the mean square over the mean change of the rows that two seeds answer differently: 15.6
-# in 0.19's baseline, 17.4 today.
+ENOUGH = 30  # degrees of freedom that give a standard deviation to within an eighth
+# Points by which the score of a changed row moves, where it is not 100. BERTScore never rates two
+# texts far apart. The value is the mean squared change divided by the mean change, over the rows
+# that two seeds answer differently: 15.6 in 0.19's baseline, 17.4 today.
 STEPS = {"bertscore_f1": 15.6}
 NoiseKey = tuple[str, str]  # the cell's id and the score's name
 Groups = Sequence[Sequence[float]]  # within each group, scores differ only by chance
@@ -43,25 +43,25 @@ ScoresByKey = Mapping[NoiseKey, Groups]
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale on which scores are tested: the arcsine of their root, in units of a point at 50.
+    """The scale on which scores are tested: the arcsine of a share's square root.
 
-    Near 100 few rows are wrong, and seeds change their number less: at 98.5 a point is 4 units. On
-    this scale, a share has the same variance everywhere. log(100 - score) would exaggerate changes
-    between 99 and 100.
+    Near 100 few rows are wrong, and seeds change their number less. On this scale, where a point is
+    1 unit at 50 and 4 units at 98.5, a share has the same variance everywhere. log(100 - score)
+    would exaggerate changes between 99 and 100.
     """
 
     # Half the points by which a changed row moves the score; infinite for a scale of plain points.
     half: float
 
     def position(self, score: float) -> float:
-        """The score's position on the scale; scores outside 0 to 100 go to the nearer end."""
+        """The score's position on the scale; clips the score to 0-100, except on plain points."""
         if self.half == math.inf:
             return score
         points = min(max(score, 0.0), 100.0)
         return 100 * math.asin(math.sqrt((points + self.half) / (100 + 2 * self.half)))
 
     def shift(self, score: float, distance: float) -> float:
-        """The score at this distance above another on the scale; only plain points leave 0-100."""
+        """The score `distance` units above this one, clipped to 0-100 except on plain points."""
         if self.half == math.inf:
             return score + distance
         angle = min(max((self.position(score) + distance) / 100, 0.0), math.pi / 2)
@@ -75,9 +75,9 @@ class Scale:
         return 50 / math.sqrt((score + self.half) * (100 - score + self.half))
 
     def resolution(self, score: float) -> float:
-        """The smallest deviation that counts, equal to half a row.
+        """The smallest deviation assumed, in scale units: the effect of half a row.
 
-        A few draws without a change do not prove that there is no noise.
+        A few runs without a change do not prove that there is no noise.
         """
         return self.half * self.per_point(score)
 
@@ -86,7 +86,7 @@ POINT_SCALE = Scale(math.inf)
 
 
 def make_scale(rows: int, metric: str) -> Scale:
-    """The scale for scores on this number of test rows."""
+    """The scale of a metric on this number of test rows."""
     return Scale(STEPS.get(metric, 100.0) / rows / 2)
 
 
@@ -121,7 +121,7 @@ def task_name(cell: str) -> str:
 
 
 def cell_kind(cell: str) -> str:
-    """A cell's backbone and task, for example "bert_qa"; methods differ less in their noise."""
+    """A cell's kind: its backbone and task, for example "bert_qa"; methods affect noise less."""
     return cell.rpartition("_")[0]
 
 
@@ -137,7 +137,7 @@ class Noise:
 
     @cached_property
     def spreads(self) -> dict[tuple[str, str, str], Deviation]:
-        """Deviations on the scale, by kind of noise, cell or kind of cell, and score."""
+        """Deviations on the scale, by (kind of noise, cell or cell kind, score name)."""
         groups = defaultdict[tuple[str, str, str], list[Sequence[float]]](list)
         for kind, keys in self.scores.items():
             for cell, metric in keys:
@@ -176,7 +176,7 @@ class Noise:
         return residuals
 
     def tail(self, cell: str, metric: str) -> float:
-        """The number of deviations by which this kind's worst seed is below its cell's mean."""
+        """How many deviations the worst seed among cells of this kind is below its cell's mean."""
         lowest = 0.0
         for calibrated, score in self.scores[SEEDS]:
             if cell_kind(calibrated) == cell_kind(cell) and score == metric:
@@ -184,10 +184,10 @@ class Noise:
         return -lowest
 
     def find(self, kind: str, record: Record, metric: str) -> Deviation | None:
-        """The deviation of a record's score, or None if it is unknown.
+        """The deviation of a record's score; None if it is unknown or the score is missing.
 
-        The deviation is unknown if the profile, the test rows or the kind of cell is unknown. For a
-        user's cell, it is known if exactly this recipe was calibrated.
+        It is known if this kind of cell was calibrated in this profile with as many test rows.
+        Between seeds, it is also known if the user calibrated the cell with exactly this recipe.
         """
         score = record.scores.get(metric)
         if score is None:
@@ -208,11 +208,12 @@ class Noise:
         return replace(own_spread, sd=max(own_spread.sd, spread.sd))
 
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
-        """A cell's own deviation; below `ENOUGH` degrees of freedom, at least that of its kind.
+        """Estimates a cell's deviation; None if no cell of its kind was calibrated.
 
-        A few draws may agree by chance. A new method has only its kind's figures. Other cells keep
-        their own degrees of freedom, since cells of a kind share the kind's and may be compared
-        with each other. The deviation is at least the resolution of the test rows at `score`.
+        Below `ENOUGH` degrees of freedom, it is at least that of the kind, since a few runs may
+        agree by chance. A new method has only its kind's figures. Other cells keep their own
+        degrees of freedom, since cells of a kind may be compared with each other. The deviation is
+        at least the resolution of the test rows at `score`.
         """
         common = self.spreads.get((kind, cell_kind(cell), metric))
         if not common:
@@ -238,16 +239,16 @@ def own_deviation(own: OwnNoise, metric: str, score: float) -> Deviation | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry(Deviation):
-    """One kind of noise of one score in a file.
+    """An entry of the noise file: one kind of noise of one score.
 
-    The deviation is in points and informs readers; only the scores are used.
+    `sd` is in points and only informs readers; the code uses the scores.
     """
 
     scores: list[list[Annotated[Number, Field(ge=0, le=100)]]]
 
 
 def load_noise(path: Path = NOISE_FILE, own: Sequence[OwnNoise] = ()) -> Noise:
-    """Loads the calibrated noise and adds users' own; raises InputError for a bad file."""
+    """Loads the calibrated noise, if any, and adds users' own; raises InputError for a bad file."""
     if not path.is_file():
         return Noise(own=own)
     with read_toml(path, "noise", LAB_CALIBRATE) as content:

@@ -1,10 +1,10 @@
 """Judges whether the arithmetic of training changed between two records of one cell and seed.
 
 The first updates show a change before any score does, and without statistics, because they amplify
-rounding far less than later updates. A later change shows in the smoothed loss curve and in the
-number of test rows whose predictions differ, since rounding rarely changes predictions. Tolerances
-are measured. The figures of modules (`tunegrid.gate.modules`) name the module that changed but
-never decide, since they include the model's values for padding, which may change without harm.
+rounding far less than later updates. A later change shows in the smoothed loss curve, or in more
+test rows with other predictions than rounding explains. Tolerances are measured. The figures of
+modules (`tunegrid.gate.modules`) name the module that changed but never decide, since they include
+the model's values for padding, which may change without harm.
 """
 
 import math
@@ -72,13 +72,14 @@ class Pair:
     new: TrainingRecord
     tolerance: Mapping[str, float]  # for the runs' arithmetic and cell
     fine: bool  # True if the arithmetic is exact enough to compare generated ids
-    # Reads both records' figures.
+    # Reads the figures of modules in both records.
     modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None
 
     def figures(self, name: str) -> tuple[Any, Any]:
-        """A figure of both training runs; `NO_FIGURES` unless both have it.
+        """A figure of the old and new run; `NO_FIGURES` unless both have it.
 
-        A probe's figure is known only if both used the same probe.
+        Figures of the probe need the same probe in both runs. For all losses after the first, the
+        pair is 0 and the gap.
         """
         if name == "order":
             return self.old.order, self.new.order
@@ -110,7 +111,10 @@ class Pair:
 
     @property
     def curve(self) -> float:
-        """The largest gap between the smoothed losses, as a share of the old mean loss."""
+        """The largest gap between the smoothed losses, as a share of the old mean loss.
+
+        Infinite if one run made more updates.
+        """
         before = np.array(self.old.losses, float)
         after = np.array(self.new.losses, float)
         if len(before) != len(after):
@@ -123,9 +127,9 @@ class Pair:
 
     @property
     def split_update(self) -> int:
-        """The first update with a different loss.
+        """The first update with a different loss, or one past the last update.
 
-        If early losses already differ, the result is the first update whose gap exceeds rounding.
+        If early losses already differ, this is the first update whose gap exceeds rounding.
         """
         before = self.old.losses
         limit = 0.0
@@ -138,9 +142,9 @@ class Pair:
 
     @property
     def jump(self) -> float:
-        """The first gap between losses, if the first updates are equal; else 0.
+        """The first gap between losses, if the first `UPDATES` losses are equal; else 0.
 
-        Rounding would grow slowly instead.
+        A gap from rounding would grow slowly instead.
         """
         for index, gap in enumerate(self.gaps):
             if gap:
@@ -154,7 +158,7 @@ class Pair:
 
 
 def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tuple[float, str]:
-    """The largest gap between two norms of a group, as a share of the larger, and the group.
+    """The largest gap between two norms of one group, as a share of the larger, and that group.
 
     A norm below the share `SMALL_NORM` of the largest norm counts as that share.
     """
@@ -177,7 +181,7 @@ def _gap(before: Any, after: Any) -> float:
 
 
 def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, Any] | None:
-    """Describes a figure's gap: for norms the largest, else the first; None if within the limit."""
+    """Describes a figure's largest gap (norms) or first gap (others); None if within the limit."""
     before = before if isinstance(before, dict) else {"": before}
     after = after if isinstance(after, dict) else {"": after}
     is_norm = name in BY_GROUP
@@ -193,7 +197,7 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
 
 
 def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> tuple[float, Any]:
-    """The first gap that exceeds the limit, and its group."""
+    """The first gap that exceeds the limit, and its group; 0 if none does."""
     for group in before | after:
         gap = _gap(before.get(group), after.get(group))
         if gap > limit:
@@ -202,7 +206,7 @@ def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> t
 
 
 def _value_text(name: str, values: Mapping[str, Any], group: str) -> str:
-    """A group's value in words; missing gradients and zero gradients read differently."""
+    """Formats a group's value; missing gradients and zero gradients read differently."""
     value = values.get(group)
     if name in ("probe_reached", "reached") and not value:
         return "none" if value is None else "0 (all are zeros)"
@@ -212,13 +216,13 @@ def _value_text(name: str, values: Mapping[str, Any], group: str) -> str:
 
 
 def _factor_text(factor: float) -> str:
-    """Shows a factor as "x 1.1", or as a percentage if it rounds to 1 at four digits."""
+    """Formats a factor as "x 1.1", or as a percentage if it rounds to 1 at four digits."""
     text = f"{factor:.4g}"
     return f"{100 * (factor - 1):+.1g} %" if text == "1" else f"x {text}"
 
 
 class FlowRow(NamedTuple):
-    """A figure, and the stage of a run at which its change shows first."""
+    """A figure, and the stage of a run at which a change of it first shows."""
 
     stage: str
     figure: str
@@ -351,7 +355,7 @@ def first_change(pair: Pair) -> Change | None:
 def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
     """Adds the first changed modules to a change, if they are known.
 
-    If an output moved before any gradient did, the stage becomes the forward pass.
+    Its stage becomes "forward" instead of backward if a module's input or output changed.
     """
     if not phase or pair.figures("probe_gradients") == NO_FIGURES:
         return change
@@ -370,7 +374,7 @@ def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
 
 
 def judge_numerics(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
-    """The gravest verdict on a cell's runs, and whether finished new runs repeat the old ones.
+    """The gravest judgement on a cell's runs, and whether all finished new runs repeat old ones.
 
     A new run repeats its old run if both finished and are the same training run up to rounding.
     """
@@ -391,7 +395,7 @@ def compare_pair(
     tolerances: Tolerances,
     runs: Runs = (None, None),
 ) -> tuple[Judgement, bool]:
-    """Judges two records of a cell; says if they are the same training run up to rounding.
+    """Judges two records of a cell and says whether they are the same training up to rounding.
 
     Records with the same seed, recipe, order and data are the same training run if all losses are
     equal, or if no stage before the evaluation changed by more than rounding. If one record made
@@ -436,7 +440,7 @@ def compare_pair(
 
 
 def _rounding(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:
-    """The verdict if losses differ by rounding: changed if too many predictions differ."""
+    """The verdict and reason if losses differ by rounding: *changed* if too many predictions do."""
     gaps = pair.gaps[:UPDATES]
     words = f"losses are equal up to update {len(gaps)}, then differ"
     if any(gaps):
@@ -468,7 +472,10 @@ def changed_rows(old: Record, new: Record, runs: Runs) -> tuple[int, int] | None
 
 
 def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:
-    """The verdict if losses are equal; predictions must be equal, too, but BERTScore may round."""
+    """The verdict and reason if losses are equal: *changed* if predictions or points are not.
+
+    BERTScores may differ by rounding.
+    """
     files = [record.examples and record.examples.file for record in (old, new)]
     if updates or None in files or files[0] == files[1]:
         early = f" of the first {count(updates, 'update')}" if updates else ""
@@ -504,7 +511,7 @@ def arithmetic(record: Record) -> str:
 
 
 def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
-    """The reason why two records' figures cannot be compared; empty if they can."""
+    """The reason why the numerics of two records cannot be compared; empty if they can."""
     seeds = old.seeds
     if (seeds.seed, seeds.split_seed) != (new.seeds.seed, new.seeds.split_seed):
         return "no run of the same seed"
@@ -525,7 +532,7 @@ def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
 
 
 def unlike_libraries(before: Record, after: Record) -> str:
-    """The libraries whose version or code differs between two records; empty if none is known."""
+    """Names the libraries whose version or code is known to differ between two records."""
     olds = before.versions
     news = after.versions
     changes = []

@@ -1,7 +1,7 @@
-"""Judges whether scores got worse, with one judgement per bounded score of two runs.
+"""Judges whether scores got worse, with one judgement per cell and bounded score.
 
 The difference of mean scores is compared with the training noise that applies
-(`tunegrid.gate.noise`), by a t-test on its `Scale`; points by row are optional. If no noise was
+(`tunegrid.gate.noise`), by a t-test on its `Scale`. Points by row are optional. If no noise was
 calibrated, it is estimated from the seeds of the two runs. With one seed on each side, it is
 estimated from single rows, provided that both are the same training run up to rounding; otherwise
 nothing can be decided. The chance that a whole run of equal quality is called worse is at most 5 %.
@@ -48,9 +48,9 @@ MORE_SEEDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A cell's runs and points by row, each new run paired with an old one.
+    """A cell's old and new runs and their points by row.
 
-    The old run has the same seed, or any seed if the baseline lacks it.
+    Each new run is paired with the old run of its seed, or of any seed if the baseline lacks it.
     """
 
     old: RecordsBySeed
@@ -65,7 +65,7 @@ class Rows:
 
     @cached_property
     def records(self) -> list[tuple[Record, Record]]:
-        """The pairs of records, with pairs of equal seed first."""
+        """The (old, new) pairs of records, with pairs of equal seed first."""
         baseline = list(self.old.values())
         pairs = []
         for index, (seed, record) in enumerate(self.new.items()):
@@ -79,13 +79,13 @@ class Rows:
 
     @property
     def other_recipe(self) -> str:
-        """A clause on the first recipe difference of an old and a new record; empty if none."""
+        """A clause on the first old and new record whose recipes differ; empty if none do."""
         clauses = (other_recipe(*pair) for pair in product(self.old.values(), self.new.values()))
         return next(filter(None, clauses), "")
 
     @cached_property
     def points(self) -> list[tuple[RowPoints, RowPoints]]:
-        """The pairs of points by row; empty if any are missing.
+        """The points by row of each (old, new) pair; empty if any are missing.
 
         Raises InputError if two records scored different test rows, or either scored none.
         """
@@ -102,7 +102,7 @@ class Rows:
     def gains(self, metric: str) -> list[Array]:
         """New minus old points of each row, by pair; empty if there are no points by row.
 
-        For macro F1, rows have points of accuracy.
+        Macro F1 has no points by row, so those of accuracy stand in.
         """
         name = "accuracy" if metric == "f1_macro" else metric
         gains = []
@@ -113,7 +113,7 @@ class Rows:
         return gains
 
     def check_equal(self, judgement: Judgement) -> Judgement:
-        """Returns the judgement on a score; *same* if scores and rows are equal in each pair."""
+        """Returns the judgement, made *same* if its score and rows are equal in every pair."""
         metric = judgement.quantity
         if judgement.verdict is Verdict.NOT_COMPARABLE:
             return judgement
@@ -154,7 +154,7 @@ def check_rows(before: Record, after: Record) -> None:
 
 
 class Reference(NamedTuple):
-    """The noise that a change is compared with, and the old records that belong to it."""
+    """The noise that a score's change is compared with, and the old records to compare with."""
 
     words: str
     old: Sequence[Record]
@@ -164,7 +164,7 @@ class Reference(NamedTuple):
 def find_reference(
     metric: str, rows: Rows, one_training: bool, noise: Noise, scale: Scale, gains: Sequence[Array]
 ) -> Reference:
-    """Finds the narrowest noise that is known for a score."""
+    """Finds the most specific noise that is known for a score; its spread may be None."""
     baseline = list(rows.old.values())
     peers = baseline
     if one_training:
@@ -194,7 +194,7 @@ def weigh(
     noise: Noise,
     margin: float,
 ) -> tuple[dict[str, Any], Effect | None]:
-    """The evidence on a score's change, and its effect; no effect if no noise is known."""
+    """The evidence on a score's change, and the effect, which is None if no noise is known."""
     gains = rows.gains(metric)
     data = next(iter(rows.old.values())).data
     test_rows = data.rows["test"] if data else 1
@@ -238,7 +238,7 @@ class Decision(NamedTuple):
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
 ) -> dict[NoiseKey, Decision]:
-    """Decides on effects, adjusting p-values across main scores and across others (Holm 1979)."""
+    """Decides on effects; adjusts p-values among main scores and among others (Holm 1979)."""
     decisions: dict[NoiseKey, Decision] = {}
     for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
         family = {}
@@ -262,7 +262,7 @@ def effect_verdict(
     margin: float,
     alpha: float,
 ) -> Verdict:
-    """The verdict from adjusted p-values: a change must be significant and reach the margin.
+    """The verdict on an effect: a change must be significant and reach the margin.
 
     A gain that rounds to 0.000 does not count as better.
     """
@@ -279,10 +279,10 @@ def assess(
     margins: Mapping[str, float],
     noise: Noise,
 ) -> list[Judgement]:
-    """Judges each bounded score of cells that trained to the end.
+    """Judges each bounded score of those cells that have scores.
 
-    The runs of cells in `one_training` differ only by rounding. Scores from different recipes are
-    not compared.
+    The old and new runs of cells in `one_training` differ only by rounding. Scores from different
+    recipes are not compared.
     """
     by_cell = {rows.cell: rows for rows in cells if rows.has_scores}
     mains = {cell: rows.records[0][0].main_score for cell, rows in by_cell.items()}
@@ -323,7 +323,7 @@ def has_numbers(records: RecordsBySeed, metric: str) -> bool:
 
 
 def other_recipe(before: Record, after: Record) -> str:
-    """A clause that names the differing fields of recipes and limits of rows; empty if equal."""
+    """A clause naming the fields in which recipes or row limits differ; empty if none do."""
     names = []
     for old, new in ((before.recipe, after.recipe), (before.limits, after.limits)):
         for field in fields(old):

@@ -1,8 +1,8 @@
-"""Holds the limits that gate and bounds compare figures with, each with its reason.
+"""Loads the thresholds that figures are compared with: bounds, margins and tolerances.
 
 `margins.toml` and the constants here are set by hand. Bounds (`quick.toml` and the like),
-`noise.toml` and `numerics.toml` (the largest effects of rounding) are measured, and describe the
-runs behind them.
+`noise.toml` and `numerics.toml` (tolerances for rounding) are measured, and describe the runs
+behind them.
 """
 
 import tomllib
@@ -34,13 +34,13 @@ BERTSCORE_ROUNDING = 1e-5
 # The chance below which rounding does not explain the changed test rows of a cell, given the number
 # that it changes on average (from the tolerance).
 CHANCE = 3e-4
-FIXED_ANSWERS = 0.01  # in points, for the last digits of another BERTScore encoder
+FIXED_ANSWERS = 0.01  # in points; another BERTScore encoder may change the last digits
 
 Number = Annotated[float, Field(strict=True, ge=-1e9, le=1e9, allow_inf_nan=False)]
 Minimum = Annotated[Number, Field(ge=0, le=100)]
 Bounds = Mapping[str, float]  # minimum points by metric
-# By arithmetic, and by "cell " plus a cell's id where its first updates amplify rounding more. The
-# head of the file explains each figure.
+# By arithmetic, and by "cell " plus a cell's id for figures that have their own tolerance in that
+# cell. The head of the file explains each figure.
 Tolerances = Mapping[str, Mapping[str, float]]
 MARGINS = {"points": ("other",), "memory": ("ledger", *PEAKS, *TRACED), "speed": SPEEDS}
 TOLERATED = (
@@ -64,7 +64,7 @@ def bounds_file(grid_file: Path, profile: str) -> Path:
 
 
 def load_bounds(path: Path) -> dict[str, Bounds]:
-    """Loads bounds by cell id; empty if none have been measured yet.
+    """Loads bounds by cell id; empty if there is no such file.
 
     Raises InputError for an invalid file.
     """
@@ -120,9 +120,9 @@ def cell_tolerance(cell: str, arithmetic: str, tolerances: Tolerances) -> Mappin
 
 @contextmanager
 def read_toml(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, Any]]:
-    """Yields a TOML file's content to a block and turns the block's errors into InputErrors.
+    """Yields a TOML file's content; turns errors in reading or checking it into InputErrors.
 
-    `command` is the command that writes the file, if there is one.
+    They say that the file holds no `what` and name the `command` that writes it.
     """
     try:
         yield tomllib.loads(path.read_text(encoding="utf-8"))
@@ -138,9 +138,9 @@ def read_toml(path: Path, what: str, command: str = "") -> Iterator[Mapping[str,
 
 
 def check_shape(value: Any, shape: Any, needed: Collection[str] = ()) -> Any:
-    """Returns the value if it has this shape.
+    """Validates a value against a type and returns it.
 
-    Raises ValueError if it does not, and KeyError if a needed key is missing.
+    Raises ValueError if it does not match, and KeyError if a needed key is missing.
     """
     missing_keys = set(needed) - set(value) if needed else set()
     if missing_keys:

@@ -1,8 +1,8 @@
 """Compares methods by score and cost, and lists pairs that cannot be told apart.
 
 Methods are compared within one backbone and task, based on the scores of the run's seeds on the
-same test rows. The noise comes from calibration where available, otherwise from these seeds. Needs
-no torch.
+same test rows. The noise comes from calibration where that applies, otherwise from these seeds.
+Needs no torch.
 """
 
 import math
@@ -53,8 +53,8 @@ INSTEAD = {"rougeLsum": "rougeL"}
 CALIBRATED = "calibrated noise"
 OWN = "these seeds"
 UNKNOWN = "unknown"
-TOO_RARE = 0.001  # share of runs; calibrated noise does not fit seeds that scatter more rarely
-MOST_PAIRS = 40  # in a table; the rest need more seeds than anybody has
+TOO_RARE = 0.001  # calibrated noise does not fit a scatter that it causes in fewer runs than this
+MOST_PAIRS = 40  # shown in a table; the rest need more seeds than anybody has
 
 
 class Error(NamedTuple):
@@ -66,11 +66,11 @@ class Error(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A method on one backbone and task."""
+    """A method's results on one backbone and task."""
 
     first: Record  # the first seed's record, read for whatever all seeds share
     scores: Sequence[float]  # the main score of each seed; at least one
-    costs: Mapping[str, float]  # by name; NaN if any seed lacks a measurement of its own
+    costs: Mapping[str, float]  # by name; NaN if unknown
     facts: Mapping[str, str]  # values of `FACTS` by name
     rows: set[str]  # hashes of the test rows
     # The error of the mean score that seed noise causes; None if the noise is unknown
@@ -128,7 +128,7 @@ def _row_hash(record: Record) -> str:
 
 
 def _count_updates(record: Record) -> str:
-    """The numbers of updates and of rows per update."""
+    """The number of updates and of rows per update, such as "300x16"."""
     updates = record.training.updates if record.training else "no"
     return f"{updates}x{record.recipe.rows_per_update}"
 
@@ -144,7 +144,7 @@ def _check_adapted(record: Record) -> str:
 
 
 def _device(record: Record) -> str:
-    """The device and its number of threads."""
+    """The device's name and number of threads."""
     if not record.device:
         return "unknown"
     return f"{record.device.name}, {record.device.threads or 'no'} threads"
@@ -186,7 +186,7 @@ def freedom(errors: Sequence[Error]) -> float:
 
 
 def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
-    """The entries with the errors of their means, from calibrated noise or the run's own noise."""
+    """The entries with the errors of their means, from calibrated noise or the run's own."""
     rows: dict[str, int] = {}
     scores: dict[NoiseKey, list[Sequence[float]]] = {}
     for entry in entries:
@@ -214,8 +214,7 @@ def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
 def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
     """Checks that an entry's calibrated noise is known and that its seeds do not contradict it.
 
-    The calibration's many seeds estimate the deviation better than a run's few, and the gate uses
-    the calibrated noise, too. It describes the built-in methods and recipes, however. A run with
+    Calibrated noise usually comes from more seeds, and the gate uses it, too. But a run with
     several seeds uses their own noise if its method was not calibrated, or if the calibrated noise
     would make seeds scatter this much in fewer than one run in 1,000 (F-test).
     """
@@ -272,10 +271,9 @@ class Comparison:
         return frame
 
     def seeds_needed(self, better: str, worse: str, tests: int) -> float:
-        """The number of seeds per method that tells two methods apart four times in five.
+        """The number of seeds per method needed to tell two methods apart four times in five.
 
-        Returns NaN if the scores are equal. Assumes that more seeds leave the degrees of freedom of
-        the noise as they are.
+        NaN if the scores are equal. Assumes that the degrees of freedom of the noise stay the same.
         """
         entries = [self.entries[better], self.entries[worse]]
         gap = entries[0].score - entries[1].score
@@ -293,9 +291,9 @@ class Comparison:
 
     @cached_property
     def costs(self) -> list[str]:
-        """The costs measured for all methods; tensors count only if the peak is unknown.
+        """The names of the costs that are known for all methods.
 
-        The peak includes the tensors.
+        Tensors count only if the peak, which includes them, is unknown.
         """
         costs = pd.DataFrame([entry.costs for entry in self.entries.values()]).dropna(axis=1)
         return [name for name in costs if name != TENSORS or PEAK not in costs]
@@ -313,7 +311,7 @@ class Comparison:
 
 
 def _untested_reason(better: Entry, worse: Entry) -> str | None:
-    """The reason why two methods cannot be tested; None if they can."""
+    """The reason why two methods are not tested; None if they are."""
     if len(better.rows | worse.rows) > 1:
         return "their test rows differ"
     methods = [entry.first.method for entry in (better, worse) if not entry.error]
@@ -326,7 +324,7 @@ def dominates(rival: Sequence[float], figures: Sequence[float]) -> bool:
 
 
 def why_left_out(record: Record) -> str:
-    """The reason to keep a record from representing its method; empty if there is none."""
+    """The reason why a record is left out of the comparison; empty if there is none."""
     if record.seeds.confirms is not None:
         return f"it only confirms or refutes the miss of seed {record.seeds.confirms}"
     if record.scores.get(record.main_score) is None:
@@ -336,9 +334,9 @@ def why_left_out(record: Record) -> str:
 
 
 def compare_methods(records: Iterable[Record], calibrated: Noise) -> list[Comparison]:
-    """Compares the methods of each task and backbone, without records that must be left out.
+    """Compares the methods of each task and backbone, leaving out unfinished and faulty records.
 
-    Raises InputError if the records cannot be compared.
+    Raises InputError if no record is left or the records cannot be compared.
     """
     cells: dict[str, list[Record]] = defaultdict(list)
     for record in records:
@@ -402,7 +400,7 @@ OF_QUICK = (
 
 
 def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> list[Section]:
-    """Sections on unlike settings, on each task, on undecided pairs and on records left out."""
+    """Makes sections on differing settings, each task, undecided pairs, and records left out."""
     frame = method_frame(comparisons)
     tables = [_differences(comparisons)]
     for (task, score), rows in frame.groupby(["task", "score"], sort=False):
@@ -500,7 +498,7 @@ def _differences(comparisons: Sequence[Comparison]) -> Section:
 
 
 def _pairs(comparisons: Sequence[Comparison]) -> Section:
-    """Pairs that cannot be told apart, with reasons, sorted by the number of seeds needed."""
+    """The pairs that were not told apart, fewest needed seeds first, with reasons if untested."""
     frames = [c.pairs.assign(task=c.task, backbone=c.backbone) for c in comparisons]
     frame = pd.concat(frames)
     if frame.empty:

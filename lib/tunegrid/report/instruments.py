@@ -1,4 +1,4 @@
-"""Makes the tables of instruments, with figures by cell and part over the seeds of a run."""
+"""Makes a table for each instrument: its figures by cell and part, averaged over a run's seeds."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -60,7 +60,7 @@ def interval(rows: pd.DataFrame) -> tuple[float, float, float]:
     """The mean of a figure over seeds and its 95 % interval.
 
     The interval comes from the figure's rows if it has rows, else from the instrument if it gave
-    an interval, else from the seeds.
+    one, else from the seeds. With a single seed, it is then NaN.
     """
     intervals = []
     for _, group in rows.groupby("seed", dropna=False):

@@ -1,6 +1,7 @@
 """Suggests commands to run next.
 
-Each command runs where the failure occurred, and none repeats the command that was given.
+Cells run in the environment of the new run. A command that was just given is not suggested again,
+except to resume a run.
 """
 
 import re
@@ -34,7 +35,7 @@ CELL_OPTIONS = (
 )
 # Ranges of seeds to suggest, each with its number of seeds.
 SEED_RANGES = {"0-4": 5, "0-9": 10}
-# Options that, with any value, change neither what trains nor how it is judged.
+# Options that do not change what trains, whatever their value.
 SHOWING = re.compile(
     r"(-n|--gate|--gate-on|--on|--report-to|--format|--html"
     r"|--benchmark-json|--benchmark-save|--junitxml)$"
@@ -47,14 +48,14 @@ LENGTHS = ("max_steps", "num_train_epochs", "train_rows", "eval_rows")
 class NextSteps:
     """Makes the commands for a run's verdict.
 
-    Methods return an empty text if the command would only repeat `command` or `given`.
+    Most methods return an empty text if their command would only repeat `command` or `given`.
 
     Attributes:
         command: the command that started the run; empty if unknown.
         given: the command that the user typed, if it differs from `command`.
         files: the files of the older run and of this one.
-        runner: the words that run cells in the new run's environment; empty if it is this one.
-        upgrade: for an upgrade, the words that run both sides again.
+        runner: the words that run cells in the new run's environment; empty if that is this one.
+        upgrade: for `tunegrid upgrade`, the words that run both sides again.
     """
 
     records: Sequence[Record]
@@ -83,9 +84,9 @@ class NextSteps:
         return f"`{shlex.join(words)}`"
 
     def cell_options(self, *, whole: bool = False) -> list[str]:
-        """The options that the run's cells need, each as one word.
+        """The options of the run that define its cells, each as one word.
 
-        `whole` drops options that end training early.
+        `whole` drops options that can shorten the run.
         """
         options = []
         for word, value in pairwise([*self.command_words, "-"]):
@@ -101,9 +102,9 @@ class NextSteps:
         return options
 
     def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
-        """Runs cells as this run did, or to their ends if `whole`.
+        """The command to run cells as this run did, or to the end if `whole`.
 
-        `more` options replace the seeds of these cells.
+        Options in `more` replace the one for seeds.
         """
         records = [record for record in [*self.records, *self.before] if record.cell in cells]
         marker = marker_words(records[0].cell, records[0].profile) if records else "quick"
@@ -124,7 +125,7 @@ class NextSteps:
         return len({(record.cell, record.seeds.seed) for record in own}) == 1
 
     def rerun(self, record: Record) -> str:
-        """Resumes the run if the cell did not finish, or else runs the failed cell alone."""
+        """Advice to resume the run if the cell did not finish, or else to run the cell alone."""
         if record.status in ("killed", "not run", "unfinished"):
             return self.resume()
         if self.trained_one_cell and not self.runner:
@@ -134,7 +135,7 @@ class NextSteps:
         return f"{command} runs one cell alone" if command else ""
 
     def resume(self) -> str:
-        """Runs the rest of the run."""
+        """Advice to run the rest of the run."""
         words = self.command_words
         if words[:1] not in (["pytest"], ["tunegrid"]):
             return "the run's own command with --resume runs what is left"
@@ -147,14 +148,14 @@ class NextSteps:
         return f"{self.quoted([*words, '--resume'])} runs what is left"
 
     def whole_run(self, cells: Sequence[str]) -> str:
-        """Trains cells to their ends."""
+        """The command to train cells to the end."""
         command = self.run(cells, whole=True)
         return (
             f"{command} trains {'it' if len(cells) == 1 else 'them'} to the end" if command else ""
         )
 
     def more_seeds(self, cells: Sequence[str]) -> str:
-        """Trains more seeds to tell a change from noise."""
+        """The command to train more seeds, to tell a change from noise."""
         held = {record.seeds.seed for record in self.records if record.cell in cells}
         seeds = next(
             (text for text, number in SEED_RANGES.items() if not held >= set(range(number))), ""
@@ -167,26 +168,26 @@ class NextSteps:
         return f"{command}, for both runs, would decide" if command else ""
 
     def confirmation(self, cell: str) -> str:
-        """Trains a worse cell a second time, as a session with the gate does automatically."""
+        """The command to train a worse cell again, as a session with the gate does by itself."""
         first = next(r for r in first_trainings(self.records) if r.cell == cell)
         command = self.run([cell], f"--seeds={first.seeds.seed or 0}", f"--gate={self.files[0]}")
         return f"{command} confirms or refutes it" if command else ""
 
     def evidence(self) -> str:
-        """Prints the evidence for each verdict on numerics."""
+        """The command to print the evidence for each verdict on numerics."""
         command = self.quoted(["tunegrid", "gate", *self.files, "--numerics"])
         return f"{command} prints the evidence for each verdict" if command else ""
 
     def changed_rows(self) -> str:
-        """Writes the page that shows the test rows that changed."""
+        """The command to write a page with the test rows that changed."""
         old, new = self.files
         command = self.quoted(["tunegrid", "page", new, old, "-o", "page.html"])
         return f"{command} shows the test rows that changed" if command else ""
 
     def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
-        """Finds the release that changed the first of `cells`.
+        """The command to find the release that changed the first of `cells`.
 
-        Returns an empty text if no library has a later release than before.
+        Empty if a run lacks that cell, or if no library has a later release than before.
         """
         if not cells:
             return ""
@@ -211,7 +212,7 @@ class NextSteps:
         return f"{self.quoted(words)} finds the release{note}"
 
     def _session_options(self, records: Sequence[Record]) -> list[str]:
-        """The profile, options and seeds of the session that trained `records`, all of one cell."""
+        """The options of the session that trained `records`, which are all of one cell."""
         marker = marker_words(records[0].cell, records[0].profile)
         options = [] if marker == "quick" else ["-m", marker]
         return [*options, *self.cell_options(whole=True), *seed_options(records)]
@@ -224,7 +225,7 @@ def seed_options(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def suite_file(name: str) -> str:
-    """The path of a file of the suite, which may be installed outside the working folder."""
+    """The path of one of the suite's files, relative if it is inside the working folder."""
     path = ROOT / name
     folder = Path.cwd()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
@@ -259,9 +260,9 @@ def normal_form(words: Sequence[str]) -> list[str]:
 
 
 def is_later(before: str | None, after: str | None) -> bool:
-    """Checks that both versions are releases and the second is later.
+    """Checks that the second version is later than the first and neither is a development release.
 
-    A different build of the same release is not later.
+    Another build of the same release is not later.
     """
     try:
         old = Version(before or "")

@@ -1,4 +1,4 @@
-"""Puts a run and its verdict into words: tables, remarks, annotations and the step summary.
+"""Reports a run and its verdict: tables, remarks, annotations and the step summary.
 
 `tunegrid.report.verdict` makes the decisions. pandas is imported only when a table is made.
 """
@@ -119,7 +119,7 @@ def table(
 def cell_lines(
     records: Iterable[Record], cells: Sequence[str] = STUDY_IDS, seconds: float | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Yields lines with their colours (or ""): a line per cell over its seeds, then all causes."""
+    """Yields (line, colour or "") pairs: tables of cells, a footer, failures and misses."""
     order = {cell: index for index, cell in enumerate(cells)}
 
     def position(record: Record) -> tuple[object, ...]:
@@ -153,7 +153,7 @@ def _row(seeds: Sequence[Record]) -> dict[str, Any]:
     """A cell's row of the table.
 
     With several seeds, it has the main score's mean, standard deviation and minimum, the mean
-    seconds, and the highest peak.
+    training time and the highest peak.
     """
     first = seeds[0]
     row: dict[str, Any] = {"cell": first.cell, "status": _status(seeds)}
@@ -183,7 +183,7 @@ def _colour(seeds: Sequence[Record]) -> str:
 
 
 def _status(seeds: Sequence[Record]) -> str:
-    """The status shared by a cell's seeds, how many passed, or why a pass says little."""
+    """A cell's status: the one all its seeds share, how many passed, or why a pass says little."""
     first = seeds[0]
     if any(record.status != first.status for record in seeds):
         passes = sum(record.status == "passed" for record in seeds)
@@ -196,7 +196,7 @@ def _status(seeds: Sequence[Record]) -> str:
 
 
 def footer(records: Sequence[Record], cells: int, seconds: float | None = None) -> str:
-    """The number of cells that passed, the time and the devices; warns of perturbed starts."""
+    """The number of cells that passed, the time and the devices; mentions perturbed weights."""
     subject = count(cells, "cell")
     if cells != len(records):
         subject = f"{len(records)} runs of {subject}"
@@ -220,7 +220,7 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
     """Yields lines on failures: causes with their cells, followed by each distinct sentence.
 
-    If a cause has more than three records, only the first record's sentence is shown.
+    If more than three records share causes, each cause gets the first record's first sentence only.
     """
     for failure in find_failed_cells(sorted(records, key=lambda record: study_place(record.cell))):
         yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
@@ -239,7 +239,7 @@ def failure_lines(records: Iterable[Record]) -> Iterator[str]:
 
 
 def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> Section:
-    """A table of each cell's main score change and verdicts by kind, followed by remarks."""
+    """A table with each cell's change in main score and verdicts by kind, followed by remarks."""
     rows = []
     for cell, judgements in by_cell(j for j in judged if j.decides).items():
         main = next((j for j in judgements if j.quantity == j.main_score), judgements[0])
@@ -274,9 +274,9 @@ def count_verdicts(judged: Sequence[Judgement]) -> str:
 
 
 def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> list[str]:
-    """Sentences on everything that is not `same`, failures first.
+    """Sentences on changes and undecided figures, failures first, and on what was not compared.
 
-    If a change affects more than three cells, only the largest is named.
+    If a change affects more than three cells, only the largest change is described.
     """
     decisions = [j for j in judged if j.decides and j.verdict not in QUIET]
     decisions.sort(
@@ -314,7 +314,7 @@ def summary(
     causes: Sequence[str] = (),
     evidence: Iterable[Section] = (),
 ) -> str:
-    """The answer, causes and the gate's table as Markdown for a pull request or step summary."""
+    """The answer, causes, gate table and evidence as Markdown for GitHub."""
     answer, *details = verdict.sentences
     sections = [Section(heading=answer, sentences=[*details, *causes])]
     if judged:
@@ -325,7 +325,7 @@ def summary(
 def write_step_summary(words: str) -> None:
     """Append text to GitHub's step summary, if there is one.
 
-    If the file cannot be written, only the summary is lost.
+    If the file cannot be written, only prints an error.
     """
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if not target:
@@ -342,7 +342,7 @@ def write_step_summary(words: str) -> None:
 
 
 def annotate(verdict: RunVerdict) -> None:
-    """Print the verdict of a run that did not pass as an annotation, in GitHub Actions only."""
+    """In GitHub Actions, print the verdict as an error annotation if its exit code is not 0."""
     if os.environ.get("GITHUB_ACTIONS") == "true" and verdict.exit_code:
         say(
             annotation("error", f"tunegrid: {verdict.rank}", "\n".join(verdict.sentences)),

@@ -32,7 +32,7 @@ LATEX = str.maketrans(ESCAPES)
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading, a table and sentences on the table."""
+    """A heading, a table and sentences, each optional."""
 
     heading: str = ""
     frame: "pd.DataFrame | None" = None
@@ -67,7 +67,7 @@ def show(value: Any, form: str = "") -> str:
 
 
 def text(sections: Iterable[Section]) -> str:
-    """The report for a terminal, with control characters and CI commands disarmed."""
+    """The report for a terminal, with control characters and CI commands neutralized."""
     paragraphs = []
     for section in sections:
         lines = filter(None, [section.heading, *text_table(section), *section.sentences])
@@ -76,7 +76,7 @@ def text(sections: Iterable[Section]) -> str:
 
 
 def text_table(section: Section) -> list[str]:
-    """The header line, then one line per row; numbers are aligned to the right."""
+    """The table's header line and one line per row; numbers are aligned to the right."""
     if not section.cells:
         return []
     table = [list(map(defuse, row)) for row in (section.columns, *section.cells)]
@@ -109,7 +109,7 @@ def markdown(sections: Iterable[Section]) -> str:
 
 
 def _markdown(words: str) -> str:
-    """Escapes text for Markdown, on one line."""
+    """Escapes text for Markdown and puts it on one line."""
     return MARKUP.sub(r"\\\g<0>", _one_line(words))
 
 
@@ -118,9 +118,9 @@ def _one_line(words: str) -> str:
 
 
 def mark_code(sentence: str, escaped: Callable[[str], str], code: str) -> str:
-    """Escapes a sentence and renders the commands in backticks with the template `code`.
+    """Escapes a sentence, and renders its commands in backticks with the template `code`.
 
-    If a backtick is not closed, the whole sentence is plain text.
+    If a backtick is not closed, the whole sentence is escaped as plain text.
     """
     parts = _one_line(sentence).split("`")
     if len(parts) % 2 == 0 or not all(map(str.strip, parts[1::2])):

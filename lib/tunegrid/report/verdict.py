@@ -47,7 +47,7 @@ class Rank(StrEnum):
 
     @property
     def exit_code(self) -> int:
-        """The exit code 0, 1 or 6; pytest itself uses 2 to 5."""
+        """The exit code: 0, 1 or 6, since pytest itself uses 2 to 5."""
         if self is Rank.FAILED:
             return 1
         return 6 if self in (Rank.CHANGED, Rank.CANNOT_TELL, Rank.UNJUDGED) else 0
@@ -56,7 +56,7 @@ class Rank(StrEnum):
 RANKS = tuple(Rank)
 AUDITS_PAGE = "reports/evidence/audits.md"
 MEMORY_PAGE = "benchmarks/guides/memory-and-speed.md"
-# The opening of an answer by rank. For other ranks, the clause suffices.
+# The opening of an answer, by rank. With other ranks, the clause suffices.
 OPENINGS = {
     Rank.FAILED: "Failed: ",
     Rank.CHANGED: "Changed: ",
@@ -99,7 +99,7 @@ class RunVerdict:
 
     @property
     def exit_code(self) -> int:
-        """The exit code 0, 1 or 6 of the most severe statement."""
+        """The exit code of the most severe statement: 0, 1 or 6."""
         return self.rank.exit_code
 
     @property
@@ -111,7 +111,7 @@ class RunVerdict:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """The answer, its cause or else the second statement, the next step, and the rest."""
+        """The answer, its cause (or else the second statement), the next step, and the rest."""
         more = [statement.sentence for statement in self.statements[1:]]
         return answer_lines(self.answer, self.statements[0].cause, self.next_step, more)
 
@@ -119,7 +119,7 @@ class RunVerdict:
 def answer_lines(
     answer: str, cause: str, next_step: str, more: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """The lines of an answer: the answer, its cause or first detail, the next step, the rest."""
+    """The answer, its cause (or else the first of `more`), the next step, and the rest."""
     details = list(more)
     lines = [answer]
     if cause:
@@ -149,12 +149,12 @@ class JudgedRun:
 
     @property
     def numerics(self) -> list[Judgement]:
-        """The judgements on numerics only."""
+        """The judgements on numerics."""
         return [judgement for judgement in self.judged if judgement.kind == "numerics"]
 
     @property
     def early_numerics(self) -> list[Judgement]:
-        """The judgements on the numerics of cells that made only their first updates."""
+        """The judgements on numerics that rest on first updates alone."""
         return [judgement for judgement in self.numerics if judgement.first_updates]
 
 
@@ -186,10 +186,10 @@ def run_verdict(
         uncompared: a clause on why the run could not be compared with the requested baseline.
         judges_cells: whether the cells' own failures and passes count.
         command: the command that started the run.
-        given: the command that asked for the verdict, if it differs from `command`.
+        given: the command that the user typed, if it differs from `command`.
         files: the files of the older run and of this one.
-        runner: the words that run cells in the run's environment, if it is not this one.
-        upgrade: for an upgrade, the words that run both sides again.
+        runner: the words that run cells in the run's environment, if that is not this one.
+        upgrade: for `tunegrid upgrade`, the words that run both sides again.
     """
     records = sorted(records, key=record_place)
     before = sorted(before, key=record_place)
@@ -251,7 +251,7 @@ def _next_step(statements: Sequence[Statement]) -> str:
 
 
 def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
-    """Statements on failed cells: the first cause in full, all others by title."""
+    """Statements on failures: the first cause in full, all others by title."""
     failures = find_failed_cells(run.records)
     for failure in failures[:1]:
         first = failure.records[0]
@@ -276,7 +276,10 @@ def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Sta
 
 
 def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
-    """Statements on cells that passed or were too short to judge; empty if anything failed."""
+    """Statements on cells that passed or were too short to judge, unless anything failed.
+
+    If the run holds no cell that ran, a statement says so.
+    """
     if all(record.status == "reported" for record in run.records):
         yield Statement(rank=Rank.EMPTY, clause="nothing to show: this run holds no cell that ran")
         return
@@ -301,7 +304,7 @@ def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Stat
 
 
 def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
-    """The statement on cells that made too few updates or failed audits excused for short runs."""
+    """The statement on cells that made fewer updates than planned or failed excused audits."""
     cells = {record.cell for record in records}
     updates: dict[str, str] = {}
     for record in records:
@@ -322,7 +325,7 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
 
 
 def _excused_clause(run: JudgedRun, records: Sequence[Record]) -> str:
-    """A clause on each group of cells that failed the same audits, the largest first, and why."""
+    """A clause on the groups of cells that failed the same excused audits, with the reasons."""
     cells_by_audit: dict[str, dict[str, None]] = {}
     reasons: dict[str, None] = {}
     for record in records:
@@ -340,7 +343,7 @@ def _excused_clause(run: JudgedRun, records: Sequence[Record]) -> str:
 
 
 def _soundness(run: JudgedRun, records: Sequence[Record]) -> str:
-    """A clause on cells without failures, which also admits missing bounds and audits."""
+    """A clause on cells without failures, which also mentions missing bounds and audits."""
     total = run.cell_count
     number = len({(record.profile, record.cell) for record in records})
     cells = count_text(number, total, "cell")
@@ -377,7 +380,7 @@ def _soundness(run: JudgedRun, records: Sequence[Record]) -> str:
 
 
 def _worse_figures(run: JudgedRun) -> Iterator[Statement]:
-    """The statement on missing and worse figures, with changed numerics as its cause."""
+    """The statement on missing cells and worse figures, with changed numerics as their cause."""
     figures = [j for j in find_worse(run.judged, run.kinds) if j.kind != "numerics"]
     if not figures:
         return
@@ -459,7 +462,7 @@ class ChangedPlace(NamedTuple):
 def changed_place(judged: Iterable[Judgement]) -> ChangedPlace:
     """Finds where numerics first changed, according to `judged`.
 
-    If modules of several cells share a class and library, the most common pair is named.
+    If several cells name modules of one class, the class is named instead of a module.
     """
     changes = [j for j in judged if j.kind == "numerics" and j.verdict is Verdict.CHANGED]
     if not changes:
@@ -539,7 +542,7 @@ def _changed_numerics(run: JudgedRun, changed: Sequence[Judgement]) -> Statement
 
 
 def _score_note(run: JudgedRun) -> str:
-    """A clause on the scores of a run whose numerics changed."""
+    """A clause on the scores of a run whose numerics changed; empty if any score is worse."""
     scores = main_scores(run.judged)
     if not scores:
         return "; scores were not judged"
@@ -571,7 +574,7 @@ def _changed_step(
 
 
 def _early_numerics(run: JudgedRun) -> Iterator[Statement]:
-    """The statement on cells that made only their first updates, unless numerics changed."""
+    """The statement on numerics of first updates alone, unless any of these changed."""
     numerics = run.early_numerics
     updates = max((judgement.first_updates or 0 for judgement in numerics), default=0)
     if updates and not any(judgement.verdict is Verdict.CHANGED for judgement in numerics):
@@ -608,7 +611,7 @@ def _unknown_scores(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _unlike_clause(run: JudgedRun, unlike: Sequence[Judgement]) -> str:
-    """A clause on cells that are not comparable with the baseline's, with the reasons."""
+    """A clause on cells whose scores cannot be compared with the baseline's, with the reasons."""
     cells = count_text(len(unlike), len(main_scores(run.judged)), "cell")
     reasons = some(list(dict.fromkeys(score.detail for score in unlike)))
     names = some([score.cell for score in unlike])
@@ -647,7 +650,7 @@ def _unknown_answer(run: JudgedRun, undecided: Sequence[Judgement]) -> Statement
 
 
 def _reasons(run: JudgedRun, kinds: Sequence[str]) -> str:
-    """The reasons, in brackets, why figures of `kinds` were not compared; empty if unknown."""
+    """The reasons, in parentheses, why figures of `kinds` were not compared; empty if unknown."""
     details = [j.detail for j in run.judged if j.kind in kinds and j.detail and not was_compared(j)]
     return f" ({some(list(dict.fromkeys(details)))})" if details else ""
 
@@ -658,7 +661,7 @@ def is_equal_or_rounding(judgement: Judgement) -> bool:
 
 
 def _no_regression(run: JudgedRun, undecided: Sequence[Judgement]) -> Iterator[Statement]:
-    """Statements that nothing is worse, along with everything left undecided."""
+    """Statements that nothing is worse and on what remains undecided."""
     compared = []
     for kind in KINDS[1:]:
         if kind in run.kinds and any(was_compared(j) for j in run.judged if j.kind == kind):
@@ -706,7 +709,7 @@ def _open_clauses(run: JudgedRun, undecided: Sequence[Judgement]) -> list[str]:
 
 
 def _drop_range(undecided: Sequence[Judgement]) -> str:
-    """A clause on the drops that the test can detect: "they would show drops of 2 to 6 points"."""
+    """A clause on detectable drops, such as "they would show drops of 2 to 6 points"."""
     drops = [score.min_drop or 0.0 for score in undecided]
     ends = []
     for drop in (min(drops), max(drops)):
@@ -717,7 +720,7 @@ def _drop_range(undecided: Sequence[Judgement]) -> str:
 
 
 def _uncompared_figures(run: JudgedRun, kind: str) -> Iterator[str]:
-    """Yields a clause, with reasons, on cells in which no figure of a kind could be compared."""
+    """Yields a clause on cells in which no figure of a kind could be compared, with reasons."""
     figures = [judgement for judgement in run.judged if judgement.kind == kind]
     compared = distinct_cells(filter(was_compared, figures))
     unlike = [judgement for judgement in figures if judgement.cell not in compared]
@@ -732,7 +735,7 @@ def _uncompared_figures(run: JudgedRun, kind: str) -> Iterator[str]:
 
 
 def _notes(run: JudgedRun) -> Iterator[Statement]:
-    """Statements that decide nothing."""
+    """Statements that do not affect the outcome."""
     if run.judged and list(run.records) == list(run.before):
         yield Statement(clause="both runs hold the same records: a run was compared with itself")
     yield from _rounding(run)
@@ -751,7 +754,7 @@ def _notes(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _missed_baseline(run: JudgedRun) -> Iterator[Statement]:
-    """The statement that cells of the baseline missed a bound, which hides a low score."""
+    """The statement that cells of the baseline missed a bound, which can hide a low score."""
     cells = {record.cell for record in run.records}
     missed = dict[str, None]()
     for record in run.before:
@@ -763,7 +766,7 @@ def _missed_baseline(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _rounding(run: JudgedRun) -> Iterator[Statement]:
-    """The statement that the numerics of all cells are equal or differ only by rounding."""
+    """The statement that all numerics are equal or differ by rounding alone, if any differ."""
     rounding = [j for j in run.numerics if j.verdict is Verdict.ROUNDING and not j.first_updates]
     if not rounding or not all(is_equal_or_rounding(judgement) for judgement in run.numerics):
         return
