@@ -163,7 +163,8 @@ class NextSteps:
         if not seeds:
             return ""
         if self.upgrade:
-            return f"{self.quoted([*self.upgrade, '--seeds', seeds])} would decide"
+            command = self.quoted([*self.upgrade, "--seeds", seeds])
+            return f"{command} would decide" if command else ""
         command = self.run(cells, "--seeds", seeds, whole=True)
         return f"{command}, for both runs, would decide" if command else ""
 
@@ -209,7 +210,8 @@ class NextSteps:
             words += ["--", *options]
         others = ", ".join(packages[1:])
         note = f" ({others} changed, too)" if others else ""
-        return f"{self.quoted(words)} finds the release{note}"
+        command = self.quoted(words)
+        return f"{command} finds the release{note}" if command else ""
 
     def _session_options(self, records: Sequence[Record]) -> list[str]:
         """The options of the session that trained `records`, which are all of one cell."""

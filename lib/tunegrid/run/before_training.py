@@ -117,7 +117,7 @@ def before_training(
             "weights": norms(groups, sizes),
             "stream": digest(([round(number, 5) for number in numbers], mask)),
             **figures,
-            **untrained_scores(trainer, metrics, rows[:UNTRAINED]),
+            **untrained_scores(trainer, rows[:UNTRAINED]),
             "modules": keep(modules.columns()),
             "metrics": fixed_answers(trainer.cell.task, metrics, rows[:FIXED]),
         }
@@ -233,7 +233,7 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
     }
 
 
-def untrained_scores(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str, Any]:
+def untrained_scores(trainer: Trainer, rows: Sequence[Row]) -> dict[str, Any]:
     """Points per row before training, and a digest of predictions unless they are generated.
 
     Both are None if memory runs out.
