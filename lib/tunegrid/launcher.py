@@ -55,9 +55,9 @@ def run(
 
     If this process is interrupted, the command is ended first.
 
-    `output` receives all that the command prints, and `errors` only its standard error; without them,
-    this process's streams do. After `limit_seconds` the command is ended and OVERDUE is
-    returned.
+    `output` receives all that the command prints, and `errors` only its standard error. Without
+    them, it prints to this process's streams. After `limit_seconds` the command is ended and
+    OVERDUE is returned.
     """
     with temporary_folder() as folder, (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -145,7 +145,7 @@ class ProcessResult:
 
     @property
     def kill_cause(self) -> str:
-        """A clause with the process and the signal that ended it; empty if it ended otherwise."""
+        """A sentence on the signal that ended the process before its test ended; else empty."""
         rank = killed_rank(self.output)
         if self.reports or self.hung_in or not (rank or self.returncode < 0):
             return ""

@@ -274,7 +274,7 @@ def _output_descriptor(status: os.stat_result) -> int | None:
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; the new file replaces `path` on exit, once its data is on the disk.
 
-    If the block does not finish, `path` does not change. If `path` is a link, its target is replaced.
+    If the block fails, `path` stays unchanged. If `path` is a link, its target is replaced.
     Devices and pipes are kept, and the content is written into them. Raises OSError if writing
     fails.
     """

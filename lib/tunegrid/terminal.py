@@ -50,7 +50,7 @@ def defuse_lines(text: str) -> str:
 
 
 def annotation(level: str, title: str, message: str) -> str:
-    """A line that GitHub Actions shows as an annotation; `level` is error, warning or notice."""
+    """A line that GitHub shows as an annotation; `level` is error, warning or notice."""
     heading = defuse(title).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
     text = defuse_lines(message).replace("%", "%25").replace("\n", "%0A")
     return f"::{level} title={heading}::{text}"
@@ -59,7 +59,7 @@ def annotation(level: str, title: str, message: str) -> str:
 def say(text: str, *, error: bool = False, runner: bool = False) -> None:
     """Print lines; characters that the stream cannot encode are escaped.
 
-    CI systems read none of the lines as a command, except an `annotation` printed with `runner`.
+    CI systems execute no line as a command, except an `annotation` printed with `runner`.
     """
     stream = sys.stderr if error else sys.stdout
     if stream is None:  # closed, for example by `2>&-`
@@ -73,7 +73,7 @@ def strip_places(text: str) -> str:
     """The text as records keep it, without secrets and with shortened paths.
 
     An absolute path is cut to the part inside the checkout or a library, or else to its last
-    component. A home folder becomes ~, and the value of --data-root or --checkpoint-root becomes DIR.
+    component. A home folder becomes ~, and a path after --data-root or --checkpoint-root DIR.
     """
 
     def shown(match: re.Match[str]) -> str:
