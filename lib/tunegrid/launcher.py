@@ -56,7 +56,7 @@ def run(
     If this process is interrupted, the command is ended first.
 
     `output` receives all that the command prints, and `errors` only its standard error. Without
-    them, it prints to this process's streams. After `limit_seconds` the command is ended and
+    them, the command prints to this process's streams. After `limit_seconds` it is ended and
     OVERDUE is returned.
     """
     with temporary_folder() as folder, (folder / "lock").open("w", encoding="utf-8") as lock:

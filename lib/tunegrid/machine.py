@@ -138,7 +138,7 @@ def share_threads(environment: Mapping[str, str]) -> dict[str, str]:
 
 @cache
 def gpus() -> list[dict[str, str]]:
-    """The name, memory and driver of each GPU; empty if there is none. The query takes a second."""
+    """The name, memory and driver of each GPU that nvidia-smi lists; the query takes a second."""
     fields = ("name", "memory.total", "driver_version")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
@@ -309,7 +309,7 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def _locked_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder next to `target`, locked while this process lives and removed on exit.
+    """Yield a new, locked folder next to `target`, and remove it on exit.
 
     The lock is on the folder, since a library may replace the file that it is told to write.
     """

@@ -73,7 +73,7 @@ def strip_places(text: str) -> str:
     """The text as records keep it, without secrets and with shortened paths.
 
     An absolute path is cut to the part inside the checkout or a library, or else to its last
-    component. A home folder becomes ~, and a path after --data-root or --checkpoint-root DIR.
+    component. A home folder becomes ~; a path after --data-root or --checkpoint-root becomes DIR.
     """
 
     def shown(match: re.Match[str]) -> str:
@@ -94,7 +94,7 @@ def strip_places(text: str) -> str:
 def hide_secrets(text: str) -> str:
     """Reduce each address in a text to scheme, host and path.
 
-    Users other than `git`, passwords, tokens, queries and fragments are removed.
+    Passwords, tokens, queries, fragments and users other than `git` are removed.
     """
     without_passwords = PASSWORD.sub(r"\1", text) if "//" in text else text
     return GIT_TOKEN.sub(f"{GIT}@", ADDRESS.sub(_public_address, without_passwords))

@@ -145,7 +145,7 @@ Split = Annotated[str, Field(pattern="^(train|validation|test)$")]
 
 
 class DataRecord(Part):
-    """The cell's rows; the record has none if random token ids replaced text."""
+    """The cell's rows; `data` is null if random token ids replaced text."""
 
     rows: Annotated[dict[Split, Count], Field(min_length=3, description="how many")]
     origins: Annotated[dict[Split, str], Field(min_length=3)]
@@ -191,7 +191,7 @@ Reached = Annotated[
 
 
 class FirstStep(Part):
-    """Figures from before training and its first updates; they show changes without statistics."""
+    """Figures from before and during the first updates; they show changes without statistics."""
 
     tokens: Annotated[Hash, note("hash of the training features' token ids and targets")]
     types: Annotated[dict[str, str], note("how each group's weights are stored")]

@@ -33,7 +33,7 @@ def figure_frame(records: Sequence[Record], columns: Mapping[str, str]) -> "pd.D
 
 
 def figures(record: Record) -> dict[str, float | None]:
-    """All figures in a record by name, bytes also in MiB, and figures derived from them."""
+    """A record's measured figures by name, bytes also in MiB, and figures derived from them."""
     values: dict[str, float | None] = {}
     for name, value in measured(record):
         values[name] = value

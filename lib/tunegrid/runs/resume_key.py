@@ -127,7 +127,7 @@ def module_files(file: Path) -> list[Path]:
 
 @cache
 def code_digest() -> str:
-    """The digest of the suite's modules and thresholds, tests excluded."""
+    """The digest of the suite's modules and thresholds, without its own tests."""
     files = []
     for folder in CODE:
         for path in (ROOT / folder).rglob("*.*"):

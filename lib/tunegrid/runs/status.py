@@ -78,7 +78,7 @@ def _failed_findings(record: Record) -> list[AuditFinding]:
 
 
 def audit_sentences(record: Record) -> list[str]:
-    """Sentences on the failed audits that count; one on learning adds advice, if there is any."""
+    """Sentences on failed audits that count; the first that training may cure adds advice."""
     sentences = []
     advice = more_training(record)
     for finding in record.audits:
@@ -240,7 +240,7 @@ class FailedCells(NamedTuple):
         return f"{count(len(self.cells), 'cell')} {self.name}"
 
     def headline(self, total: int) -> str:
-        """A line on a first cell's fault, the number of cells, and the causes."""
+        """A line with the first cell's fault, the number of cells, and the causes."""
         cause = self.causes[0]
         sentences = []
         for record in self.records:
@@ -258,7 +258,7 @@ class FailedCells(NamedTuple):
 
     @property
     def second_training(self) -> str:
-        """A clause that says that the first cell's second training run failed, too; empty if not."""
+        """A clause if the first cell's second training run failed, too; otherwise empty."""
         for record in self.records:
             if record.cell == self.cells[0] and record.seeds.confirms is not None:
                 return f", confirmed by a second training at seed {record.seeds.seed}"
@@ -266,7 +266,7 @@ class FailedCells(NamedTuple):
 
 
 def cause_sentences(record: Record, cause: str) -> list[str]:
-    """A record's sentences on the audit in `cause`, or else those not on failed audits."""
+    """A record's sentences on the audit in `cause`; without one, those not on failed audits."""
     if cause.startswith(AUDIT):
         start = f"audit {cause.removeprefix(AUDIT)}: "
         return [sentence for sentence in record.missed if start in sentence]
@@ -298,7 +298,7 @@ def _causes(record: Record) -> list[str]:
 
 
 def find_failed_cells(records: Iterable[Record]) -> list[FailedCells]:
-    """Groups failed records by cause: audits first, starting with the one that most cells failed."""
+    """Groups failed records by cause: audits first, starting with the most common one."""
     by_cause: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         for cause in _causes(record):
