@@ -1,6 +1,6 @@
 """Loads the suite's plugins if pytest was given another project's settings.
 
-pyproject.toml loads them earlier, through `-p`.
+With the suite's own settings, `-p` in pyproject.toml has already loaded them.
 """
 
 pytest_plugins = ["fixtures.plugins"]

@@ -1,6 +1,6 @@
 """The one exception that users are meant to read.
 
-Any package may raise it; the pytest plugins print it without a traceback.
+Any package may raise it; the command line and the pytest plugins print it without a traceback.
 """
 
 from contextlib import suppress
@@ -9,7 +9,7 @@ from tunegrid.terminal import defuse
 
 
 class InputError(ValueError):
-    """Unusable input from the user; the message is one sentence with the cause and the remedy."""
+    """Unusable input from the user; one sentence states the cause and, usually, the remedy."""
 
     def __str__(self) -> str:
         """The message on one line; text quoted from a file cannot affect the terminal."""

@@ -55,9 +55,9 @@ def run(
 
     If this process is interrupted, the command is ended first.
 
-    `output` replaces this process's streams and receives all that the command prints; `errors`
-    receives only its standard error. After `limit_seconds` the command is ended and OVERDUE is
-    returned.
+    `output` receives all that the command prints, and `errors` only its standard error. Without
+    them, the command prints to this process's streams. After `limit_seconds` it is ended and
+    OVERDUE is returned.
     """
     with temporary_folder() as folder, (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -121,7 +121,7 @@ class Child:
 
     @classmethod
     def read(cls, path: str) -> "Child":
-        """Read the child that a file describes."""
+        """Read the settings that `option` wrote to a file."""
         return TypeAdapter(cls).validate_json(Path(path).read_bytes())
 
 
@@ -145,7 +145,7 @@ class ProcessResult:
 
     @property
     def kill_cause(self) -> str:
-        """A sentence that names the process and the signal that ended it; empty if none did."""
+        """A sentence on the signal that ended the process before its test ended; else empty."""
         rank = killed_rank(self.output)
         if self.reports or self.hung_in or not (rank or self.returncode < 0):
             return ""
@@ -173,7 +173,7 @@ def run_test(
     environment: Mapping[str, str] | None = None,
     limit_seconds: float | None = None,
 ) -> ProcessResult:
-    """Run a session with only this test and wait for it; torchrun starts it for several ranks.
+    """Run a session with only the child's test and wait for it; torchrun starts several ranks.
 
     `arguments` are the options of the session that needs the test, valid in `cwd`. The child itself
     enforces `limit_seconds`; `MARGIN_SECONDS` later, this process ends it.
@@ -224,7 +224,7 @@ def decisive_reports(by_rank: Sequence[Reports], output: str) -> Reports:
 
 
 def killed_rank(output: str) -> tuple[int, str] | None:
-    """The rank that a signal ended, and the signal's name, according to torchrun.
+    """The rank that a signal ended, and the signal's name, by torchrun's report; None without one.
 
     SIGTERM does not count, because torchrun ends the other ranks with it.
     """
@@ -237,9 +237,9 @@ def killed_rank(output: str) -> tuple[int, str] | None:
 
 
 def main_stack(folder: Path, names: str = "*") -> str:
-    """The stack of the main thread, as in `_step (train.py:300) < run (train.py:160)`.
+    """The main thread's innermost frames, as in `_step (train.py:300) < run (train.py:160)`.
 
-    faulthandler writes the main thread last.
+    Empty if faulthandler dumped no stack. faulthandler writes the main thread last.
     """
     dumps = "\n".join(
         path.read_text(errors="replace", encoding="utf-8") for path in folder.glob(f"{names}.stack")

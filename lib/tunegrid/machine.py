@@ -1,6 +1,6 @@
-"""Facts about this machine, gathered without torch, and helpers for files on its disk.
+"""Facts about this machine, gathered without torch, and functions that write files safely.
 
-The facts are processors, threads, GPUs and library versions.
+The facts are about its CPU, cores, GPUs and libraries.
 """
 
 import base64
@@ -63,7 +63,8 @@ CODE_FILE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # files that Python
 def cpu_name() -> str:
     """The CPU's model name on Linux, else its architecture.
 
-    Adds AMX, which no model name reveals, and the `INSTRUCTIONS` variables, each if present.
+    Adds "with AMX" if the CPU has it, since no model name reveals it, and the `INSTRUCTIONS`
+    variables that are set.
     """
     name = cpu_field("model name") or platform.machine()
     units = " with AMX" if "amx_bf16" in cpu_field("flags").split() else ""
@@ -85,8 +86,8 @@ def cpu_field(name: str) -> str:
 def usable_cores() -> int:
     """The number of cores that this process may use.
 
-    It is the scheduler's grant (TUNEGRID_CORES) if there is one, else what the system and the
-    container allow. Raises InputError if TUNEGRID_CORES is not a positive integer.
+    It is TUNEGRID_CORES if set, for example by a scheduler, else what the system and the container
+    allow. Raises InputError if TUNEGRID_CORES is not a positive integer.
     """
     if number := os.environ.get("TUNEGRID_CORES"):
         if not number.isdecimal() or int(number) < 1:
@@ -137,7 +138,7 @@ def share_threads(environment: Mapping[str, str]) -> dict[str, str]:
 
 @cache
 def gpus() -> list[dict[str, str]]:
-    """The name, memory and driver of each GPU; empty if there is none. The query takes a second."""
+    """The name, memory and driver of each GPU that nvidia-smi lists; the query takes a second."""
     fields = ("name", "memory.total", "driver_version")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
@@ -176,7 +177,7 @@ def versions() -> dict[str, str | None]:
 
 
 def library_digests() -> dict[str, str]:
-    """The digest of each installed library, by name."""
+    """The digest of each installed library's code, by name."""
     return {
         package: digest for package in PACKAGES if (digest := package_digest(package)) is not None
     }
@@ -187,8 +188,8 @@ def package_digest(package: str) -> str | None:
     """Sixteen hex digits that identify the code of the library that Python imports here.
 
     Two commits may share a version, so the version is not enough. Returns None if the library is
-    not installed. For a wheel, RECORD lists the files with their hashes, and only files that
-    changed since are read; for a checkout, all files are read.
+    not installed. For a wheel, RECORD lists the files with their hashes, and only files changed
+    since the installation are read; for a checkout, all code is read.
     """
     spec = find_spec(package)
     if spec is None or spec.origin is None:
@@ -204,7 +205,7 @@ def package_digest(package: str) -> str | None:
 
 
 def _wheel_hashes(package: str, folder: Path) -> dict[str, str]:
-    """The hashes of a wheel's code on disk, by path; empty if no wheel installed `folder`."""
+    """The hashes of a package's code on disk, by path; empty if `folder` is not from a wheel."""
     wheel = next(iter(distributions(name=package)), None)
     files = {file.as_posix(): file for file in (wheel and wheel.files) or ()}
     record = next(
@@ -240,7 +241,7 @@ def _last_change(stat: os.stat_result) -> float:
 
 
 def file_hash(path: Path) -> str:
-    """A file's hash in the format of RECORD."""
+    """A file's SHA-256 in the format of a wheel's RECORD."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
     return f"sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
@@ -261,7 +262,7 @@ def is_special(path: Path) -> bool:
 
 
 def _output_descriptor(status: os.stat_result) -> int | None:
-    """The descriptor of this process's stdout or stderr if it refers to the file; else None."""
+    """The descriptor of stdout or stderr that refers to the file with this status; else None."""
     for descriptor in (1, 2):
         with suppress(OSError):  # the descriptor may be closed
             if os.path.samestat(os.fstat(descriptor), status):
@@ -273,7 +274,7 @@ def _output_descriptor(status: os.stat_result) -> int | None:
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; the new file replaces `path` on exit, once its data is on the disk.
 
-    If the block does not finish, nothing changes. If `path` is a link, its target is replaced.
+    If the block fails, `path` stays unchanged. If `path` is a link, its target is replaced.
     Devices and pipes are kept, and the content is written into them. Raises OSError if writing
     fails.
     """
@@ -308,7 +309,7 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def _locked_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder next to `target`, locked while this process lives and removed on exit.
+    """Yield a new, locked folder next to `target`, and remove it on exit.
 
     The lock is on the folder, since a library may replace the file that it is told to write.
     """
@@ -345,7 +346,8 @@ def _lock_folder(folder: Path) -> int | None:
 def _copy_into(source: Path, path: Path) -> None:
     """Write a file's content into a device or a pipe.
 
-    This process's own output is duplicated, since opening it again would truncate it.
+    For this process's own output, the descriptor is duplicated, since opening it anew would
+    truncate the file.
     """
     descriptor = _output_descriptor(path.stat())
     opened = path.open("wb") if descriptor is None else os.fdopen(os.dup(descriptor), "wb")
@@ -374,7 +376,7 @@ def _remove_leftovers(folder: Path, name: str = "*") -> None:
 
 
 def write_elsewhere(write: Callable[[Path], None]) -> Path | None:
-    """Write something that cannot be written in its intended place.
+    """Call `write` with another folder, after writing to the intended place has failed.
 
     Tries the user's cache, then a new temporary folder. Returns the folder, or None if both fail.
     """

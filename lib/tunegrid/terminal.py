@@ -50,7 +50,7 @@ def defuse_lines(text: str) -> str:
 
 
 def annotation(level: str, title: str, message: str) -> str:
-    """A line that GitHub Actions obeys; `level` is error, warning or notice."""
+    """A line that GitHub shows as an annotation; `level` is error, warning or notice."""
     heading = defuse(title).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
     text = defuse_lines(message).replace("%", "%25").replace("\n", "%0A")
     return f"::{level} title={heading}::{text}"
@@ -59,7 +59,7 @@ def annotation(level: str, title: str, message: str) -> str:
 def say(text: str, *, error: bool = False, runner: bool = False) -> None:
     """Print lines; characters that the stream cannot encode are escaped.
 
-    CI systems obey none of the lines, except an `annotation` printed with `runner`.
+    CI systems execute no line as a command, except an `annotation` printed with `runner`.
     """
     stream = sys.stderr if error else sys.stdout
     if stream is None:  # closed, for example by `2>&-`
@@ -73,7 +73,7 @@ def strip_places(text: str) -> str:
     """The text as records keep it, without secrets and with shortened paths.
 
     An absolute path is cut to the part inside the checkout or a library, or else to its last
-    component. A home folder becomes ~; after --data-root or --checkpoint-root, DIR is shown.
+    component. A home folder becomes ~; a path after --data-root or --checkpoint-root becomes DIR.
     """
 
     def shown(match: re.Match[str]) -> str:
@@ -94,7 +94,7 @@ def strip_places(text: str) -> str:
 def hide_secrets(text: str) -> str:
     """Reduce each address in a text to scheme, host and path.
 
-    Users, passwords, tokens, queries and fragments are removed.
+    Passwords, tokens, queries, fragments and users other than `git` are removed.
     """
     without_passwords = PASSWORD.sub(r"\1", text) if "//" in text else text
     return GIT_TOKEN.sub(f"{GIT}@", ADDRESS.sub(_public_address, without_passwords))

@@ -1,4 +1,4 @@
-"""Checks records and words failed audits, missed bounds and impossible figures as sentences."""
+"""Checks records; describes failed audits, missed bounds and impossible figures in sentences."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -13,7 +13,7 @@ BERTSCORE = ("bertscore_precision", "bertscore_f1", "bertscore_recall")
 
 
 def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0) -> list[str]:
-    """Sentences on mean scores, in points, that are not numbers or that no predictions can reach.
+    """Sentences on mean scores, in points, that are not numbers or that no predictions can have.
 
     `empty_answers` is the number of exact-match points that may come from answers without words.
     Under SQuAD v1.1's rules, "a" and "the" both normalize to nothing, so they match exactly but
@@ -38,7 +38,7 @@ def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0)
 
 
 def impossible_figures(record: Record) -> list[str]:
-    """Sentences on scores that no predictions can reach and on losses that are not numbers."""
+    """Sentences on scores that no predictions can have and on losses that are not numbers."""
     rows = record.data.rows["test"] if record.data else 0
     empty_answers = 100 / rows if rows else 0.0  # one answer may be a bare article
     sentences = score_faults(record.scores, empty_answers)
@@ -48,7 +48,7 @@ def impossible_figures(record: Record) -> list[str]:
 
 
 def below_bounds(scores: Mapping[str, float | None], bounds: Mapping[str, float]) -> list[str]:
-    """A sentence on each bound that the scores miss; a missing score misses every bound."""
+    """A sentence on each bound that the scores miss; a missing score misses its bound."""
     sentences = []
     for name, bound in bounds.items():
         score = scores.get(name)
@@ -70,7 +70,7 @@ def missed_bounds_alone(record: Record) -> bool:
 
 
 def failed_audits(findings: Iterable[AuditFinding], excused: Collection[str] = ()) -> list[str]:
-    """A sentence on each failed audit that counts."""
+    """A sentence on each failed audit that is not excused."""
     sentences = []
     for finding in findings:
         if not finding.passed and finding.name not in excused:
@@ -128,7 +128,7 @@ PART_AUDITS = {
 
 
 def contradictions(record: Record) -> Iterator[str]:
-    """Yields sentences on contradictions that a bug may cause; seals reveal tampering."""
+    """Yields sentences on contradictions within a record, which reveal a bug, not tampering."""
     confirms = record.seeds.confirms
     if confirms is not None and record.seeds.seed != confirms + CONFIRMING:
         expected = f"the seed that confirms seed {confirms} is {confirms + CONFIRMING}"

@@ -42,7 +42,7 @@ def to_json(record: Record) -> dict[str, Any]:
 def from_json(data: Mapping[str, Any], source: str = "", *, is_old: bool = False) -> Record:
     """Reads the record in a row's `extra_info`; `is_old` skips the check for contradictions.
 
-    Raises InputError, which names the file (`source`), cell, field and fault.
+    Raises InputError with a sentence that names the file (`source`), the cell and the fault.
     """
     cell = str(data.get("cell", "a record without a cell"))[:60]
     name = f"{source}, {cell}" if source else cell
@@ -80,7 +80,7 @@ def _without(values: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]
 
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Builds a JSON object (an `object_pairs_hook`); raises ValueError for a duplicate key."""
+    """Makes a dict of a JSON object's pairs; raises ValueError for a duplicate key."""
     values = dict[str, Any]()
     for key, value in pairs:
         if key in values:

@@ -24,7 +24,7 @@ from tunegrid.machine import library_digests, versions
 from tunegrid.terminal import defuse, strip_places
 
 SCHEMA_VERSION: Final = 4
-# "unconfirmed" means that the cell missed bounds that a second training run reached.
+# "unconfirmed" means that the cell missed bounds that its other training run reached.
 Finished = Literal["passed", "unconfirmed", "missed", "audit"]
 Status = Literal[
     Finished,
@@ -75,9 +75,9 @@ class Part:
 
 
 class RecipeRecord(Hyperparameters, Part):
-    """The requested recipe with options applied.
+    """The recipe as requested, with the command line's changes.
 
-    `training.precision` says which precision the device supported.
+    `training.precision` says which precision was used.
     """
 
     adapter: Annotated[
@@ -145,7 +145,7 @@ Split = Annotated[str, Field(pattern="^(train|validation|test)$")]
 
 
 class DataRecord(Part):
-    """The rows of the cell; null if random token ids replaced text."""
+    """The cell's rows; `data` is null if random token ids replaced text."""
 
     rows: Annotated[dict[Split, Count], Field(min_length=3, description="how many")]
     origins: Annotated[dict[Split, str], Field(min_length=3)]
@@ -173,7 +173,7 @@ class ModelRecord(Part):
 
 
 class Parameters(Part):
-    """The numbers of trainable and of all parameters."""
+    """The number of trainable parameters and of all parameters."""
 
     trainable_params: Count
     total_params: Positive
@@ -191,7 +191,7 @@ Reached = Annotated[
 
 
 class FirstStep(Part):
-    """Figures before training and in its first updates, which show changes without statistics."""
+    """Figures from before and during the first updates; they show changes without statistics."""
 
     tokens: Annotated[Hash, note("hash of the training features' token ids and targets")]
     types: Annotated[dict[str, str], note("how each group's weights are stored")]
@@ -254,7 +254,7 @@ class FirstStep(Part):
 
 
 class TrainingRecord(Part):
-    """The course of training."""
+    """The history of a training run."""
 
     seconds: Annotated[Amount, note("of all updates, without encoding and validation")]
     updates: Count
@@ -281,13 +281,13 @@ class TrainingRecord(Part):
 
 
 class EvaluationRecord(Part):
-    """The prediction and scoring of the test rows."""
+    """Figures on how the test rows were predicted and scored."""
 
     seconds: Annotated[Amount | None, note("of prediction alone, without encoding and scoring")]
     loss: Amount | None
     batch: Positive | None
     metric_sources: Annotated[dict[str, str], note("which implementation computed the scores")]
-    # If this is fp32, a packed or bf16 base still computes in its own type.
+    # If this is fp32, a 4-bit or bf16 base still computes in its own type.
     precision: Annotated[Precision | None, note("of prediction; null: not known")] = None
     generated_tokens: Annotated[
         dict[str, Amount] | None,
@@ -296,9 +296,9 @@ class EvaluationRecord(Part):
 
 
 class ExamplesRecord(Part):
-    """The Parquet file with each test row's points and prediction, and the hash of the rows.
+    """The Parquet files with the test rows' points, predictions and texts; a hash of the rows.
 
-    The file is in the folder `examples` next to the run.
+    The files are in the folder `examples` next to the run.
     """
 
     file: Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{20})[.]parquet$")]
@@ -341,7 +341,7 @@ class InstrumentRecord(Part):
 
 
 class Phase(Part):
-    """Time, memory peaks and energy of one phase; null if a figure was not measured."""
+    """Time, memory peaks and energy of one phase; a figure is null if it was not measured."""
 
     seconds: Amount
     rss_peak_gib: Amount | None
@@ -385,7 +385,7 @@ class Ledger(Part):
 
 
 class Memory(Part):
-    """The memory peaks of each phase, and the ledger of tensors."""
+    """Time, memory peaks and energy by phase, and the ledger of tensors."""
 
     phases: dict[str, Phase]
     ledger: Ledger
@@ -395,12 +395,12 @@ class Memory(Part):
     ] = None
 
     def peak(self, figure: str) -> float | None:
-        """The highest peak in GiB over the cell's own phases; `figure` names a field of `Phase`."""
+        """The highest peak, in GiB, of the cell's own phases; `figure` names a field of `Phase`."""
         peaks = [peak for peak in self._phase_figures(figure) if peak is not None]
         return max(peaks, default=None)
 
     def joules(self, figure: str) -> float | None:
-        """The sum of joules over the cell's own phases; None if a phase's joules are unknown."""
+        """The sum of joules over the cell's own phases; None if those of any phase are unknown."""
         figures = self._phase_figures(figure)
         return None if not figures or None in figures else sum(figures)
 
@@ -410,7 +410,7 @@ class Memory(Part):
 
 
 class Throughput(Part):
-    """Rates over the updates after warm-up; null if the run was too short to have such updates."""
+    """Rates of training after warm-up (null if the run was too short for any) and evaluation."""
 
     train_samples_per_second: Rate | None
     train_tokens_per_second: Annotated[Rate | None, note("real tokens, without padding")]
@@ -438,7 +438,7 @@ class Flops(Part):
 
 
 class AuditFinding(Part):
-    """The finding of one audit."""
+    """The result of one audit."""
 
     name: str
     passed: bool
@@ -457,7 +457,7 @@ class AuditFinding(Part):
 class RanksRecord(Part):
     """The processes (ranks) that shared a cell.
 
-    All other figures of time and memory are those of the first rank; rates cover all ranks.
+    Outside `each`, times and memory are those of the first rank, and rates cover all ranks.
     """
 
     count: Annotated[int, Field(ge=2)]
@@ -560,19 +560,19 @@ class Record(Part):
 
     @property
     def unharmed(self) -> bool:
-        """Checks whether the cell passed, or its only misses were not confirmed."""
+        """Checks whether the cell passed or missed only bounds, without confirmation."""
         return self.status in ("passed", "unconfirmed")
 
     @property
     def is_short(self) -> bool:
-        """Checks whether the run was shorter than planned or too short for some audits."""
+        """Checks whether the run was shorter than planned or too small for some audits."""
         if self.excused:
             return True
         return self.training is not None and self.training.updates < (self.training.planned or 0)
 
     @property
     def peak_gib(self) -> float | None:
-        """The highest memory peak over the cell's phases, on the GPU or else in the process."""
+        """The highest memory peak of the cell's own phases: the GPU's, or else the process's."""
         if self.memory is None:
             return None
         peak = self.memory.peak("reserved_peak_gib")
@@ -580,7 +580,7 @@ class Record(Part):
 
     @property
     def own_peak_gib(self) -> float | None:
-        """The peak, if it is a GPU's or its process ran no earlier cell; otherwise None."""
+        """`peak_gib` if it is a GPU's or the process ran no earlier cell; otherwise None."""
         if self.memory is None:
             return None
         peak = self.memory.peak("reserved_peak_gib")
@@ -666,7 +666,7 @@ TERMINAL_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRecord | None:
-    """The last lines of an exception and of the cell's output; None if both are empty."""
+    """The last lines of a traceback and of the cell's output; None if both are empty."""
     frames = traceback.format_exception(error, limit=-CALLS) if error else []
     traceback_lines = _last_lines("".join(frames), TRACEBACK_LINES)
     printed_lines = _last_lines("\n".join(printed), PRINTED_LINES)
@@ -688,8 +688,9 @@ def _last_lines(text: str, number: int) -> list[str]:
 def jsonable(value: Any) -> Any:
     """Converts a value to JSON's types; NaN and infinity become None.
 
-    Texts lose secrets and absolute paths. Scalars of NumPy and torch become numbers. Raises
-    TypeError for a value that JSON cannot hold; pytest-benchmark would write "UNSERIALIZABLE[...]".
+    Secrets in texts are removed and absolute paths shortened. Scalars of NumPy and torch become
+    numbers. Raises TypeError for a value that JSON cannot hold; pytest-benchmark would write
+    "UNSERIALIZABLE[...]".
     """
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None

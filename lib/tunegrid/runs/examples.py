@@ -1,4 +1,4 @@
-"""Writes and reads Parquet files for data too long for a run's JSON. Needs no torch.
+"""Writes and reads Parquet files of data too large for a run's JSON. Needs no torch.
 
 The files hold points and texts of test rows, and figures of modules and instruments. Each file is
 named after a hash of its bytes, and the record holds that name. The files are in a folder
@@ -127,7 +127,7 @@ def record_files(record: Record) -> dict[str, str]:
 
 
 def read(record: Record, run: Path | None, kind: str = "") -> "pd.DataFrame | None":
-    """A record's file of the given kind as a frame that callers share; None if it is missing.
+    """Reads a record's file of the given kind; None if it is missing. Callers share the frame.
 
     Raises InputError if the file is damaged or contradicts the record.
     """
@@ -175,7 +175,7 @@ def _check_content(path: Path, content: bytes) -> None:
 
 
 def _find_file(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
-    """Finds a file next to one of the runs, loose or in a pack, or else in the store."""
+    """The path and content of a file next to a run, loose or packed, or in the store; else None."""
     folders = [run.parent / FOLDER for run in runs if run]
     for folder in (*folders, STORE):
         path = folder / name
@@ -233,7 +233,8 @@ def _check_size(size: int, most: int) -> None:
 def _read_table(content: bytes) -> "pa.Table":
     """Reads a Parquet table; raises InputError if it is too large or has a column of a wrong type.
 
-    A few bytes can declare a million copies of one long text, so texts are read as dictionaries.
+    A few bytes can declare a million copies of one long text, so texts are read as dictionaries,
+    and their total length is checked.
     """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -278,7 +279,7 @@ def contents(names: Iterable[str], *runs: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
-    """Add files to this machine's store; raises OSError if the disk is full."""
+    """Add files to this machine's store; raises OSError if they cannot be written."""
     for name, content in files:
         path = STORE / name
         if not path.is_file() or path.read_bytes() != content:
@@ -292,7 +293,7 @@ def pack_path(run: Path) -> Path:
 
 
 def write_pack(files: Mapping[str, bytes], run: Path) -> None:
-    """Write files into a pack next to a run; raises OSError if the disk is full."""
+    """Write files into a pack next to a run; raises OSError if it cannot be written."""
     if files:
         with replace_file(pack_path(run)) as new_pack, ZipFile(new_pack, "w") as pack:
             for name, content in files.items():

@@ -55,9 +55,9 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnNoise:
-    """Scores of a user's cell at several seeds, trained by `tunegrid calibrate`.
+    """Scores of a user's cell at several seeds, measured by `tunegrid calibrate`.
 
-    Their noise holds for this recipe and this number of test rows only.
+    Their noise applies to this recipe and this number of test rows only.
     """
 
     cell: str
@@ -91,7 +91,7 @@ def is_cell(extra_info: Mapping[str, Any]) -> bool:
 
 
 def has_no_time(row: BenchmarkRow) -> bool:
-    """Checks whether a row's cell did not complete, so that the row has no timing."""
+    """Checks whether a row has no timing because its cell did not complete."""
     return "stats" not in row and row["extra_info"].get("status") in ("error", "killed", "not run")
 
 
@@ -124,7 +124,7 @@ class SavedRun:
         return f"{self.path} {self.doubt}" if self.doubt else ""
 
     def check_unchanged(self) -> None:
-        """Raises InputError if the file was changed."""
+        """Raises InputError if the file was changed since it was written."""
         if self.doubt.startswith(WAS_CHANGED):
             raise InputError(f"{self.warning}: give it as it was written, or {NEW_RUN}")
 
@@ -166,7 +166,7 @@ def read_saved(path: Path) -> SavedRun:
 
 
 def get_saved(run: Path | str | Record | Iterable[Record], name: str = "the run") -> SavedRun:
-    """Gets a run from its file or from records; messages call a run of records `name`.
+    """Gets a run from its file or from records; in messages, `name` stands for the records.
 
     Raises InputError as `read_saved` does, and for any other type.
     """
@@ -263,8 +263,8 @@ def save(
 ) -> None:
     """Write a run's file, whole or not at all, and a pack of its records' examples.
 
-    The examples are read from next to `sources` or from this machine's store. Callers leave a run
-    unsealed if they make it from unsealed runs. Raises InputError if a file cannot be written.
+    The examples are found next to `sources` or in this machine's store. A run that is made from
+    unsealed runs must not be sealed. Raises InputError if a file cannot be written.
     """
     plain = json.loads(json.dumps(run, default=str))  # what a reader will load
     rows = sorted(plain["benchmarks"], key=has_no_time)
@@ -294,7 +294,7 @@ def save(
 def missing_runs(runs: Iterable[SavedRun], present: Collection[Case]) -> str:
     """A sentence on the runs that the shards lack; empty if none is missing or there is no shard.
 
-    Raises InputError if the shards belong to different runs.
+    Raises InputError if the shards belong to different runs or a file does not say which it is.
     """
     shards = [run.content[SHARD] for run in runs if SHARD in run.content]
     try:
@@ -325,7 +325,7 @@ class JournalLine(NamedTuple):
 
 
 def journal_line(key: str, row: BenchmarkRow) -> bytes:
-    """A sealed line; it begins with a newline, since the line before may be cut off."""
+    """A sealed journal line, after a newline in case the line before was cut off."""
     return f"\n{json.dumps(add_seal({'key': key, 'row': row}))}\n".encode()
 
 

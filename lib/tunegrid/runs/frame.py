@@ -23,7 +23,7 @@ MEASURED = (
 
 
 def figure_frame(records: Sequence[Record], columns: Mapping[str, str]) -> "pd.DataFrame":
-    """A row of figures for each record, indexed by cell; NaN where a figure was not measured."""
+    """A row of figures per record, indexed by cell; NaN for figures that were not measured."""
     import pandas as pd
 
     rows = [figures(record) for record in records]
@@ -33,7 +33,7 @@ def figure_frame(records: Sequence[Record], columns: Mapping[str, str]) -> "pd.D
 
 
 def figures(record: Record) -> dict[str, float | None]:
-    """All figures that a record measured, with bytes also in MiB, and figures derived from them."""
+    """A record's measured figures by name, bytes also in MiB, and figures derived from them."""
     values: dict[str, float | None] = {}
     for name, value in measured(record):
         values[name] = value
@@ -69,7 +69,7 @@ def figures(record: Record) -> dict[str, float | None]:
 
 
 def measured(record: Record) -> Iterator[tuple[str, float]]:
-    """Yields every measured number with its dotted name, such as "training.seconds"; no lists."""
+    """Yields each measured number, except in lists, with its dotted name ("training.seconds")."""
     return _leaves({name: item for name, item in to_json(record).items() if name in MEASURED})
 
 

@@ -1,4 +1,4 @@
-"""Makes the key of a cell's result, a digest of everything that determines it.
+"""Makes the key of a cell's result: a digest of everything that determines the result.
 
 `--resume` reuses an older row if its key is the same.
 """
@@ -36,7 +36,7 @@ def content_key(
     Args:
         cell: the cell that is to run.
         circumstances: other things that determine the result, such as the device.
-        grid_files: the user's `--grid` files.
+        grid_files: the user's `--grid` files and plugins.
     """
     profile = cell.profile
     backbone = cell.backbone
@@ -127,7 +127,7 @@ def module_files(file: Path) -> list[Path]:
 
 @cache
 def code_digest() -> str:
-    """The digest of the suite's modules and thresholds, tests excluded."""
+    """The digest of the suite's modules and thresholds, without its own tests."""
     files = []
     for folder in CODE:
         for path in (ROOT / folder).rglob("*.*"):
@@ -140,7 +140,7 @@ def code_digest() -> str:
 def content_digest(*paths: Path) -> str:
     """The digest of the given files and of all files in the given folders; empty if none exist.
 
-    It covers names and content, or names, sizes and times if all files together are large.
+    It covers names and contents, or names, sizes and times if the files are large in total.
     """
     files = []
     size = 0

@@ -1,8 +1,8 @@
 """Seals runs, rows and journal lines with a digest of their content, so that changes show.
 
 A seal is not a signature, because whoever changes a file can renew its seal. A run's seal covers
-the seals of its rows. The digest is computed from ASCII JSON with sorted keys and no whitespace, as
-in RFC 8785, except that non-ASCII characters are escaped and numbers are written as in Python.
+its rows by their seals. The digest is computed from ASCII JSON with sorted keys and no whitespace,
+as in RFC 8785, except that non-ASCII characters are escaped and numbers are written as in Python.
 """
 
 import hashlib

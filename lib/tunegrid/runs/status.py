@@ -1,6 +1,6 @@
-"""Derives a cell's status from why it stopped, its audits and its bounds, and explains failures.
+"""Derives a cell's status from early stops, audits and bounds, and explains failures.
 
-A failed audit that needs a longer run does not count, and the record says so.
+A failed audit that needs a longer or larger run does not count, and the record says so.
 """
 
 from collections import defaultdict
@@ -25,13 +25,13 @@ SHARED_BY_LUCK = 30
 # Audits that more training can turn into a pass
 LEARNING = ("generation_not_truncated", "predictions_not_collapsed", "learned_something")
 OTHER_CURES = "another learning rate, or correct labels"
-ENOUGH_UPDATES = 300  # the least that advice on a user's quick cell suggests
+ENOUGH_UPDATES = 300  # the fewest that advice on a user's quick cell suggests
 TOGETHER = ("distinct_results", "same_rows_in_triple")  # audits that compare a run's cells
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """The length of a run."""
+    """The size of a run."""
 
     updates: int
     planned: int  # updates that the recipe makes if the command line changes nothing
@@ -62,7 +62,7 @@ def reason_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | N
 
 
 def add_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
-    """The record of an ended cell with its status and a sentence on each fault."""
+    """The record of an ended cell with its status, and sentences on the faults that count."""
     if record.training and record.training.stopped:  # no other fault counts then
         sentence = locate(record, record.training.stopped)
         return replace(record, status="stopped", excused={}, missed=[sentence])
@@ -78,7 +78,7 @@ def _failed_findings(record: Record) -> list[AuditFinding]:
 
 
 def audit_sentences(record: Record) -> list[str]:
-    """Sentences on failed audits that count; one gets the advice of `more_training`, if any."""
+    """Sentences on failed audits that count; the first that training may cure adds advice."""
     sentences = []
     advice = more_training(record)
     for finding in record.audits:
@@ -91,7 +91,7 @@ def audit_sentences(record: Record) -> list[str]:
 
 
 def more_training(record: Record) -> str:
-    """Advice to train a user's quick or full cell longer, and on other causes; otherwise empty."""
+    """Advice to train a user's quick or full cell longer or differently; empty for other cells."""
     if record.cell in STUDY_IDS or record.training is None:
         return ""
     if record.profile == FULL_PROFILE.id:
@@ -141,7 +141,10 @@ def locate(record: Record, sentence: str) -> str:
 
 
 def cell_status(seeds: Sequence[Record]) -> Status:
-    """The worst status among a cell's seeds."""
+    """The first status among a cell's seeds that is neither *passed* nor *unconfirmed*.
+
+    Without one, it is *unconfirmed* if any seed is, else *passed*.
+    """
     not_passed = [record for record in seeds if record.status != "passed"]
     not_passed.sort(key=lambda record: record.unharmed)
     return not_passed[0].status if not_passed else "passed"
@@ -219,7 +222,7 @@ class FailedCells(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The causes: "failed audits base_frozen and dropout_drops and missed a bound"."""
+        """The causes, as in "failed audits base_frozen and dropout_drops and missed a bound"."""
         audits = []
         causes = []
         for cause in self.causes:
@@ -237,7 +240,7 @@ class FailedCells(NamedTuple):
         return f"{count(len(self.cells), 'cell')} {self.name}"
 
     def headline(self, total: int) -> str:
-        """The first cell's sentence and the number of cells; audit names come last."""
+        """A line with the first cell's fault, the number of cells, and the causes."""
         cause = self.causes[0]
         sentences = []
         for record in self.records:
@@ -255,7 +258,7 @@ class FailedCells(NamedTuple):
 
     @property
     def second_training(self) -> str:
-        """A clause saying that the first cell's second training run also failed; empty if not."""
+        """A clause if the first cell's second training run failed, too; otherwise empty."""
         for record in self.records:
             if record.cell == self.cells[0] and record.seeds.confirms is not None:
                 return f", confirmed by a second training at seed {record.seeds.seed}"
@@ -263,7 +266,7 @@ class FailedCells(NamedTuple):
 
 
 def cause_sentences(record: Record, cause: str) -> list[str]:
-    """A record's sentences on the audit in `cause`; for others, those not on failed audits."""
+    """A record's sentences on the audit in `cause`; without one, those not on failed audits."""
     if cause.startswith(AUDIT):
         start = f"audit {cause.removeprefix(AUDIT)}: "
         return [sentence for sentence in record.missed if start in sentence]
@@ -295,7 +298,7 @@ def _causes(record: Record) -> list[str]:
 
 
 def find_failed_cells(records: Iterable[Record]) -> list[FailedCells]:
-    """Failed records grouped by cause: audits first, in order of how many cells failed them."""
+    """Groups failed records by cause: audits first, starting with the most common one."""
     by_cause: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         for cause in _causes(record):
@@ -320,7 +323,7 @@ def find_failed_cells(records: Iterable[Record]) -> list[FailedCells]:
 def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]]:
     """Findings by cell for the records of one profile and seed.
 
-    No two cells may have equal results, and cells of a backbone and task must have equal rows.
+    No two cells may have equal results. Cells with the same backbone and task must have equal rows.
     """
     findings = {}
     results = {record.cell: _results(record) for record in records}
@@ -349,7 +352,7 @@ def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]
 
 
 def _results(record: Record) -> set[tuple[object, ...]]:
-    """Figures that no two honest cells share; each holds all scores and losses or predictions."""
+    """Figures that no two honest cells share; each combines scores with losses or predictions."""
     if not record.scores:
         return set()
     scores = tuple(sorted(record.scores.items()))
