@@ -339,7 +339,7 @@ def nf4(weight: Tensor) -> Tensor:
 
 
 def labels_are_targets(evidence: Evidence) -> Answer:
-    """In sampled rows, the labels that count in the loss match the row's target and nothing else."""
+    """In sampled rows, the labels that count in the loss are the row's target and nothing else."""
     rows = evidence.train_rows
     codec = evidence.codec
     features = sample(evidence.trainer.features)
