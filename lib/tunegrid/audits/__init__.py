@@ -1,8 +1,8 @@
 """Checks that a cell ran as declared; each audit that applies gives a finding.
 
 An audit is a function that examines part of the `Evidence`: the model, the rows, the training or
-the predictions. It takes the cell's declaration as the truth. The record names the finding after
-the function. Audits across several cells are in `tunegrid.runs.status`.
+the predictions. Its finding has the function's name. Audits across several cells are in
+`tunegrid.runs.status`.
 """
 
 import math

@@ -56,8 +56,8 @@ NF4_LEVELS = (
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
     """The cell's seed determines torch's random numbers and the initial trainable tensors.
 
-    The tensors are compared with those of a second model built from the same seed, on micro
-    backbones only, since two larger models may not fit in memory together.
+    The tensors are compared with those of a second model, on micro backbones only, since two larger
+    models may not fit in memory together.
     """
     profile, device = evidence.cell.profile, evidence.device
     generator = torch.Generator(device).manual_seed(profile.seed)
@@ -246,7 +246,7 @@ def numbered_layers(keys: Iterable[str]) -> set[tuple[str, int]]:
 def overwritten_rows(evidence: Evidence, grown_names: Sequence[str]) -> list[int]:
     """Indices of rows of the input embedding, if it grew, that differ from the checkpoint's.
 
-    Returns an empty list once an update was made, since training changes rows.
+    Empty once an update has been made.
     """
     if evidence.trainer.log.updates:
         return []
@@ -360,7 +360,7 @@ def labels_are_targets(evidence: Evidence) -> Answer:
 def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
     """A phrase if the tokenizer decodes correct labels differently from its backend.
 
-    Otherwise, for example if the labels themselves are wrong, the list is empty.
+    Otherwise the list is empty, for example if the labels are wrong.
     """
     tokenizer = codec.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -308,10 +308,7 @@ def is_scaled(values: Tensor, output: Tensor, rate: float) -> bool:
 
 
 def repetition(results: list[Tensor], dimensions: Iterable[int]) -> str:
-    """The end of a sentence if all results, or all rows of each, are equal; otherwise empty.
-
-    Rows are compared along each of `dimensions`.
-    """
+    """The end of a sentence if all results are equal, or all rows along a dimension; else empty."""
     if all(torch.equal(result, results[0]) for result in results):
         return "drops the same values each time"
     for dimension in dimensions:

@@ -80,7 +80,7 @@ def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]
 def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list[list[int]]]:
     """All plans that an update may follow; a plan has each rank's number of rows in each pass.
 
-    There are several if any of the update's batches may be the epoch's one smaller batch.
+    There are several if one batch of the epoch is smaller, since any batch may be it.
     """
     recipe, ranks, count = trainer.cell.recipe, trainer.ranks, len(trainer.features)
     size, steps = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
