@@ -57,7 +57,7 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
     """The cell's seed determines torch's random numbers and the initial trainable tensors.
 
     The tensors are compared with those of a second model, on micro backbones only, since two larger
-    models may not fit in memory together.
+    models may not fit in memory.
     """
     profile, device = evidence.cell.profile, evidence.device
     generator = torch.Generator(device).manual_seed(profile.seed)
@@ -81,7 +81,7 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
-    """Exactly the method's target layers have adapters, with the declared rank, scale and so on."""
+    """Exactly the method's target layers have adapters, and each adapter is set as declared."""
     method, cell = evidence.cell.method, evidence.cell
     layers = adapted_layers(evidence.model)
     targets = method.targets(cell)
@@ -239,12 +239,12 @@ def missing_layers(evidence: Evidence) -> list[str]:
 
 
 def numbered_layers(keys: Iterable[str]) -> set[tuple[str, int]]:
-    """The layers that occur in tensor names, each as stack and number: ("encoder.layer", 2)."""
+    """The stack and number of each layer in tensor names, such as ("encoder.layer", 2)."""
     return {(match[1], int(match[2])) for match in map(LAYER.match, keys) if match}
 
 
 def overwritten_rows(evidence: Evidence, grown_names: Sequence[str]) -> list[int]:
-    """Indices of rows of the input embedding, if it grew, that differ from the checkpoint's.
+    """Indices of rows of a grown input embedding that differ from the checkpoint's.
 
     Empty once an update has been made.
     """
@@ -339,7 +339,7 @@ def nf4(weight: Tensor) -> Tensor:
 
 
 def labels_are_targets(evidence: Evidence) -> Answer:
-    """In sampled rows, the labels that count in the loss are the row's target and nothing else."""
+    """In sampled rows, the labels that count in the loss are the target and nothing else."""
     rows = evidence.train_rows
     codec = evidence.codec
     features = sample(evidence.trainer.features)

@@ -76,7 +76,7 @@ def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
-    """The loss, without penalties, equals the targets' cross-entropy computed here from logits.
+    """The loss, without a method's penalty, is the targets' cross-entropy, computed from logits.
 
     Both are in nats. If the cell classifies, the losses of scored rows are checked, too.
     """
@@ -136,7 +136,7 @@ def scored_loss_gap(evidence: Evidence) -> float:
 
 
 def decoder_sees_no_future(evidence: Evidence) -> Answer:
-    """Changing a target's middle token does not change the logits for it and earlier tokens.
+    """Changing a target's middle token does not change the logits for it and for earlier tokens.
 
     Rows are compared in one batch. The last row is also compared by itself, since the model may
     then use another mask.
@@ -170,7 +170,7 @@ def changed_in_the_middle(row: Feature) -> Feature:
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
     """A row has the same gradients right after an evaluation in the same autocast context.
 
-    Autocast caches casts of weights, and an evaluation may cache casts that pass no gradients on.
+    Autocast caches casts of weights, and an evaluation may cache casts that carry no gradients.
     """
     gap = evidence.probe.after_evaluation
     if gap is None:

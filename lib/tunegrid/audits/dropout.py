@@ -144,7 +144,7 @@ def declared_dropouts(model: nn.Module) -> list[Dropout]:
 
 @dataclass
 class DropoutPass:
-    """Checks dropouts while the model, in training mode, processes a batch of one row twice.
+    """Checks dropouts while the model, in training mode, processes a batch of two equal rows.
 
     Dropout modules are also called on ones, and modules whose dropout is a number are called again
     on their inputs. Both are cheaper than more passes of the model.
@@ -194,7 +194,7 @@ class DropoutPass:
             yield
 
     def _look_for_second_mask(self, module: nn.Module, values: Tensor) -> None:
-        """Notes a fault if a leaf module's input is the last dropout's output after another one."""
+        """Notes a fault if a leaf module's input is the last dropout's output with more values dropped."""
         output = self._last_output
         if output is None or values.shape != output.shape or self._last_module is None:
             return
@@ -328,7 +328,7 @@ def has_equal_rows(tensor: Tensor) -> bool:
 def moments(
     plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: float
 ) -> Iterator[tuple[Measured, str]]:
-    """Yields how far the mean and the variance of outputs are off, each with a clause that says so.
+    """Yields the deviations of the outputs' mean and variance, each with the end of a sentence.
 
     Outputs are linear in the kept values. A value that is kept with probability 1 - p, and then
     divided by 1 - p, keeps its mean and has a variance of p / (1 - p) times its square. This gives

@@ -31,7 +31,7 @@ from tunegrid.run.train import Trainer
 from tunegrid.words import CONTEXT, first_difference
 
 T = TypeVar("T")
-SAMPLE = 8  # items in a sample, unless an audit asks for another number
+SAMPLE = 8  # default size of a sample
 
 
 class AbsentError(Exception):
@@ -143,7 +143,7 @@ def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
 
 
 def copies(cell: Cell, rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
-    """Indices of rows whose text, in all columns that the cell reads, some row in `others` has."""
+    """Indices of rows with the same text as one of `others` in all columns that the cell reads."""
     columns = (*cell.text, *cell.task.context_columns)
     known_texts = {identity(row, columns) for row in others}
     return [i for i, row in enumerate(rows) if identity(row, columns) in known_texts]

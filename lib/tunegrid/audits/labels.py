@@ -78,9 +78,9 @@ def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]
 
 
 def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list[list[int]]]:
-    """All plans that an update may follow; a plan has each rank's number of rows in each pass.
+    """The possible plans of an update: the number of rows in each forward pass, by rank.
 
-    There are several if one batch of the epoch is smaller, since any batch may be it.
+    There are several if one of the epoch's batches is smaller, since it may come anywhere.
     """
     recipe, ranks, count = trainer.cell.recipe, trainer.ranks, len(trainer.features)
     size, steps = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps

@@ -44,7 +44,7 @@ PAIR = (
 )
 LONG = 60  # repetitions, which make the text longer than 512 tokens
 LEVEL = 0.01  # relative tolerance; two 4-bit levels are farther apart
-# Share of a packed layer's weights that may differ, since rounding decides halfway between levels.
+# Share of a packed layer's weights that may differ, since halfway values may round either way.
 MOST_CODES = 1e-3
 # The largest model, in GiB of weights, to load beside the trained one. The study's largest,
 # BERT2BERT at its true size, has 0.95.
@@ -55,7 +55,7 @@ def saved_is_served(evidence: Evidence) -> Answer:
     """The saved model equals the trained model in its files, after loading, and after merging.
 
     Files hold the trained tensors bit for bit, and the trained objects' settings. Loaded again,
-    tokenizer and model give the same tokens, logits and, if logits are equal bit for bit, answers.
+    they give the same tokens and logits, and the same answers if logits are equal bit for bit.
     PEFT packs a merged NF4 layer anew, which rounds away changes of less than half a step between
     two levels. The layer is therefore compared with its definition, and the merged model's logits
     are computed with the trained layers put back. A large model is not loaded.

@@ -204,7 +204,7 @@ def impossible_scores(task: Task, evaluation: Evaluation) -> Iterator[str]:
 
 
 def other_points(task: Task, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each of a row's scores that differs if it is scored alone; samples texts."""
+    """A sentence for each score of a row that differs if the row is scored alone; samples texts."""
     indices: Iterable[int] = range(len(evaluation.rows))
     if task.problem is Problem.GENERATE:
         indices = sorted(sample(range(len(evaluation.rows)), 2 * SAMPLE))
@@ -258,8 +258,8 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
 def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]]:
     """Scores beat the best answers without a model and are no worse than before training.
 
-    The gain must exceed three standard errors, and a loss must not. A checkpoint may already know
-    the task, as T5's knows SQuAD, so a healthy run need not improve on it.
+    Gains and drops count if they exceed three standard errors. A checkpoint may already know the
+    task, as T5's knows SQuAD, so a healthy run need not improve on it.
     """
     task, evaluation = evidence.cell.task, evidence.scored
     train_rows = evidence.train_rows

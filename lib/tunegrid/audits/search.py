@@ -1,4 +1,4 @@
-"""Audits that compare generated texts and their scores with a search and passes without a cache.
+"""Audits that check generated texts and their scores by a search and passes without a cache.
 
 Two searches may diverge at a tie and find different texts. Rounding decides ties, so where a text
 differs, a copy of the model in fp64 measures the rounding. The search here is written without any
@@ -64,10 +64,10 @@ Search = Generator[Sequence[Text], Tensor, "list[Beam]"]
 
 
 def cache_changes_nothing(evidence: Evidence) -> Answer:
-    """The library's search with a cache scores all tokens as a pass without a cache does.
+    """The library's search with a cache scores tokens as a pass without a cache does.
 
     The rows with the longest text and the shortest prompt are searched again in one padded batch. A
-    text's score must be its tokens' sum, divided by its length to the power of the penalty.
+    text's score must be the sum of its tokens' scores over its length to the power of the penalty.
     """
     if not isinstance(evidence.codec, GenerateCodec):
         return None
@@ -158,7 +158,7 @@ def spread_indices(count: int, most: int) -> range:
 
 
 def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> float:
-    """The largest lead over `text` that a text could gain by leaving it and then being certain.
+    """The largest lead over `text` that another could gain by leaving it and then being certain.
 
     `scores` (T, V) are the log-probabilities of each next token. If the lead is far below 0, no
     other text comes close.

@@ -66,7 +66,7 @@ def base_frozen(evidence: Evidence) -> Answer:
 
 
 def trains_as_declared(evidence: Evidence) -> Answer:
-    """Exactly the parameters declared as trainable train, each in one optimizer group.
+    """The parameters that train are exactly those declared, each in one optimizer group.
 
     `requires_grad` is compared with the method's declaration rather than trusted, since a library
     may freeze an adapter or unfreeze a base. Each new part of the head must train, too.
@@ -294,7 +294,7 @@ def variant_applied(evidence: Evidence) -> Answer:
 
 
 def gradients_clipped(evidence: Evidence) -> Answer:
-    """Clipping reduces gradient norms above the recipe's bound to it and leaves others as is."""
+    """Clipping reduces gradient norms above the recipe's bound to it and leaves others alone."""
     bound, log = evidence.cell.recipe.max_grad_norm, evidence.trainer.log
     if bound is None or not log.updates:
         return None
@@ -356,7 +356,7 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
 
 
 def memory_does_not_grow(evidence: Evidence) -> Answer:
-    """Updates leave behind fewer than one tensor each, and the tensors' bytes hardly grow.
+    """Fewer than one tensor per update is left behind, and the tensors' bytes hardly grow.
 
     The first ten or more updates do not count, nor does the process's other memory, since oneDNN
     keeps kernels for each new shape.
