@@ -162,7 +162,7 @@ def generation_not_truncated(evidence: Evidence) -> Answer:
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
-    """Scores are possible and are means over rows, and no row's points depend on other rows.
+    """Scores are possible and fit the rows' points, which do not depend on other rows.
 
     Rows are scored again one by one, generated texts only in a sample. Fixed predictions must get
     the scores worked out by hand, and generated texts must match their tokens.
@@ -185,7 +185,7 @@ def metric_invariants(evidence: Evidence) -> Answer:
 
 
 def impossible_scores(task: Task, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each score that no predictions can have, or that is not the mean over rows."""
+    """A sentence for each score that no predictions can have, or that is not its rows' mean."""
     examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
     for name, points in examples.items():
         if len(points) != count:

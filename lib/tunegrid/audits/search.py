@@ -1,4 +1,4 @@
-"""Audits that check generated texts and their scores by a search and passes without a cache.
+"""Audits that check generated texts and scores against a search and passes without a cache.
 
 Two searches may diverge at a tie and find different texts. Rounding decides ties, so where a text
 differs, a copy of the model in fp64 measures the rounding. The search here is written without any
