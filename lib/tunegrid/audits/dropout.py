@@ -194,7 +194,7 @@ class DropoutPass:
             yield
 
     def _look_for_second_mask(self, module: nn.Module, values: Tensor) -> None:
-        """Notes a fault if a leaf module's input is the last dropout's output, dropped out again."""
+        """Notes a fault if a leaf module's input is the last dropout's output, dropped again."""
         output = self._last_output
         if output is None or values.shape != output.shape or self._last_module is None:
             return
