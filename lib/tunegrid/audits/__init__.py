@@ -1,8 +1,8 @@
-"""Audits whether the cell ran as labelled; each audit that applies gives a finding.
+"""Checks that a cell ran as declared; each audit that applies gives a finding.
 
-Each audit is a pure function of `Evidence`, and its name appears in the record. It takes the
-cell's description as the truth and checks the model, the rows, the training and the predictions.
-Audits over several cells are in `tunegrid.runs.status`.
+An audit is a function that examines part of the `Evidence`: the model, the rows, the training or
+the predictions. Its finding has the function's name. Audits across several cells are in
+`tunegrid.runs.status`.
 """
 
 import math
@@ -81,7 +81,10 @@ LATER = tuple(stage for stage in AUDITS if stage != BEFORE)
 
 
 def run_audits(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[AuditFinding]:
-    """The findings of all applicable audits in `stages`; an audit that raises an error fails."""
+    """Runs the audits of `stages` and returns the findings of those that apply.
+
+    An audit that raises AbsentError does not apply; any other exception counts as a failure.
+    """
     findings = []
     for audit in chain.from_iterable(AUDITS[stage] for stage in stages):
         try:

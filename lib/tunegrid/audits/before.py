@@ -1,4 +1,4 @@
-"""Audits that run before training: the model as built, its checkpoint, and the training rows."""
+"""Audits that run before training, on the newly built model, its checkpoint and its rows."""
 
 import math
 import re
@@ -37,11 +37,10 @@ from tunegrid.run.probe import keep_state
 
 SEED_DRAWS = 8  # random numbers that identify a seed
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
-# The most rows of a packed matrix to compare, in whole blocks: all rows of most layers, and part of
-# a huge layer.
+# Maximum number of rows of a packed matrix to compare; the rest of a huge layer is skipped.
 ROWS = 16 * BLOCK
 LAYER = re.compile(r"(.*?)\.(\d+)\.")
-# The largest gap allowed between packed weights and the checkpoint's, rounded here. Double
+# Allowed relative gap between packed weights and the checkpoint's as rounded by `nf4`. Double
 # quantization rounds the scales, which moves weights by at most 0.6 % on the micro backbones.
 # Blocks of 128 are off by at least 8 %, FP4 by 14 %, another layer's weights by 100 %.
 ROUNDED = 0.03
@@ -55,10 +54,10 @@ NF4_LEVELS = (
 
 
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
-    """Random numbers and initial weights come from torch's generator at the cell's seed.
+    """The cell's seed determines torch's random numbers and the initial trainable tensors.
 
-    The trained tensors are compared by building the model a second time. This happens on micro
-    backbones only, since two larger models may not fit in memory together.
+    The tensors are compared with those of a second model, on micro backbones only, since two larger
+    models may not fit in memory.
     """
     profile, device = evidence.cell.profile, evidence.device
     generator = torch.Generator(device).manual_seed(profile.seed)
@@ -82,7 +81,7 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
-    """Exactly the method's target layers have adapters, with the declared facts."""
+    """Exactly the method's target layers have adapters, and each adapter is set as declared."""
     method, cell = evidence.cell.method, evidence.cell
     layers = adapted_layers(evidence.model)
     targets = method.targets(cell)
@@ -115,17 +114,17 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Checks that PEFT's tuner wraps a layer; an embedding with trained rows does not count."""
+    """Checks that a layer has a PEFT adapter; an embedding with trained rows does not count."""
     return isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
 
 
 def adapted_layers(model: nn.Module) -> dict[nn.Module, str]:
-    """The names of the layers that PEFT's tuner wraps."""
+    """Maps each layer that has a PEFT adapter to its name."""
     return {module: name for name, module in model.named_modules() if is_adapted(module)}
 
 
 def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The base's modules by name, unwrapped; the adapters' own modules are omitted."""
+    """Yields the model's modules with their names; an adapted layer yields only its base layer."""
     adapter: str | None = None
     for name, module in model.named_modules():
         if adapter is not None and name.startswith(adapter):
@@ -135,9 +134,10 @@ def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def quantized_as_declared(evidence: Evidence) -> Answer:
-    """All packable linear layers of a quantized base, and no others, are packed as declared.
+    """All linear layers of a quantized base are packed as declared, with a few exceptions.
 
-    A model without quantization has no packed layers.
+    The head's new and tied modules, and those that transformers keeps in fp32, are not packed. A
+    model without quantization has no packed layers.
     """
     modules = list(evidence.model.modules())
     packed_layers = [module for module in modules if isinstance(module, bnb.nn.Linear4bit)]
@@ -169,9 +169,9 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
 
 
 def packing(layer: Any) -> tuple[str, bool, float, int] | None:
-    """A packed layer's number type, double quantization, bytes per weight and weights per block.
+    """A 4-bit layer's number type, double quantization, bytes per weight and weights per block.
 
-    Returns None if the layer has not been packed.
+    Returns None if the layer's weight has not been packed yet.
     """
     state = layer.weight.quant_state
     if not state:
@@ -186,8 +186,8 @@ def packing(layer: Any) -> tuple[str, bool, float, int] | None:
 def checkpoint_loaded(evidence: Evidence) -> Answer:
     """Pretrained tensors, unless packed or rewritten, start bit-identical to the checkpoint's.
 
-    No layer of the checkpoint is missing; loading would drop layers that the config omits. An
-    embedding that grew by a token begins with the checkpoint's rows.
+    The model has every layer of the stacks that it uses; loading would drop layers that the config
+    omits. An embedding that grew by a token begins with the checkpoint's rows.
     """
     cell, trainer = evidence.cell, evidence.trainer
     if cell.profile.random_weights or cell.profile.perturbation is not None:
@@ -221,14 +221,14 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
 
 
 def rewritten_modules(cell: Cell) -> tuple[str, ...]:
-    """Modules whose weights differ, or may differ, from the checkpoint's before training."""
+    """Names of modules whose weights may differ from the checkpoint's before training."""
     return (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewrites(cell))
 
 
 def missing_layers(evidence: Evidence) -> list[str]:
     """Layers of the checkpoint that the model lacks although it has others from the same stack.
 
-    A whole stack, such as a decoder, may be missing.
+    A stack that is missing as a whole, such as a decoder, is not reported.
     """
     files = evidence.checkpoint_files
     used_keys = chain.from_iterable(matching_keys(name, files) for name in evidence.trainer.before)
@@ -239,14 +239,14 @@ def missing_layers(evidence: Evidence) -> list[str]:
 
 
 def numbered_layers(keys: Iterable[str]) -> set[tuple[str, int]]:
-    """The stack and number of each tensor's layer, for example encoder.layer and 2."""
+    """The stack and number of each layer in tensor names, such as ("encoder.layer", 2)."""
     return {(match[1], int(match[2])) for match in map(LAYER.match, keys) if match}
 
 
 def overwritten_rows(evidence: Evidence, grown_names: Sequence[str]) -> list[int]:
-    """Rows of the grown input embedding that differ from the checkpoint's.
+    """Indices of rows of a grown input embedding that differ from the checkpoint's.
 
-    Empty once training has begun.
+    Empty once an update has been made.
     """
     if evidence.trainer.log.updates:
         return []
@@ -268,7 +268,10 @@ def overwritten_rows(evidence: Evidence, grown_names: Sequence[str]) -> list[int
 
 
 def packed_from_checkpoint(evidence: Evidence) -> Answer:
-    """All packed weights, once unpacked, equal their checkpoint tensors rounded to NF4."""
+    """Packed weights, once unpacked, are close to their checkpoint tensors rounded to NF4.
+
+    Layers that the method rewrites, or whose rows are not whole blocks, are skipped.
+    """
     cell = evidence.cell
     config = cell.quantization
     if cell.profile.random_weights or config is None or config.bnb_4bit_quant_type != "nf4":
@@ -292,10 +295,10 @@ def packed_from_checkpoint(evidence: Evidence) -> Answer:
 
 
 def rounding_gap(evidence: Evidence, name: str, weight: Any) -> float:
-    """The distance between a packed weight (out, in) and its checkpoint tensor, rounded here.
+    """The distance between a packed weight (out, in) and its checkpoint tensor rounded by `nf4`.
 
-    The distance is in units of the tensor's norm. If several tensors match the name, the smallest
-    distance counts; if none matches, the distance is infinite.
+    It is relative to the tensor's norm, over at most `ROWS` rows. If several tensors match the
+    name, the first within `ROUNDED` counts, or else the closest; if none matches, it is infinite.
     """
     unpacked = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
     gap = math.inf
@@ -336,7 +339,7 @@ def nf4(weight: Tensor) -> Tensor:
 
 
 def labels_are_targets(evidence: Evidence) -> Answer:
-    """The labels that count in the loss decode to their row's target, without prompt or padding."""
+    """In sampled rows, the labels that count in the loss are the target and nothing else."""
     rows = evidence.train_rows
     codec = evidence.codec
     features = sample(evidence.trainer.features)
@@ -357,7 +360,7 @@ def labels_are_targets(evidence: Evidence) -> Answer:
 def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
     """A phrase if the tokenizer decodes correct labels differently from its backend.
 
-    Otherwise the list is empty, for example for wrong labels.
+    Otherwise the list is empty, for example if the labels are wrong.
     """
     tokenizer = codec.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -374,7 +377,7 @@ def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
-    """Labelled spans are the annotated answers, and no window with an answer lacks its label."""
+    """Labelled spans cover the annotated answers, and every window with an answer is labelled."""
     codec, rows = require(evidence.codec, ExtractCodec), evidence.train_rows
     span_count = 0
     wrong_rows = []
@@ -396,7 +399,10 @@ def answers_at_annotated_start(evidence: Evidence) -> Answer:
 
 
 def offsets_show_their_tokens(evidence: Evidence) -> Answer:
-    """The characters at a token's offsets are the token's own characters."""
+    """In sampled windows, the text at a token's offsets has the token's own letters and digits.
+
+    Unknown tokens and non-ASCII text are skipped.
+    """
     codec, rows = require(evidence.codec, ExtractCodec), evidence.train_rows
     matches = count = 0
     for feature in sample(evidence.trainer.features):
@@ -404,7 +410,7 @@ def offsets_show_their_tokens(evidence: Evidence) -> Answer:
         extra = feature.extra
         tokens = feature.input_ids[extra.shift : extra.shift + len(extra.offsets)]
         for token, (start, end) in zip(tokens, extra.offsets, strict=True):
-            # An unknown token decodes to the space before it, and so to no letters.
+            # Punctuation has no letters, and an unknown token decodes to a placeholder.
             letters = alphanumeric(codec.tokenizer.decode([token]))
             if not letters or token == codec.tokenizer.unk_token_id:
                 continue
@@ -415,7 +421,7 @@ def offsets_show_their_tokens(evidence: Evidence) -> Answer:
 
 
 def no_leakage(evidence: Evidence) -> Answer:
-    """No test row's text occurs in the training rows."""
+    """No test row has the same text as a training row."""
     splits = require(evidence.splits, Splits)
     leaked_rows = copies(evidence.cell, splits.test, splits.train)
     return expect_none(leaked_rows, f"{len(splits.test)} test rows", "also train")

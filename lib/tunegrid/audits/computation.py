@@ -1,4 +1,4 @@
-"""Audits of the trained model's outputs, by row and by batch, with and without its adapter."""
+"""Audits of the model's logits, losses and gradients, with and without its adapter."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,12 +32,13 @@ from tunegrid.run.probe import (
     target_rows,
 )
 
-ADDED = 1e-3  # share of an adapter's contribution; quick cells are right to 1e-6, even over NF4
-# How far logits with and without gradients may differ in 16 bits, as a share of a row's largest
-# logit. They are equal on the quick cells, but a device may have other kernels.
+# Allowed error as a share of an adapter's contribution. Quick cells are off by 1e-6, even over NF4.
+ADDED = 1e-3
+# How far logits with and without gradients may differ over a 4-bit or 16-bit base, as a share of
+# the largest logit. They are equal on the quick cells, but a device may have other kernels.
 SAME_ROW = 1e-2
-# Allowed share of the largest output, since DoRA divides two equal norms that are computed in
-# different orders.
+# Allowed gap as a share of the largest output, since DoRA divides two equal norms that are computed
+# in different orders.
 NORM_ROUNDING = 1e-5
 TWICE = 2.0  # an arbitrary factor by which an adapter is scaled and scaled back
 
@@ -45,7 +46,7 @@ TWICE = 2.0  # an arbitrary factor by which an adapter is scaled and scaled back
 def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
     """Nothing is random in evaluation mode.
 
-    A second pass gives the same bits, and a pass without gradients gives the same logits.
+    A second pass gives the same bits, and a pass without gradients the same logits up to rounding.
     """
     probe = evidence.full_probe
     if probe.repeated:
@@ -60,7 +61,7 @@ def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
 
 
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
-    """A row has the same logits by itself as in a padded batch, and rows' gradients add up."""
+    """Rows have the same logits alone as in a padded batch, whose gradient is the sum of theirs."""
     probe = evidence.full_probe
     gaps = []
     for i, row in enumerate(probe.alone):
@@ -75,9 +76,9 @@ def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
-    """The training loss is the targets' cross-entropy in nats, computed here from logits.
+    """The loss, without a method's penalty, is the targets' cross-entropy, computed from logits.
 
-    No penalty is included. If the cell classifies, the losses of scored rows are checked, too.
+    Both are in nats. If the cell classifies, the losses of scored rows are checked, too.
     """
     trainer, probe = evidence.trainer, evidence.full_probe
     batch = trainer.codec.collate(probe.rows)
@@ -124,7 +125,7 @@ def cross_entropies(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def scored_loss_gap(evidence: Evidence) -> float:
-    """The largest error of a scored row's loss, in nats; 0 unless the cell classifies."""
+    """The largest error of a scored row's loss, in nats; 0 unless the cell classified rows."""
     evaluation, task = evidence.evaluation, evidence.cell.task
     if evaluation is None or task.problem is not Problem.CLASSIFY:
         return 0.0
@@ -135,10 +136,10 @@ def scored_loss_gap(evidence: Evidence) -> float:
 
 
 def decoder_sees_no_future(evidence: Evidence) -> Answer:
-    """Changing a token in the middle of a target leaves its own and all earlier logits unchanged.
+    """Changing a target's middle token does not change the logits for it and for earlier tokens.
 
-    Rows are compared in one batch. The last row is also compared by itself, which may use another
-    mask.
+    Rows are compared in one batch. The last row is also compared by itself, since the model may
+    then use another mask.
     """
     trainer = evidence.trainer
     rows = evidence.probe.rows if evidence.codec.generates else []
@@ -159,7 +160,7 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
 
 
 def changed_in_the_middle(row: Feature) -> Feature:
-    """The row with its target's middle token replaced by another of its tokens, or else by 0."""
+    """The row with its target's middle token replaced by another of the target's, or else by 0."""
     target = list(row.target)
     middle = len(target) // 2
     target[middle] = next((token for token in target[:-1] if token != target[middle]), 0)
@@ -167,9 +168,9 @@ def changed_in_the_middle(row: Feature) -> Feature:
 
 
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
-    """A row's gradients are the same right after an evaluation under the same autocast.
+    """A row has the same gradients right after an evaluation in the same autocast context.
 
-    Autocast caches its casts of weights, and an evaluation may leave casts without gradients.
+    Autocast caches casts of weights, and an evaluation may cache casts that carry no gradients.
     """
     gap = evidence.probe.after_evaluation
     if gap is None:
@@ -180,9 +181,9 @@ def gradients_survive_evaluation(evidence: Evidence) -> Answer:
 
 
 def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
-    """Each layer packed to 4 bits computes in the declared type outside autocast.
+    """Layers packed to 4 bits compute in the declared type outside autocast.
 
-    The digits of the layer's output reveal the type.
+    The digits of a layer's output reveal its type.
     """
     config, _ = resolve_quantization(evidence.cell, evidence.device)
     types = evidence.probe.computed
@@ -220,7 +221,7 @@ def output_follows_trained_tokens(evidence: Evidence) -> Answer:
 
 
 def adapters_add_as_declared(evidence: Evidence) -> Answer:
-    """An adapted layer adds the declared term to its base's output; for LoRA, scale x B A x."""
+    """Adapted layers add the declared term to their base's output; for LoRA, scale x B A x."""
     method = evidence.cell.method
     names = adapted_layers(evidence.model)
     gaps: dict[str, float] = {}  # by layer, in units of the tolerance
@@ -249,7 +250,7 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
 
 
 def new_adapters_add_nothing(evidence: Evidence) -> Answer:
-    """Before its first update, an adapter that starts at zero outputs what its base does."""
+    """Before the first update, layers whose adapters start at zero give their base's output."""
     trainer, cell = evidence.trainer, evidence.cell
     if not isinstance(evidence.model, PeftModel) or not cell.method.starts_at_zero(cell):
         return None
@@ -264,9 +265,9 @@ def new_adapters_add_nothing(evidence: Evidence) -> Answer:
 
 
 def adapter_survives_its_switches(evidence: Evidence) -> Answer:
-    """A disabled adapter adds nothing; once enabled, scaled and scaled back, it changes no bit.
+    """A disabled adapter adds nothing; enabled again, scaled and scaled back, it is unchanged.
 
-    PEFT may change the scales and which parameters train, so the audit restores both.
+    Only LoRA is scaled. PEFT may change scales and which parameters train; the audit restores both.
     """
     model, rows = evidence.model, evidence.probe.rows[:1]
     if not isinstance(model, PeftModel) or not evidence.probe.alone:
@@ -303,7 +304,7 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
 
 
 def layers_that_add(evidence: Evidence, rows: Sequence[Feature], allowed: float = 0.0) -> list[str]:
-    """Names of adapted layers whose output differs from their base's.
+    """Names of adapted layers whose output differs from their base layer's.
 
     Differences of up to `allowed`, a share of the largest value, are ignored.
     """

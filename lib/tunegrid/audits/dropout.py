@@ -1,4 +1,4 @@
-"""The audit of dropout: its rates, its masks, and the mean that it must preserve."""
+"""The audit of dropout: its rates, its masks, and the mean and variance of outputs."""
 
 import math
 import re
@@ -23,18 +23,18 @@ from tunegrid.run.probe import get_logits, keep_state
 
 IDLE = "is without effect"
 MASKS = 5  # extra masks drawn from each module
-LOW_CALLS = 24  # calls of an attention whose dropout is a number
-HIGH_RATE = 0.8  # far above any declared rate
+LOW_CALLS = 24  # calls of a module whose dropout is a number
+HIGH_RATE = 0.8  # far above usual rates
 HIGH_CALLS = 16  # calls at that rate
-# Only the first few modules of each class of attention are called often, since they share its code.
-# A few calls show that the other modules drop values, too.
+# Only the first few modules of each class are called often, since all of them share its code. A few
+# calls show that the other modules drop values, too.
 FULLY_ASKED = 3
 FEW_CALLS = 2
-SKEWED = 0.2  # allowed in the log ratio of two variances, each from few outputs
-ALLOWED_ERRORS = 6.0  # standard errors that the share of dropped values may be off
+SKEWED = 0.2  # allowed log ratio of two variances, each estimated from few outputs
+ALLOWED_ERRORS = 6.0  # standard errors by which the share of dropped values may be off
 ALLOWED_ERRORS_OF_MEANS = 7.0  # more, since few numbers estimate the error
 MEAN_ROUNDING = 1e-3  # error that 16 bits may add to a mean
-ROUNDINGS = 3.0  # roundings of a kept value, which is scaled and scaled back
+ROUNDINGS = 3.0  # allowed rounding errors of a kept value, which is scaled and scaled back
 NO_DEVIATION = Measured(0.0, ALLOWED_ERRORS)
 LEAST_DROPPED = 3.0  # dropped values per mask; with fewer, masks of all rows may be equal by luck
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # modules that are never called themselves
@@ -51,13 +51,13 @@ class Dropout(NamedTuple):
 
 
 def dropout_drops(evidence: Evidence) -> Answer:
-    """Every dropout has its declared rate, draws a mask for each value, and preserves the mean.
+    """Dropouts have their declared rates, draw new masks for each call and row, and keep the mean.
 
-    Dropout is checked in training mode. A dropout module must be called once on a tensor and scale
-    the values that it keeps by 1 / (1 - rate). A dropout that is only a number, such as attention's
-    under SDPA, must change its module's output when every other dropout is off, and the mean of
-    many outputs of an attention must be its output without dropout. A dropout without effect is a
-    fault in an adapter, and elsewhere if the backbone declares its dropouts.
+    They are checked in training mode. A dropout module must not be applied twice to a tensor, and
+    must scale the values that it keeps by 1 / (1 - rate). A dropout that is only a number, such as
+    attention's under SDPA, must change its module's output when all other dropouts are off; for
+    attention, the mean and variance of many outputs must also fit the rate. A dropout without
+    effect is a fault in an adapter, and elsewhere if the backbone declares its dropouts.
     `predicting_twice_is_the_same` checks that evaluation drops no values.
     """
     faults = undeclared_rates(evidence)
@@ -91,7 +91,7 @@ def dropout_drops(evidence: Evidence) -> Answer:
 
 
 def undeclared_rates(evidence: Evidence) -> list[str]:
-    """Dropouts of base and head that are missing or differ from the checkpoint config's rate."""
+    """Describes dropouts that are missing, or whose rates differ from the checkpoint's config."""
     cell = evidence.cell
     config = {} if cell.profile.random_weights else checkpoint_fields(cell, CONFIG_NAME)
     if not config:
@@ -112,7 +112,7 @@ def undeclared_rates(evidence: Evidence) -> list[str]:
 
 
 def all_rates(model: nn.Module) -> dict[str, float]:
-    """The rates of all modules (0 if not a dropout) and of all "dropout" attributes, by name."""
+    """Dropout rates by name, of all modules (0 if not a dropout) and all "dropout" attributes."""
     rates = {}
     for name, module in model.named_modules():
         rates[name] = module.p if isinstance(module, nn.Dropout) else 0.0
@@ -144,14 +144,14 @@ def declared_dropouts(model: nn.Module) -> list[Dropout]:
 
 @dataclass
 class DropoutPass:
-    """Checks dropouts while the model computes, in training mode, a batch that has one row twice.
+    """Checks dropouts while the model, in training mode, processes a batch of two equal rows.
 
-    Each dropout module is also called on ones, and each attention is called again on its inputs.
-    Both are cheaper than more passes of the model.
+    Dropout modules are also called on ones, and modules whose dropout is a number are called again
+    on their inputs. Both are cheaper than more passes of the model.
     """
 
     dropouts: list[Dropout]
-    # Ends of sentences, by the dropout's name.
+    # The end of a sentence on what is wrong, by the dropout's name.
     faults: dict[str, str] = field(default_factory=dict)
     # The dropout modules that were called.
     called: dict[nn.Module, Dropout] = field(default_factory=dict)
@@ -194,7 +194,7 @@ class DropoutPass:
             yield
 
     def _look_for_second_mask(self, module: nn.Module, values: Tensor) -> None:
-        """Notes a fault if a leaf module receives the last dropout's output with more zeros."""
+        """Notes a fault if a leaf module's input is the last dropout's output, dropped again."""
         output = self._last_output
         if output is None or values.shape != output.shape or self._last_module is None:
             return
@@ -209,7 +209,7 @@ class DropoutPass:
             self.faults[self.called[self._last_module].name] = "is applied twice"
 
     def _look_at_module(self, dropout: Dropout, values: Tensor, output: Tensor) -> None:
-        """Checks what a module does to its input and, on its first call, to a tensor of ones."""
+        """Checks what a dropout module does to its input and, on its first call, to ones."""
         module, rate = dropout.holder, dropout.rate
         self._last_module = module
         self._last_output = output
@@ -241,7 +241,7 @@ class DropoutPass:
     def _look_at_number(
         self, dropout: Dropout, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> None:
-        """Compares the user's output without any dropout to its outputs with only this dropout."""
+        """Compares the user's outputs with this dropout alone to its output without any dropout."""
         self.numbers.add(dropout.name)
         arguments = (inputs, options)
         inputs, options = tree_map(
@@ -286,9 +286,9 @@ def wrong_moments(
     draws: list[Tensor],
     call: Callable[[], Tensor],
 ) -> tuple[Measured, str]:
-    """The deviation closest to its limit, and a sentence on the first fault; empty without one.
+    """The deviation closest to its limit, and the end of a sentence on the first fault, if any.
 
-    Outputs are compared at the declared rate and at `HIGH_RATE`.
+    `draws` at the declared rate are compared with `plain` and with draws at `HIGH_RATE`.
     """
     setattr(dropout.holder, dropout.attribute, HIGH_RATE)
     high_draws = [call() for _ in range(HIGH_CALLS)]
@@ -308,7 +308,7 @@ def is_scaled(values: Tensor, output: Tensor, rate: float) -> bool:
 
 
 def repetition(results: list[Tensor], dimensions: Iterable[int]) -> str:
-    """A sentence if all results, or all rows along one dimension of each, are equal; else empty."""
+    """The end of a sentence if all results are equal, or all rows along a dimension; else empty."""
     if all(torch.equal(result, results[0]) for result in results):
         return "drops the same values each time"
     for dimension in dimensions:
@@ -328,11 +328,11 @@ def has_equal_rows(tensor: Tensor) -> bool:
 def moments(
     plain: Tensor, draws: list[Tensor], high_draws: list[Tensor], rate: float
 ) -> Iterator[tuple[Measured, str]]:
-    """The errors of the mean and the variance of outputs, each with a sentence about it.
+    """Yields the deviations of the outputs' mean and variance, each with the end of a sentence.
 
     Outputs are linear in the kept values. A value that is kept with probability 1 - p, and then
-    divided by 1 - p, keeps its mean and has a variance of p / (1 - p) times its square. The factor
-    between the variances at two rates follows.
+    divided by 1 - p, keeps its mean and has a variance of p / (1 - p) times its square. This gives
+    the ratio of the variances at two rates.
     """
     values = plain.double()
     size = float((values * values).sum())
@@ -365,16 +365,16 @@ def mean_and_error(numbers: list[float]) -> tuple[float, float]:
 
 
 def in_errors(deviation: float, error: float) -> float:
-    """A deviation in units of its standard error; 0 if it is not positive."""
+    """A deviation in units of its standard error; 0 unless it is positive."""
     if deviation <= 0:
         return 0.0
     return deviation / error if error else math.inf
 
 
 def is_linear(user: nn.Module) -> bool:
-    """Checks that a module is an attention without a norm inside.
+    """Checks that a module is an attention module that contains no norm.
 
-    Its output is then linear in the kept values.
+    Its output is then linear in the values that dropout keeps.
     """
     kinds = [type(module).__name__.lower() for module in user.modules()]
     is_attention = "attention" in kinds[0] or "attn" in kinds[0]
@@ -382,7 +382,7 @@ def is_linear(user: nn.Module) -> bool:
 
 
 def repeatable(value: Any) -> Any:
-    """An argument for repeated calls: the first of two rows twice, and None instead of a cache.
+    """Prepares an argument for repeated calls: repeats the first of two rows, and drops a cache.
 
     A cache would grow with every call.
     """

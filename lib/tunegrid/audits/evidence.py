@@ -1,4 +1,4 @@
-"""Defines the evidence that audits examine: everything that a cell's stages leave behind."""
+"""Defines the evidence that audits examine, and helpers that several audits share."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +31,7 @@ from tunegrid.run.train import Trainer
 from tunegrid.words import CONTEXT, first_difference
 
 T = TypeVar("T")
-SAMPLE = 8  # rows that audits sample
+SAMPLE = 8  # default size of a sample
 
 
 class AbsentError(Exception):
@@ -61,7 +61,7 @@ class Evidence:
 
     @property
     def model(self) -> nn.Module:
-        """The model after training."""
+        """The cell's model, with its adapter if it has one."""
         return self.trainer.model
 
     @property
@@ -103,15 +103,15 @@ class Evidence:
 
     @cached_property
     def checkpoint_files(self) -> tuple[Path, ...]:
-        """The checkpoint's weight files; empty if weights are random."""
+        """The checkpoint's weight files; empty if the weights are random."""
         return tuple(weight_files(self.cell))
 
     @cached_property
     def not_from_checkpoint(self) -> frozenset[str]:
-        """Names of parameters that started unlike every checkpoint tensor of the same name.
+        """Names of parameters whose initial values equal no checkpoint tensor of the same name.
 
         A parameter whose name the checkpoint lacks is compared with all of the checkpoint's
-        tensors. If weights are random, all names are included.
+        tensors. If the weights are random, all names are returned.
         """
         files = self.checkpoint_files
         pretrained: Mapping[str, Checksum] = checkpoint_checksums(files, base_type(self.cell))
@@ -136,21 +136,21 @@ class Evidence:
 
 
 def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
-    """At most `count` of the items, always the same selection."""
+    """Picks at most `count` items, the same ones every time."""
     if len(items) <= count:
         return list(items)
     return [items[i] for i in Random(0).sample(range(len(items)), count)]
 
 
 def copies(cell: Cell, rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
-    """Indices of rows whose text, in all columns that the cell reads, also occurs in `others`."""
+    """Indices of rows with the same text as one of `others` in all columns that the cell reads."""
     columns = (*cell.text, *cell.task.context_columns)
     known_texts = {identity(row, columns) for row in others}
     return [i for i, row in enumerate(rows) if identity(row, columns) in known_texts]
 
 
 def expect_none(faults: Sequence[Any], detail: str, predicate: str) -> tuple[bool, str]:
-    """Passes if there are no faults; otherwise reports their number and the first three."""
+    """A pass if there are no faults; otherwise a failure with their number and the first three."""
     if not faults:
         return True, detail
     return False, f"{detail}; {len(faults)} {predicate}: {', '.join(map(str, faults[:3]))}"

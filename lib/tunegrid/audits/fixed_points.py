@@ -1,9 +1,9 @@
-"""Scores of fixed pairs, worked out by hand, against which an audit checks the metrics.
+"""Fixed predictions with scores worked out by hand, against which an audit checks the metrics.
 
 ROUGE (Lin 2004, as `rouge_score` documents it) lowercases the text and turns every character except
 a-z and 0-9 into a space. Words of more than three letters are stemmed by Porter's algorithm. F is
-the harmonic mean of the shares of n-grams that match in the two texts. SQuAD v1.1 also lowercases,
-and drops punctuation and the words a, an and the.
+the harmonic mean of the two texts' shares of matching n-grams (for ROUGE-L, of words in the longest
+common subsequence). SQuAD v1.1 also lowercases, and drops punctuation and the words a, an and the.
 """
 
 import math
@@ -44,7 +44,7 @@ ROUGE_PAIRS = (
     # caf m ller, cafe muller: non-ASCII letters become spaces, not unaccented letters
     FixedPair("Café Müller", "Cafe Muller", (0, 0, 0, 0)),
     FixedPair("東京 2020", "大阪 2020", (100, 0, 100, 100)),  # one shared word, no shared pair
-    # The same sentences in reverse order: 4 of 5 pairs, a longest common part of 3 of 6, and
+    # The same sentences in reverse order: 4 of 5 pairs, a common subsequence of 3 of 6 words, and
     # everything when compared line by line.
     FixedPair(
         "Fire hits bridge.\nNobody was hurt.",
@@ -86,7 +86,7 @@ CLASS_POINTS = {
 
 
 def wrong_points(problem: Problem) -> Iterator[str]:
-    """A sentence for each score of a fixed pair that differs from the value worked out by hand."""
+    """A sentence for each score of the fixed predictions that is not the one worked out by hand."""
     if problem is Problem.CLASSIFY:
         scores = classification_scores(*CLASSES, 3)
         for name, expected in CLASS_POINTS.items():

@@ -1,4 +1,4 @@
-"""The audit of a record's labels, which checks that updates ran as the record says."""
+"""Audits how updates ran: passes, recomputation, precision, device, ranks and attention."""
 
 import math
 from collections import Counter
@@ -24,8 +24,8 @@ ATTENTION_CALL = "scaled_dot_product_attention"
 def updates_run_as_labelled(evidence: Evidence) -> Answer:
     """The first and last updates ran as the record says: micro-batches, precision and so on.
 
-    The model itself shows this, through the rows of each forward pass, the layers that partly ran
-    again in the backward pass, and the output types of linear layers. Attention is checked
+    Hooks noted the rows of each forward pass, the layers that ran again, at least in part, in the
+    backward pass, and the types and devices of linear layers' outputs. Attention is checked
     afterwards, in training mode.
     """
     trainer = evidence.trainer
@@ -78,9 +78,9 @@ def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]
 
 
 def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list[list[int]]]:
-    """The possible numbers of rows in each of an update's forward passes, by rank.
+    """The possible plans of an update: the number of rows in each forward pass, by rank.
 
-    There are several plans, since one batch of an epoch may be smaller.
+    There are several if one of the epoch's batches is smaller, since it may come anywhere.
     """
     recipe, ranks, count = trainer.cell.recipe, trainer.ranks, len(trainer.features)
     size, steps = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
@@ -109,7 +109,7 @@ def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list
 def rank_passes(rows: int, rank: int, ranks: Ranks, micro_batch: int) -> list[int]:
     """The number of rows in each of a rank's passes.
 
-    Rows are dealt out in turn. A rank that gets no rows takes part with a row of weight 0.
+    Rows are dealt out in turn. A rank makes up for missing passes with single rows of weight 0.
     """
     passes = [len(piece) for piece in chunks(range(rank, rows, ranks.count), micro_batch)]
     least = math.ceil(rows / (ranks.count * micro_batch)) if ranks.holds_parts else 1
@@ -117,7 +117,7 @@ def rank_passes(rows: int, rank: int, ranks: Ranks, micro_batch: int) -> list[in
 
 
 class FunctionCalls(TorchFunctionMode):
-    """Counts calls of torch's attention and of softmax over scores (B, heads, L, L)."""
+    """Counts calls of torch's SDPA and of softmax over 4-D scores (B, heads, L, L)."""
 
     def __init__(self) -> None:
         """Starts with no calls counted."""
@@ -125,7 +125,7 @@ class FunctionCalls(TorchFunctionMode):
         self.counts: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Counts the call and makes it."""
+        """Makes the call, and counts it if it computes attention."""
         name = getattr(func, "__name__", "")
         if name == ATTENTION_CALL or (name == "softmax" and args[0].ndim == 4):
             self.counts[name] += 1
@@ -133,7 +133,7 @@ class FunctionCalls(TorchFunctionMode):
 
 
 def attention_calls(evidence: Evidence) -> Counter[str]:
-    """Counts calls of torch's attention and of softmax in one row's pass in training mode."""
+    """Counts calls of SDPA and of softmax in one row's forward pass in training mode."""
     trainer = evidence.trainer
     calls = FunctionCalls()
     rows = evidence.probe.rows[:1]

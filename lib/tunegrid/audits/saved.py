@@ -36,30 +36,29 @@ from tunegrid.run.probe import (
     target_rows,
 )
 
-SERVED = 4  # test rows that the saved model predicts in one batch
+SERVED = 4  # maximum number of rows that the saved model predicts
 BEYOND_ASCII = "Straße, çok güzel, 東京の天気, привет мир, naïve café 😀 €5."
 PAIR = (
     "Is it a plain text, or another one?",
     "It isn't: 12.5 % of it is beyond ASCII, as in naïve.",
 )
-LONG = 60  # repetitions, which make hundreds of tokens, longer than any limit
+LONG = 60  # repetitions, which make the text longer than 512 tokens
 LEVEL = 0.01  # relative tolerance; two 4-bit levels are farther apart
-# Share of a packed layer's weights that may differ, since the last digit decides halfway between
-# two levels.
+# Share of a packed layer's weights that may differ, since halfway values may round either way.
 MOST_CODES = 1e-3
-# The most weights, in GiB, to load beside the trained model. The study's largest model, BERT2BERT
-# at its true size, has 0.95.
+# The largest model, in GiB of weights, to load beside the trained one. The study's largest,
+# BERT2BERT at its true size, has 0.95.
 LARGEST_GIB = 4.0
 
 
 def saved_is_served(evidence: Evidence) -> Answer:
     """The saved model equals the trained model in its files, after loading, and after merging.
 
-    Files hold the trained tensors bit for bit, and the trained objects' settings. The libraries'
-    Auto classes load them without options and give the same tokens, answers and logits. PEFT packs
-    a merged NF4 layer anew, which rounds away anything less than half a step between two levels.
-    Such a layer is therefore compared with its definition, and the rest of the merged model by its
-    logits with the trained layers put back. For a large model, only the files are compared.
+    Files hold the trained tensors bit for bit, and the trained objects' settings. Loaded again,
+    they give the same tokens and logits, and the same answers if logits are equal bit for bit.
+    PEFT packs a merged NF4 layer anew, which rounds away changes of less than half a step between
+    two levels. The layer is therefore compared with its definition, and the merged model's logits
+    are computed with the trained layers put back. A large model is not loaded.
 
     Returns None if weights are random, or if the disk has no space for a whole model.
     """
@@ -158,19 +157,19 @@ def _several(kind: str, faults: Sequence[str]) -> str:
 
 
 def _texts(evidence: Evidence) -> list[str]:
-    """Texts for both tokenizers: test rows, the new token, and a long, partly non-ASCII text."""
+    """Texts for both tokenizers: scored rows, the new token, and a long, partly non-ASCII text."""
     texts = [evidence.codec.text(row) for row in served_rows(evidence)]
     long_text = " ".join([BEYOND_ASCII] * LONG + texts)
     return [*texts, evidence.cell.head.new_token or "", long_text]
 
 
 def served_rows(evidence: Evidence) -> list[Row]:
-    """Samples a few of the scored rows."""
+    """Samples a few scored rows; empty if no rows were scored."""
     return sample(evidence.evaluation.rows, SERVED) if evidence.evaluation else []
 
 
 def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) -> Iterator[str]:
-    """A sentence if the saved tokenizer or model treats a pair of texts differently.
+    """A sentence if the saved tokenizer or model processes a pair of texts differently.
 
     The models get every key that the tokenizer returns.
     """
@@ -198,8 +197,8 @@ def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) ->
 def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[str]:
     """A sentence for each sampled scored row that the saved model answers differently.
 
-    The saved model uses its own tokenizer and settings. The same batch gives the same bits, so the
-    saved search must find the same texts.
+    The saved model uses its own tokenizer and search settings. Since a batch always gives the same
+    bits, it must find the same texts.
     """
     rows, device = served_rows(evidence), evidence.device
     answers: list[list[Any]] = []
@@ -226,7 +225,7 @@ def _check_merge(
 ) -> tuple[bool | Measured, str]:
     """Compares the trained model's logits with those of the loaded adapter merged into its base.
 
-    Over a packed base, the trained layers are first put back into the merged model.
+    Over a packed base, merged layers are compared by weights, then replaced by the trained layers.
     """
     is_packed = evidence.cell.quantization is not None
     try:
@@ -259,7 +258,7 @@ def _check_merge(
 def wrong_share(evidence: Evidence, layer: Any, merged: nn.Module) -> float:
     """The share of a merged layer's weights that are not base plus the method's contribution.
 
-    The base is unpacked first. The share is 0 if the method does not define its contribution.
+    The base is unpacked first. The share is 0 if the method defines no contribution to the layer.
     """
     base = layer.get_base_layer()
     if not hasattr(base, "in_features"):
@@ -289,9 +288,9 @@ def pack_weight(weight: Tensor, like: Any) -> Any:
 
 
 def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Tensor:
-    """A model's flattened logits for some rows, computed without autocast, as in evaluation.
+    """A model's flattened logits for some rows, without autocast; empty if its output has none.
 
-    For texts, only the logits of their targets are returned.
+    If the cell generates text, only logits that predict target tokens are returned.
     """
     logits, batch = get_logits(evidence.trainer, rows, model)
     if evidence.codec.generates and logits:

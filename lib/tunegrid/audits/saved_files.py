@@ -1,7 +1,7 @@
-"""Compares a saved model's files to the trained model: tensors bit by bit, settings by field.
+"""Compares a saved model's files with the trained model: tensors bit by bit, settings by field.
 
-Expected values come from the cell, its checkpoint, and the trained objects before they are saved,
-never from a function that saves. Comparisons yield a sentence for each difference.
+Expected values come from the cell, its checkpoint and the trained objects, never from the saved
+files. Comparisons yield a sentence for each difference.
 """
 
 import dataclasses
@@ -113,7 +113,7 @@ SEARCH_DEFAULTS = {"length_penalty": 1.0}  # transformers' own default, which it
 
 
 def other_tensors(evidence: Evidence, folder: Path) -> Iterator[str]:
-    """A sentence for each trained tensor that the files lack or hold with different bits."""
+    """A sentence for each tensor that differs between the trained model and its files."""
     model: Any = evidence.model
     if not isinstance(model, PeftModel):
         yield from other_model(model, folder)
@@ -130,7 +130,7 @@ def other_tensors(evidence: Evidence, folder: Path) -> Iterator[str]:
 
 
 def other_model(model: nn.Module, folder: Path) -> Iterator[str]:
-    """A sentence for each tensor that differs in the files of a whole model."""
+    """A sentence for each tensor that differs between a whole model and its files."""
     tensors = dict(named_tensors(model))
     buffers = {name for name, _ in model.named_buffers()}
     temporary = buffers - model.state_dict().keys()
@@ -138,7 +138,7 @@ def other_model(model: nn.Module, folder: Path) -> Iterator[str]:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers under all their tied names, and the scales of packed weights."""
+    """Buffers, parameters and packed weights' quantization states, under all their tied names."""
     yield from model.named_buffers(remove_duplicate=False)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         yield name, parameter.detach()
@@ -158,7 +158,7 @@ def adapter_key(name: str) -> str:
 
 
 def kept_ranks(model: Any, name: str, tensor: Tensor) -> Tensor:
-    """The part of a tensor that is saved: for AdaLoRA, the ranks it kept; otherwise all of it."""
+    """The part of a tensor that is saved: for AdaLoRA, the remaining ranks; otherwise all of it."""
     config = getattr(model, "active_peft_config", None)
     patterns = getattr(config, "rank_pattern", None) or {}
     layer, _, matrix = name.removeprefix("base_model.model.").partition(".lora_")
@@ -170,10 +170,10 @@ def kept_ranks(model: Any, name: str, tensor: Tensor) -> Tensor:
 
 
 def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str]) -> Iterator[str]:
-    """Compares files with tensors by name.
+    """A sentence for each difference between files and `tensors`, compared by name.
 
-    Each byte is read once, and one tensor is held at a time. For each name in `names`, a file must
-    hold that tensor or a tensor tied to it.
+    Files are read one tensor at a time. For each of `names`, a file must hold that tensor or one
+    tied to it.
     """
     saved = set[Any]()
     for path in paths:
@@ -195,8 +195,8 @@ def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str])
 def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:
     """A sentence for each parameter that is loaded differently from how it was trained.
 
-    Parameters that a method added without training them may be drawn anew, as may the unused copies
-    of a new head that PEFT keeps.
+    Parameters that a method adds but does not train are skipped, since they may be drawn anew, as
+    are the unused originals of a new head, which PEFT keeps.
     """
     cell, model = evidence.cell, evidence.model
     loaded = dict(served.named_parameters())
@@ -216,12 +216,12 @@ def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:
 
 
 def storage(tensor: Tensor) -> Any:
-    """Identifies a tensor's memory, which tied tensors share; an empty tensor identifies itself."""
+    """A key for a tensor's memory, which tied tensors share; empty tensors have their own keys."""
     return (tensor.data_ptr(), tensor.shape) if tensor.numel() else id(tensor)
 
 
 def tensor_difference(trained: Tensor, other: Tensor) -> str:
-    """The end of a sentence on how a tensor differs from the trained one; empty if equal."""
+    """The end of a sentence on how a tensor differs from the trained one; empty if bits agree."""
     kind, other_kind = (
         f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}" for tensor in (trained, other)
     )
@@ -247,7 +247,7 @@ def tensor_difference(trained: Tensor, other: Tensor) -> str:
 
 
 def expected_settings(evidence: Evidence) -> dict[str, Fields]:
-    """The fields of each settings file, as trained objects, cell and checkpoint determine them."""
+    """The expected fields of each settings file, from trained objects, cell and checkpoint."""
     model, tokenizer = evidence.model, evidence.codec.tokenizer
     fields = plain(tokenizer.init_kwargs) | tokenizer_fields(tokenizer)
     original = checkpoint_fields(evidence.cell, TOKENIZER_CONFIG_FILE)
@@ -267,7 +267,7 @@ def expected_settings(evidence: Evidence) -> dict[str, Fields]:
 
 
 def other_settings(settings: Settings, tokenizer: Any, folder: Path) -> Iterator[str]:
-    """A sentence for each field whose value differs in its file or after loading."""
+    """A sentence for each missing file and each field that differs in a file or after loading."""
     for name, expected in settings.items():
         path = folder / name
         if not path.parent.is_dir():  # no base was saved
@@ -292,7 +292,7 @@ def other_settings(settings: Settings, tokenizer: Any, folder: Path) -> Iterator
 def field_difference(name: str, expected: Fields, file: Fields, loaded: Fields) -> str:
     """The end of a sentence on a field that differs in its file or after loading.
 
-    It is empty if the field is as expected. A file may omit a field if loading restores its value.
+    Empty if the field is as expected. A file may omit a field if loading restores its value.
     """
     if name not in expected:
         return f"is saved as {file[name]!r}, but the trained model has no such field"
@@ -308,7 +308,7 @@ def field_difference(name: str, expected: Fields, file: Fields, loaded: Fields) 
 
 
 def loaded_fields(path: Path, tokenizer: Any) -> Fields:
-    """A file's fields as its library reads them; the tokenizer is already loaded."""
+    """A settings file's fields as its library loads them; `tokenizer` is already loaded."""
     if path.name == TOKENIZER_CONFIG_FILE:
         return tokenizer_fields(tokenizer)
     if path.name == CONFIG_NAME:
@@ -320,7 +320,7 @@ def loaded_fields(path: Path, tokenizer: Any) -> Fields:
 
 
 def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
-    """The PEFT configuration to expect: as the method declares it, and otherwise as trained."""
+    """The expected fields of PEFT's config, as the method declares them, or else as trained."""
     cell, config = evidence.cell, model.active_peft_config
     fields = peft_fields(config)
     method: Any = cell.method
@@ -349,7 +349,7 @@ def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
 
 
 def config_fields(evidence: Evidence, model: Any) -> Fields:
-    """The model configuration to expect: from the cell or checkpoint, and otherwise as trained."""
+    """The expected fields of the model's config, from cell or checkpoint, or else as trained."""
     cell = evidence.cell
     fields = plain(model.config)
     original = checkpoint_fields(cell, CONFIG_NAME)
@@ -394,19 +394,19 @@ def checkpoint_fields(cell: Cell, name: str) -> Fields:
 
 
 def read_fields(path: Path) -> Fields:
-    """Reads the fields of a JSON file."""
+    """Reads the fields of a JSON file; sorts lists if it is a PEFT config."""
     fields: Fields = json.loads(path.read_text(encoding="utf-8"))
     return ordered(fields) if path.name == peft.utils.CONFIG_NAME else fields
 
 
 def peft_fields(config: Any) -> Fields:
-    """The fields of PEFT's configuration, with lists sorted since their order means nothing."""
+    """The fields of a PEFT config, with lists sorted, since their order does not matter."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return ordered(plain(fields))
 
 
 def ordered(fields: Fields) -> Fields:
-    """Sorts every list among the fields alphabetically."""
+    """Sorts each list among the fields, in place, and returns the fields."""
     for name, value in fields.items():
         if isinstance(value, list):
             fields[name] = sorted(value, key=str)
@@ -431,7 +431,7 @@ def drop_none(fields: Fields) -> Fields:
 
 
 def plain(value: Any) -> Fields:
-    """Converts a value to JSON types: objects to public fields, types to names, tokens to text."""
+    """Converts a value to JSON types: objects to their fields, dtypes to names, tokens to text."""
     fields: Fields = json.loads(json.dumps(value, default=plain_object))
     return fields
 
@@ -491,7 +491,7 @@ def other_tokens(trained: Any, saved: Any, texts: Iterable[str]) -> Iterator[str
 
 
 def tokens_difference(tokenizer: Any, ids: Sequence[int], saved_ids: Sequence[int]) -> str:
-    """The first tokens at which two readings of a text differ, with the text before them."""
+    """A phrase on where two tokenizations of a text first differ, with the text before it."""
     start = first_difference(ids, saved_ids)
     context = tokenizer.decode(ids[max(0, start - 5) : start])
     tokens = tokenizer.convert_ids_to_tokens(list(ids[start : start + 3]))

@@ -1,4 +1,4 @@
-"""Audits of the scored rows: prompts, windows, texts, points, and whether anything was learned."""
+"""Audits of scored rows: prompts, windows, texts, scores, and whether the model learned."""
 
 import copy
 import math
@@ -40,10 +40,10 @@ from tunegrid.run.probe import distance, keep_state
 from tunegrid.words import contrast
 
 ENDED_SHARE = 0.9  # share of generated texts that must end by themselves
-ALIKE = 0.9  # share of a window's letters that must match its context
+ALIKE = 0.9  # difflib's ratio that the letters of a window and its context must exceed
 MORE_THAN_LUCK = 3.0  # standard errors that a difference must exceed
-# Collapse is judged only if this many rows have a target that is not the most frequent; a sound
-# model may find none of fewer rows.
+# Collapse is judged only if this many rows have a target that is not the most frequent one; a sound
+# model may recognize none of fewer rows.
 RARE = 10
 LEAST_OTHERS = 0.2
 SHOWN = 60  # characters shown of a prediction
@@ -60,10 +60,10 @@ def selection_apart_from_test(evidence: Evidence) -> Answer:
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
-    """The frame of a prompt survives truncation; batching does not change a scored row's tokens.
+    """Truncated prompts keep their frame, and batching does not change a scored row's tokens.
 
-    A frame consists of special tokens, a prefix, a separator or a chat template. Scored rows are
-    encoded again one by one. This must give the tokens that were scored, covering all their text.
+    The frame surrounds the text: special tokens, a prefix, a separator or a chat template. Up to
+    `ENCODED` rows are encoded again, one by one, which must give the tokens that were scored.
     """
     evaluation = evidence.scored
     begin, end = evidence.codec.frame()
@@ -82,7 +82,7 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
 
 
 def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
-    """A phrase for each scored row whose tokens change when its texts are encoded one by one."""
+    """A phrase for each row, of up to `ENCODED`, whose tokens change if it is encoded by itself."""
     # Tokenizers written in Python encode one text at a time anyway.
     if getattr(codec.tokenizer, "backend_tokenizer", None) is None:
         return []
@@ -105,11 +105,11 @@ def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
 class LoneTokenizer:
     """A tokenizer that encodes one text at a time.
 
-    It bypasses transformers with a copy of the tokenizer's file that neither truncates nor pads.
+    It bypasses transformers with a copy of the tokenizer's backend, without truncation and padding.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Copies the tokenizer's file; everything else is left to the tokenizer itself."""
+        """Copies the tokenizer's backend; the tokenizer provides all other attributes."""
         self._tokenizer = tokenizer
         self._file = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._file.no_truncation()
@@ -133,7 +133,7 @@ class LoneTokenizer:
 
 
 def windows_map_to_examples(evidence: Evidence) -> Answer:
-    """Every row has windows, and the tokens of a window come from its row's context."""
+    """Every row has windows, and the tokens of sampled windows come from their row's context."""
     codec, evaluation = require(evidence.codec, ExtractCodec), evidence.scored
     rows, features = evaluation.rows, evaluation.features
     faults = []
@@ -162,10 +162,10 @@ def generation_not_truncated(evidence: Evidence) -> Answer:
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
-    """Scores are possible, are the means of their rows, and do not depend on other rows.
+    """Scores are possible and fit the rows' points, which do not depend on other rows.
 
-    Rows are scored again one by one, texts only in a sample. Fixed pairs score the points worked
-    out by hand, and generated texts match their tokens.
+    Rows are scored again one by one, generated texts only in a sample. Fixed predictions must get
+    the scores worked out by hand, and generated texts must match their tokens.
     """
     evaluation, task = evidence.scored, evidence.cell.task
     count = len(evaluation.rows)
@@ -204,7 +204,7 @@ def impossible_scores(task: Task, evaluation: Evaluation) -> Iterator[str]:
 
 
 def other_points(task: Task, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each row that scores differently by itself; texts are only sampled."""
+    """A sentence for each score of a row that differs if the row is scored alone; samples texts."""
     indices: Iterable[int] = range(len(evaluation.rows))
     if task.problem is Problem.GENERATE:
         indices = sorted(sample(range(len(evaluation.rows)), 2 * SAMPLE))
@@ -218,7 +218,7 @@ def other_points(task: Task, evaluation: Evaluation) -> Iterator[str]:
 
 
 def wrong_texts(codec: Codec, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each generated text that its tokens do not decode to."""
+    """A sentence for each generated text that is not what its tokens decode to."""
     if not isinstance(codec, GenerateCodec) or type(codec).decode is not GenerateCodec.decode:
         return
     for i, prediction in enumerate(evaluation.predictions):
@@ -241,8 +241,8 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
     """Predictions are not nearly all the same class, answer or text when targets vary.
 
     The rows whose prediction is not the most frequent one must number at least a fifth of the rows
-    whose target is not the most frequent one. A model that finds a rare class in every second row
-    is well above that; a model that always answers the same is at 0.
+    whose target is not the most frequent one. A model that recognizes every second row of a rare
+    class is well above that; a model that always answers the same is at 0.
     """
     task, evaluation = evidence.cell.task, evidence.scored
     rows = len(evaluation.rows)
@@ -256,10 +256,10 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
 
 
 def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]]:
-    """Scores beat all answers given without a model and are no worse than before training.
+    """Scores beat the best answers without a model and are no worse than before training.
 
-    Each comparison allows for three standard errors. A checkpoint may already know the task, as
-    T5's knows SQuAD, so a healthy run need not improve on it.
+    Gains and drops count if they exceed three standard errors. A checkpoint may already know the
+    task, as T5's knows SQuAD, so a healthy run need not improve on it.
     """
     task, evaluation = evidence.cell.task, evidence.scored
     train_rows = evidence.train_rows
@@ -292,7 +292,7 @@ def mean_difference(points: Sequence[float], other_points: Sequence[float]) -> t
     """The mean gain of `points` over `other_points` of the same rows, and its standard error.
 
     Two rows are added (Agresti and Min 2005): half a row gains all points, half a row loses all
-    points, and one row does neither. The error is therefore positive even if nearly all rows agree.
+    points, and one row does neither. The error is therefore positive even if all rows agree.
     """
     gains = [after - before for after, before in zip(points, other_points, strict=True)]
     count = len(gains) + 2
@@ -311,7 +311,7 @@ def most_frequent(task: Task, evaluation: Evaluation) -> list[tuple[Any, int]]:
 
 
 def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> list[str]:
-    """Spans from random positions in the contexts, with as many words as the average answer."""
+    """A span from a random position in each context, as long as the average training answer."""
     rng = Random(0)
     length = max(1, round(fmean(len(answer_texts(task, row)[0].split()) for row in train)))
     spans = []
@@ -339,7 +339,7 @@ READ_OFF: dict[Problem, Callable[[Task, Sequence[Row], Sequence[Row]], list[str]
 
 
 def scored_rows(evaluation: Evaluation) -> list[int]:
-    """Indices of three features: the shortest, the last of the first batch, and the longest.
+    """Indices of up to three features: the shortest, the last of the first batch, and the longest.
 
     The last feature of a batch has the most padding.
     """
@@ -350,7 +350,7 @@ def scored_rows(evaluation: Evaluation) -> list[int]:
 
 
 def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
-    """A scored row gets the same scores when predicted again by itself as it got in its batch."""
+    """A few scored features get the same scores by themselves as they got in their batches."""
     evaluation, codec, device = evidence.scored, evidence.codec, evidence.device
     if codec.generates:
         return None

@@ -1,7 +1,8 @@
-"""Audits that compare generated texts with the search as defined, run without a cache.
+"""Audits that check generated texts and scores against a search and passes without a cache.
 
-Two searches may diverge at a tie and end in different texts. Rounding decides ties, so where a text
-differs, a copy of the model in fp64 measures the rounding. No code of a library's search is used.
+Two searches may diverge at a tie and find different texts. Rounding decides ties, so where a text
+differs, a copy of the model in fp64 measures the rounding. The search here is written without any
+library's search code.
 """
 
 import copy
@@ -43,9 +44,9 @@ OPEN, SPREAD = 8, 4  # scored texts searched again: the most open, and evenly sp
 CANDIDATES = 64  # evenly spread scored texts from which the most open are chosen
 FEW_OPEN, FEW_CANDIDATES = 4, 32  # for true-size models, whose passes are slow
 AT_ONCE = 16  # texts of a micro model searched together; larger models have large logits
-# Rules that take effect in every search, since an unsure model runs into long texts that win,
-# repeated words, and premature ends. With fewer tokens or a weaker penalty, early stopping changes
-# none of 16 rows; with these values it changes the beams of 5 to 11.
+# Rules that take effect in every search, since an unsure model writes long texts that win, repeats
+# words, and ends early. With fewer tokens or a weaker penalty, early stopping changes none of 16
+# rows; with these values it changes the beams of 5 to 11.
 PROVOKED = 4  # the shortest rows, read backwards, are searched under these rules
 PROVOKING = Generation(num_beams=4, no_repeat_ngram_size=2, length_penalty=6.0, max_new_tokens=28)
 # Noise levels, as multiples of a text's measured rounding error. The highest exceeds 1, because the
@@ -63,11 +64,10 @@ Search = Generator[Sequence[Text], Tensor, "list[Beam]"]
 
 
 def cache_changes_nothing(evidence: Evidence) -> Answer:
-    """In a search repeated with a cache, all beams' tokens score as in a pass without a cache.
+    """The library's search with a cache scores tokens as a pass without a cache does.
 
-    The longest text and the shortest prompt, which is padded, are searched up to the recipe's token
-    limit. A text's score is the sum of its tokens' scores, divided by its length to the power of
-    the penalty.
+    The rows with the longest text and the shortest prompt are searched again in one padded batch. A
+    text's score must be the sum of its tokens' scores over its length to the power of the penalty.
     """
     if not isinstance(evidence.codec, GenerateCodec):
         return None
@@ -91,12 +91,12 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
 
 
 def texts_are_the_models(evidence: Evidence) -> Answer:
-    """The recipe's search, run as defined and without a cache, finds the scored texts.
+    """The recipe's search, run as defined and without a cache, finds a sample of the scored texts.
 
-    Some of the texts are evenly spread; the others are the most open. In fp32, a few more rows are
-    searched under rules that all take effect, and all their beams are compared. In coarser
-    arithmetic, beams tie too often. A true-size model would take minutes on a CPU and is skipped
-    there.
+    The sample contains evenly spread texts and those closest to losing to another text. In fp32, a
+    few more rows are searched under rules that all take effect, and all their beams are compared.
+    In coarser arithmetic, beams tie too often. On a CPU, true-size models would take minutes and
+    are skipped.
     """
     codec = evidence.text_codec
     evaluation = evidence.scored
@@ -121,7 +121,7 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
 
 
 def leeway(evidence: Evidence) -> float:
-    """The largest gap between scores that rounding may explain.
+    """The largest relative gap between scores that rounding may explain.
 
     It is larger for a 4-bit or 16-bit base and for evaluation in 16 bits.
     """
@@ -135,7 +135,7 @@ def leeway(evidence: Evidence) -> float:
 
 
 def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
-    """Indices of the most open scored texts and of a few evenly spread texts."""
+    """Indices of the scored texts closest to losing to another text, and of evenly spread ones."""
     micro = evidence.cell.profile.micro
     indices = spread_indices(len(evaluation.outputs), CANDIDATES if micro else FEW_CANDIDATES)
     lengths = get_lengths(evaluation.features)
@@ -158,10 +158,10 @@ def spread_indices(count: int, most: int) -> range:
 
 
 def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> float:
-    """The largest lead that another text could gain by leaving `text` and then being certain.
+    """The largest lead over `text` that another could gain by leaving it and then being certain.
 
-    `scores` (T, V) are log-probabilities of each next token. A text whose openness is far below 0
-    has no rival.
+    `scores` (T, V) are the log-probabilities of each next token. If the lead is far below 0, no
+    other text comes close.
     """
     own_scores = token_scores(scores, text)
     tokens = torch.tensor(text, device=scores.device).unsqueeze(1)
@@ -173,7 +173,7 @@ def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> flo
 
 
 def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
-    """Compares all beams of the library's search under `PROVOKING` to those of the definition."""
+    """Compares all beams of the library's search under `PROVOKING` with the search as defined."""
     codec = evidence.text_codec
     lengths = get_lengths(evaluation.features)
     shortest = sorted(range(len(lengths)), key=lambda i: lengths[i])[:PROVOKED]
@@ -206,14 +206,14 @@ class Gap(NamedTuple):
 
 
 class Beams:
-    """Logits after the beginnings of some rows' texts, computed in passes over whole texts."""
+    """The logits after each beginning of some rows' texts, from passes over whole texts."""
 
     def __init__(
         self, evidence: Evidence, rows: Sequence[Feature], texts: Sequence[Sequence[int]]
     ) -> None:
-        """Makes one pass over each row's text to get the logits after each of its beginnings.
+        """Gets the logits after each beginning of each row's text, in one pass over all rows.
 
-        The search is likely to find exactly this text.
+        The search is likely to find exactly these texts.
         """
         self.evidence = evidence
         self.rows = rows
@@ -265,7 +265,7 @@ class Beams:
         noise: float = 0.0,
         draw: int = 0,
     ) -> list[list["Beam"]]:
-        """The beams of a search for each row in `indices`.
+        """The finished beams of a search for each row in `indices`, best first.
 
         Normal noise of `noise` nats, drawn with the seed `draw`, is added to all scores.
         """
@@ -331,7 +331,7 @@ def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[Text
 def get_rounding(beams: Beams, place: int) -> float:
     """The largest error of the scores along a row's text, in nats, measured against fp64.
 
-    The error is capped at the leeway, which is also the result for a model too large to copy.
+    The cap, `leeway` times the largest logit, is also the result for a model too large to copy.
     """
     evidence = beams.evidence
     logits = beams.whole[place]
@@ -363,7 +363,7 @@ def copy_in_fp64(model: nn.Module) -> nn.Module:
 
 
 def show_difference(codec: GenerateCodec, gap: Gap) -> str:
-    """Contrasts a row's first text that the search does not find with the text found instead."""
+    """Contrasts a row's first text that the search did not find with the text found instead."""
     for ids, expected_ids in zip(gap.texts, gap.expected, strict=False):
         if ids != expected_ids:
             text = codec.tokenizer.decode([*ids])
@@ -440,7 +440,7 @@ def beam_search(rules: Generation, end: int) -> Search:
 
 
 def extend_beams(beams: Sequence[Beam], scores: Tensor, count: int) -> list[Beam]:
-    """At most `count` continuations of the unfinished texts, best first."""
+    """The `count` best continuations, by one token, of the unfinished texts, best first."""
     totals = scores + torch.tensor([beam.score for beam in beams], device=scores.device).unsqueeze(
         1
     )

@@ -1,4 +1,4 @@
-"""Audits of training: weights, methods, rates and losses. All ranks run rank audits together."""
+"""Audits of training: weights, methods, rates, losses. All ranks must run these audits together."""
 
 import math
 from collections import Counter
@@ -33,8 +33,8 @@ from tunegrid.run.probe import allowance, keep_state, relative_gap, smallest_ten
 from tunegrid.run.train import LEAST_LOSS, Trainer
 
 # Allowed gap between two ways of computing the same gradient, in units of its norm. A fault loses
-# or multiplies a micro-batch, which is half of the norm. bf16 logits are right to 4e-3, as is the
-# small gradient that remains when a model is sure.
+# or multiplies a micro-batch, which is half of the norm. bf16 logits are accurate to 4e-3, as is
+# the small gradient that remains when a model is sure.
 TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
 # Sizes of a weight whose moments an 8-bit optimizer packs, and of a weight whose moments stay in
 # fp32.
@@ -66,10 +66,10 @@ def base_frozen(evidence: Evidence) -> Answer:
 
 
 def trains_as_declared(evidence: Evidence) -> Answer:
-    """All parameters declared trainable, and no others, train, each in one optimizer group.
+    """The parameters that train are exactly those declared, each in one optimizer group.
 
-    The method, the base and the head declare them. `requires_grad` is compared with the
-    declaration rather than trusted, since a library may freeze an adapter or unfreeze a base.
+    `requires_grad` is compared with the method's declaration rather than trusted, since a library
+    may freeze an adapter or unfreeze a base. Each new part of the head must train, too.
     """
     declared = evidence.cell.method.declared_names(evidence.model, evidence.cell)
     trained = evidence.trained.keys()
@@ -94,9 +94,9 @@ def named_groups(trainer: Trainer) -> list[list[tuple[str, torch.Tensor]]]:
 
 
 def idle_parts(evidence: Evidence) -> list[str]:
-    """Parts of the head that have no pretrained weights and do not train.
+    """New modules and tokens of the head of which no tensor trains.
 
-    The head says which parts train in full and which through an adapter.
+    The head says which modules train in full and which through an adapter.
     """
     head, adapts = evidence.cell.head, evidence.cell.method.adapts
     trained = set(evidence.trained)
@@ -114,9 +114,9 @@ def idle_parts(evidence: Evidence) -> list[str]:
 def gradients_reach(evidence: Evidence) -> Answer:
     """Every trained tensor has a fresh nonzero gradient in each update, except in unused modules.
 
-    Updates count from the first one that moved weights, since LoRA's A has no gradient while B is
-    zero. A tensor of few values, such as the bias of a classifier with two labels, may be without
-    one in a tenth of them: the rows' rounded gradients can cancel to exactly 0.
+    Updates before weights have moved do not count, since LoRA's A has no gradient while B is zero,
+    nor do updates with almost no loss. Experts may go without, as may tensors of few values, such
+    as the bias for two labels, in a tenth of the updates: rounded gradients can cancel to 0.
     """
     log = evidence.trainer.log
     names = used_names(evidence)
@@ -175,8 +175,8 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
     """Trained weights and their moments are fp32, except moments that an optimizer packs by design.
 
     Bitsandbytes keeps small tensors' moments in fp32, because the moments of norms, biases and
-    small adapters are few and matter most. Packed second moments are never negative, so a map with
-    negative levels would waste half of its levels.
+    small adapters are few and matter most. Second moments are never negative, so negative levels
+    would be wasted on them.
     """
     optimizer = evidence.trainer.optimizer
     trained = {name: p for name, p in evidence.trainer.stepped.items() if p.requires_grad}
@@ -218,7 +218,7 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
 
 
 def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors that hold one value per value of the parameter."""
+    """The optimizer's state tensors that have the parameter's shape, by name."""
     state = optimizer.state.get(parameter, {})
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     return {key: value for key, value in tensors.items() if value.shape == parameter.shape}
@@ -258,7 +258,7 @@ def first_step(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor)
 def variant_applied(evidence: Evidence) -> Answer:
     """The trained model shows that its own method, and no other, trained it.
 
-    Everything that the method says must move has moved, weights that it rewrites no longer equal
+    The parameters that the method says must move have moved, weights that it rewrites do not equal
     the checkpoint's, and its own check of the model passes. Returns None if the method declares
     none of these. `schedule_counts_updates` checks the method's rates.
     """
@@ -294,7 +294,7 @@ def variant_applied(evidence: Evidence) -> Answer:
 
 
 def gradients_clipped(evidence: Evidence) -> Answer:
-    """Clipping reduces gradient norms above the recipe's bound to that bound and keeps others."""
+    """Clipping reduces gradient norms above the recipe's bound to it and leaves others alone."""
     bound, log = evidence.cell.recipe.max_grad_norm, evidence.trainer.log
     if bound is None or not log.updates:
         return None
@@ -326,8 +326,8 @@ def gradients_clipped(evidence: Evidence) -> Answer:
 def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
     """The first steps and a late step moved weights as AdamW's definition says.
 
-    The definition uses the same gradients and rates. A separate weight without a gradient must
-    decay, because the errors of packed moments would hide a missing decay.
+    A reference AdamW gets the same gradients and rates. A separate weight whose gradient is zero
+    must decay, because the errors of packed moments would hide a missing decay.
     """
     adamw, decay = evidence.trainer.adamw, evidence.cell.recipe.weight_decay
     if adamw.gap is adamw.late_gap is None:
@@ -356,9 +356,10 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
 
 
 def memory_does_not_grow(evidence: Evidence) -> Answer:
-    """No update leaves tensors behind: their number and bytes do not grow after the tenth update.
+    """Fewer than one tensor per update is left behind, and the tensors' bytes hardly grow.
 
-    The process's other memory is not compared, since oneDNN keeps kernels for each new shape.
+    The first ten or more updates do not count, nor does the process's other memory, since oneDNN
+    keeps kernels for each new shape.
     """
     held = evidence.trainer.meter.held
     updates = held[-1].updates - held[0].updates if held else 0
@@ -442,7 +443,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
 
 
 def group_peaks(evidence: Evidence) -> list[dict[str, float]]:
-    """The declared peak rates of the tensors in each group, by name.
+    """The declared peak rates of the tensors in each optimizer group, by tensor name.
 
     If a method makes its own groups or optimizer, the groups' own rates are used.
     """
@@ -521,9 +522,9 @@ def batch_gradients(
     features: Sequence[Feature],
     names: Sequence[str],
 ) -> tuple[float, list[torch.Tensor]]:
-    """The mean loss of some rows and its gradients.
+    """The mean loss of some rows and its gradients, with the penalty's gradients added.
 
-    The rows are split into several batches only if training never held that many at once.
+    The rows are split into several batches only if they exceed training's micro-batch.
     """
     size = trainer.log.micro_batch
     parameters = [trainer.parameters[name] for name in names]
@@ -551,7 +552,7 @@ def batch_gradients(
 
 
 def ranks_train_as_one(evidence: Evidence) -> Answer:
-    """Without dropout, the first update has the loss and gradients of one process with all rows."""
+    """Without dropout, the first update's loss and gradients are those of a single process."""
     trainer = evidence.trainer
     if trainer.ranks.count == 1:
         return None
@@ -569,7 +570,7 @@ def ranks_train_as_one(evidence: Evidence) -> Answer:
 
 
 def ranks_end_alike(evidence: Evidence) -> Answer:
-    """All ranks end with the same weights, bit for bit."""
+    """All ranks end with the same trained weights, bit for bit."""
     if evidence.trainer.ranks.count == 1:
         return None
     first, *others = evidence.trainer.ranks.gather(checksums(evidence.trained.items()))
