@@ -41,13 +41,12 @@ Measure = Callable[..., SavedRun]  # runs a version; `again` runs it a second ti
 def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> tuple[int, int, str]:
     """Find the last good version and the first bad version by bisection.
 
-    Returns their indexes and the reason why the gate calls the second one worse. Both ends are
-    checked first. Versions that cannot be judged are skipped; those that may be the first bad
-    version lie between the two returned versions.
+    Returns their indexes and the reason why the gate calls the second one worse. Versions that
+    cannot be judged are skipped; those that may be the first bad one lie between the two returned.
 
     Raises:
-        InputError: if an end cannot be run or judged, if the good end is called worse than itself,
-            or if the bad end is not worse.
+        InputError: if an end cannot be run, the good end is called worse than itself, or the bad
+            end is not worse.
     """
     good = versions[0]
     bad = versions[-1]
@@ -127,11 +126,11 @@ def why_undecided(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
 def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
     """A package and its releases from the good one to the bad one, oldest first.
 
-    They keep the spelling of the user or the index; 5.20 and 5.20.0 count as one release.
+    5.20 and 5.20.0 count as one release, spelled as the user or the index spells it.
 
     Raises:
-        InputError: if the ends are not an older and a newer release of one package, or if the
-            releases between them cannot be listed or are not valid versions.
+        InputError: if the ends are not an older and a newer release of one package, or the releases
+            between them cannot be listed.
     """
     good, _, good_text = options.good.partition("==")
     bad, _, bad_text = options.bad.partition("==")
@@ -161,8 +160,7 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
 def commits(repo: Path, good: str, bad: str) -> list[str]:
     """The commits of a checkout from the good one to the bad one; a merge counts as one commit.
 
-    Raises InputError if git cannot read the checkout, or if the good commit is not an earlier
-    ancestor of the bad one.
+    Raises InputError if the good commit is not an earlier ancestor of the bad one.
     """
 
     def git(*arguments: str) -> list[str]:

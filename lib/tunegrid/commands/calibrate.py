@@ -30,14 +30,14 @@ Session = Callable[[Sequence[str]], int]  # takes pytest's arguments and returns
 
 
 def session(arguments: Sequence[str]) -> int:
-    """Run the suite in a separate process, which prints its progress; return pytest's exit code."""
+    """Run the suite in a process that prints its own progress; return the exit code."""
     return launcher.run(command(arguments))
 
 
 def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[str, ...]:
     """The ids of the named cells, or of all cells that the files add if `names` is empty.
 
-    Raises InputError if a file cannot be read, a named cell does not exist, or no cell is added.
+    Raises InputError if a named cell does not exist or the files add none.
     """
     grid = study()
     for path in grid_files:
@@ -61,7 +61,7 @@ def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[
 def train_session(path: Path, arguments: Sequence[str], run: Session = session) -> Path:
     """Run a session and save it at `path`; cells that passed earlier are not trained again.
 
-    Raises InputError if pytest ends with an exit code other than 0 or 1, or writes no file.
+    Raises InputError if pytest's exit code is neither 0 nor 1, or if it wrote no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ def by_seed(
     cells: Collection[str],
     seeds: Collection[int],
 ) -> Mapping[int, Mapping[str, Record]]:
-    """Group the records of these cells and seeds by seed, then by cell.
+    """Group the records by seed, then by cell.
 
     Raises InputError if a record is missing or unfinished, or failed an audit that counts.
     """
@@ -105,8 +105,8 @@ def by_seed(
 def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     """Train the cells, write the bounds and print them; return 0. `run` starts the session.
 
-    Raises InputError if a cell does not exist, does not finish or fails an audit, or if the bounds
-    of other cells would be lost.
+    Raises InputError if a cell does not exist, finish or pass its audits, or if other cells' bounds
+    would be lost.
     """
     parser = argparse.ArgumentParser(prog="tunegrid calibrate", description=__doc__)
     add = parser.add_argument

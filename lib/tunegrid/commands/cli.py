@@ -56,9 +56,9 @@ def program(
 ) -> int:
     """Run the command that the first argument names; return its exit code.
 
-    `commands` maps names to descriptions; a command is the `main` of the module of its name in
-    `package`. The exit code is 2 if there is no such command, or if it raises InputError or
-    OSError, whose message is printed; 130 if it is interrupted; 141 if its output has no reader.
+    Each command lives in the module of the same name; `commands` maps names to descriptions. If a
+    command is unknown or raises InputError or OSError, a message is printed and the exit code is 2;
+    it is 130 after an interrupt, and 141 after a broken pipe.
     """
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     code = 0

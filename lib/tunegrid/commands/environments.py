@@ -1,10 +1,10 @@
 """Creates environments for `upgrade`, `history` and `bisect`, and runs the suite in them.
 
 An environment holds the named packages and, except for `bisect`, the packages that must change with
-them. Everything else comes from the environment of this process. The name of its folder contains a
-hash of the lock, so a wheel that was rebuilt under the same version gets a new environment.
+them. Everything else comes from the environment of this process. The folder's name has a hash of
+the lock, so a wheel that was rebuilt under the same version gets a new environment.
 
-Runs resume (`--resume`) only results from the same environment, whose path is part of their key.
+`--resume` reuses only results of the same environment, whose path is in their key.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A Python interpreter with its own packages, and the folder for its runs."""
+    """A Python with its own packages, and the folder for its runs."""
 
     python: Path
     folder: Path
@@ -66,7 +66,7 @@ class Environment:
 
     @property
     def name(self) -> str:
-        """A phrase on the environment's own packages, such as "peft 0.21.2, torch 2.9.1"."""
+        """The environment's own packages in words, such as "peft 0.21.2"."""
         names = sorted(self.own, key=lambda name: name not in PACKAGES)
         return some([f"{name} {self.own[name]}" for name in names]) or "the libraries here"
 
@@ -78,7 +78,7 @@ class Environment:
         return [str(self.python), "-m", "tunegrid", "run"]
 
     def run(self, file: str, arguments: Sequence[str]) -> Path:
-        """Run cells and return the path of the file that pytest wrote, named `file`.
+        """Run cells and return the path of the run or report.
 
         Raises NoRun if pytest rejects an argument or writes no file.
         """
@@ -128,8 +128,8 @@ def get_environment(
 ) -> Environment:
     """The environment with the required packages, created if necessary.
 
-    Without requirements, it is the environment of this process. `wheels` is a folder to install
-    from in place of an index; `alone` installs the required packages without their dependencies.
+    Without requirements, it is this process's. `wheels` is a folder to install from, in place of an
+    index; `alone` leaves out the dependencies of the required packages.
 
     Raises:
         InputError: if the environment cannot be created, or does not hold what was required.

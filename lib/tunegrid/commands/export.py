@@ -29,7 +29,7 @@ FORMULA = tuple("=+-@\t\r\n")
 
 
 def record_frame(runs: Sequence[SavedRun]) -> "pd.DataFrame":
-    """A table with a row for each figure of each cell and seed, and for the loss of each update.
+    """A table with a row for each figure and each loss of each cell and seed.
 
     Raises InputError if nothing was measured, and OverflowError if a number is too large.
     """
@@ -57,10 +57,9 @@ def record_frame(runs: Sequence[SavedRun]) -> "pd.DataFrame":
 
 
 def row_frame(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
-    """A table of all test rows, with a column for each metric, and a list of sentences.
+    """A table of all test rows, and a sentence for each record whose test rows are missing.
 
-    There is a sentence for each record whose rows are missing. Raises InputError if all are
-    missing, or if a file of rows is damaged.
+    Raises InputError if no record has test rows, or if their file is damaged.
     """
     import pandas as pd
 
@@ -79,7 +78,7 @@ def row_frame(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
             columns |= dict(points)
             texts = read(record, run.path, "rows")
             if texts is not None:
-                columns |= dict(texts)  # inputs; references, with label names and all accepted answers
+                columns |= dict(texts)  # references: label names, all accepted answers
             frames.append(pd.DataFrame(columns))
     if not frames:
         advice = "copy the folder examples along with a run's JSON"
@@ -88,7 +87,7 @@ def row_frame(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
 
 
 def record_key(path: Path, record: Record) -> dict[str, Any]:
-    """The columns that say which record a row comes from, with its status and main score."""
+    """The columns that say which record a row comes from."""
     key: dict[str, Any] = {"run": path.name}
     for name in ("profile", "cell", "backbone", "task", "method", "status", "main_score"):
         key[name] = getattr(record, name)

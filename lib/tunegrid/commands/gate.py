@@ -83,7 +83,7 @@ class GateAnswer:
         return statements
 
     def __str__(self) -> str:
-        """The warning, if any, and the sentences of the verdict, one per line."""
+        """The warning, if any, and the sentences of the verdict."""
         return "\n".join(filter(None, (self.warning, *self.verdict.sentences)))
 
 
@@ -96,8 +96,7 @@ def gate(
     """Answer as `tunegrid gate` does: is the new run worse than the old one?
 
     Each run is a file, a record or several records; only a file also holds the noise of your own
-    calibrated cells. `gate_on` names the kinds of figures that count. Raises InputError if a run
-    cannot be read or judged.
+    calibrated cells. Raises InputError if a run cannot be read or judged.
     """
     names = gate_on if isinstance(gate_on, str) else ",".join(gate_on)
     kinds = parse_kinds(names)
@@ -112,7 +111,7 @@ def judge(
 ) -> GateAnswer:
     """Judge one run against another; `given` holds the words of the command line.
 
-    Raises InputError if a file was changed since it was written, or if `old` is no baseline.
+    Raises InputError if a file was changed since it was written, or the gate refuses a run.
     """
     from tunegrid.gate.gate import Run, gate  # imports scipy
 

@@ -52,7 +52,7 @@ LONGEST = 160  # characters of an audit's sentence in a table
 
 
 class Finding(NamedTuple):
-    """A change from the last earlier release that ran, or a fault of the first one that ran."""
+    """A change from the last earlier release that ran, or a fault of the first that ran."""
 
     kind: str  # numerics, quality, memory, audits, or cells (which run, or no longer run)
     sentence: str
@@ -97,7 +97,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The releases of a library, oldest first, and the settings of their comparison."""
+    """The releases of a library, oldest first, and what compared them."""
 
     library: str
     profile: str
@@ -178,7 +178,7 @@ def figure_findings(judgements: Sequence[Judgement]) -> Iterator[Finding]:
 
 
 def run_findings(new: SavedRun, old: SavedRun | None = None) -> Iterator[Finding]:
-    """Yield findings on cells that newly fail an audit or do not run, or that no longer do so.
+    """Yield findings on cells that began or ceased to fail an audit or to break off.
 
     Without an older run, all failures are new.
     """
@@ -201,7 +201,7 @@ def run_findings(new: SavedRun, old: SavedRun | None = None) -> Iterator[Finding
 
 
 def failures(run: SavedRun) -> dict[str, dict[str, str]]:
-    """The reasons for failures, by audit and cell; "" stands for the audit if a cell did not run."""
+    """The reasons for failures by audit and cell, with "" as the audit if a cell did not finish."""
     finished = finished_cells(run)
     reasons: dict[str, dict[str, str]] = {}
     for record in run.records:
@@ -221,7 +221,7 @@ def fault(record: Record) -> str:
 def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
     """Run cells with each release, and compare it with the last earlier release that ran.
 
-    `numbers` are the versions, newest first; the result is oldest first.
+    `numbers` lists versions, newest first.
     """
     runner = Runner(options)
     first_updates = runner.can_begin
@@ -260,7 +260,7 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
 def read_causes(path: Path | None) -> Mapping[str, str]:
     """Read the causes that a person wrote down, by release; empty if `path` is None.
 
-    Raises InputError if the file cannot be read or is not a TOML file of texts by release.
+    Raises InputError if the file is not TOML with a text for each release.
     """
     if path is None:
         return {}
@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the releases, write the files and print the table; return the exit code.
 
     Raises:
-        InputError: if an argument cannot be used, or if the releases cannot be listed.
+        InputError: if an argument cannot be used.
     """
     usage = "tunegrid history LIBRARY [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid history", usage=usage, description=__doc__)

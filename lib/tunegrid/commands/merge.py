@@ -48,10 +48,9 @@ RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
 def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], dict[RowKey, Record]]:
-    """Collect the rows of all runs, and the records of cells, by test name and seed.
+    """Collect the rows of all runs and the records of cells, by test name and seed.
 
-    A row of a completed cell replaces one without a time. Raises InputError if two runs have
-    different results for the same row.
+    Raises InputError if two runs have different results for the same row.
     """
     rows: dict[RowKey, BenchmarkRow] = {}
     records = {}
@@ -75,10 +74,7 @@ def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], di
 
 
 def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkRow, Record | None]:
-    """Restore the record that could not be saved with a row, if this version can read it.
-
-    Otherwise, or if the row has no such record, returns the pair unchanged.
-    """
+    """Restore the record that a session refused to save in a row, if this version can read it."""
     row = pair[0]
     if not isinstance(row.get(REFUSED), dict):
         return pair
