@@ -67,7 +67,7 @@ class Release:
     installed: str = ""  # version changes, such as "peft 0.18.1 -> 0.19.0"
     fault: str = ""  # the reason why it did not run
     answer: str = ""  # the gate's answer
-    changed_cells: Sequence[str] = ()  # cells whose numerics changed or were not comparable
+    changed_cells: Sequence[str] = ()  # cells whose numerics changed or cannot be compared
     numerics: str = ""  # such as "25 equal, 2 changed"
     findings: Sequence[Finding] = ()
     cause: str = ""  # found by a person in the library's source or changelog
@@ -97,7 +97,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The releases of a library, oldest first, and what compared them."""
+    """The releases of a library, oldest first."""
 
     library: str
     profile: str
@@ -125,7 +125,7 @@ class History:
 
     @property
     def sections(self) -> list[Section]:
-        """The answer, and the table of releases."""
+        """The answer and the table."""
         import pandas as pd  # --help does not need pandas
 
         frame = pd.DataFrame([release.row for release in self.releases])
@@ -178,7 +178,7 @@ def figure_findings(judgements: Sequence[Judgement]) -> Iterator[Finding]:
 
 
 def run_findings(new: SavedRun, old: SavedRun | None = None) -> Iterator[Finding]:
-    """Yield findings on cells that began or ceased to fail an audit or to break off.
+    """Yield findings on audits and cells that newly fail, or no longer do.
 
     Without an older run, all failures are new.
     """

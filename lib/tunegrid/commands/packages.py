@@ -43,7 +43,7 @@ ADDRESS_COMMIT = re.compile(r"@([0-9a-f]{40})\b")  # the commit in an address
 
 
 def parse_requirement(spec: str) -> str:
-    """Check a requirement, such as "peft==0.22"; a checkout, "peft@../peft", becomes an address.
+    """Check a requirement, such as "peft==0.22"; "peft@../peft" becomes a checkout's address.
 
     Raises:
         InputError: for anything else, such as an option or a path.

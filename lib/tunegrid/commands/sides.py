@@ -33,7 +33,7 @@ class Comparison(NamedTuple):
 
 
 class Runner:
-    """Runs cells in environments, each run once, and resumes interrupted runs."""
+    """Runs cells in environments, repeats no run, and resumes interrupted runs."""
 
     def __init__(self, options: argparse.Namespace, *, is_strict: bool = False) -> None:
         """Store options of `parse_options`; if strict, cells must finish in the old run."""
@@ -147,7 +147,7 @@ def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
 
 
 def judge_sound(old: SavedRun, new: SavedRun) -> list[Judgement]:
-    """Judge the cells that are not `unsound_cells` of the old run."""
+    """Judge the cells that are sound in the old run."""
     unsound = unsound_cells(old)
     sides = []
     for run in (old, new):
@@ -157,7 +157,7 @@ def judge_sound(old: SavedRun, new: SavedRun) -> list[Judgement]:
 
 
 def unsound_cells(run: SavedRun) -> list[str]:
-    """The cells that failed an audit that counts, or had wrong first updates, at any seed."""
+    """The cells with a failed audit that counts, or wrong figures of first updates, at any seed."""
     from tunegrid.gate.gate import is_sound  # imports scipy
 
     return list(dict.fromkeys(record.cell for record in run.records if not is_sound(record)))
