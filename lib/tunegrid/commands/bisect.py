@@ -5,7 +5,7 @@
 Finds the first release with which the gate calls the cells worse than with the good one; with
 --repo, the first such commit of a checkout. Each release is installed, without its dependencies, in
 an environment of its own. If interrupted, run the same command again to continue. A release between
-the two that cannot be installed, run or judged is skipped. Exit code 1 if skips leave several.
+these two that cannot be installed or judged is skipped. Exit code 1 if skips leave several.
 """
 
 import argparse
@@ -126,7 +126,7 @@ def why_undecided(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
 def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
     """A package and its releases from the good one to the bad one, oldest first.
 
-    5.20 and 5.20.0 count as one release, spelled as the user or the index spells it.
+    5.20 and 5.20.0 count as one release.
 
     Raises:
         InputError: if the ends are not an older and a newer release of one package, or the releases
@@ -179,7 +179,7 @@ def commits(repo: Path, good: str, bad: str) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments and run the bisection; return the exit code.
 
-    Raises InputError for an unknown kind of figure, and as `run_bisection` does.
+    Raises InputError as `run_bisection` does, and for an unknown kind of figure.
     """
     usage = "tunegrid bisect --good A --bad B [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid bisect", usage=usage, description=__doc__)
@@ -199,7 +199,7 @@ def run_bisection(options: argparse.Namespace) -> int:
     """Search for the first bad version and print the result; return the exit code.
 
     Raises:
-        InputError: if the versions cannot be listed, or the search fails (`search`).
+        InputError: if the versions cannot be listed, and as `search` does.
     """
     if options.repo:
         package = options.repo.name

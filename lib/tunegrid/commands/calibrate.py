@@ -30,14 +30,14 @@ Session = Callable[[Sequence[str]], int]  # takes pytest's arguments and returns
 
 
 def session(arguments: Sequence[str]) -> int:
-    """Run the suite in a process that prints its own progress; return the exit code."""
+    """Run the suite in a separate process and return its exit code."""
     return launcher.run(command(arguments))
 
 
 def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[str, ...]:
     """The ids of the named cells, or of all cells that the files add if `names` is empty.
 
-    Raises InputError if a named cell does not exist or the files add none.
+    Raises InputError if a named cell does not exist, or if there are none.
     """
     grid = study()
     for path in grid_files:
@@ -105,8 +105,8 @@ def by_seed(
 def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     """Train the cells, write the bounds and print them; return 0. `run` starts the session.
 
-    Raises InputError if a cell does not exist, finish or pass its audits, or if other cells' bounds
-    would be lost.
+    Raises InputError if a cell does not exist, finish or pass its audits, or if bounds would be
+    lost.
     """
     parser = argparse.ArgumentParser(prog="tunegrid calibrate", description=__doc__)
     add = parser.add_argument

@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 
 class FormerName(Action):
-    """The action of an option's former name: sets the renamed option and prints a notice."""
+    """An argparse action for an option's former name, which sets the renamed option."""
 
     def __call__(
         self,

@@ -1,10 +1,10 @@
 """Creates environments for `upgrade`, `history` and `bisect`, and runs the suite in them.
 
 An environment holds the named packages and, except for `bisect`, the packages that must change with
-them. Everything else comes from the environment of this process. The folder's name has a hash of
-the lock, so a wheel that was rebuilt under the same version gets a new environment.
+them. Everything else comes from the environment of this process. The folder's name contains a
+hash of the lock, so a wheel that was rebuilt under the same version gets a new environment.
 
-`--resume` reuses only results of the same environment, whose path is in their key.
+`--resume` reuses only results of the same environment, whose path is part of their key.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ class Environment:
         return [str(self.python), "-m", "tunegrid", "run"]
 
     def run(self, file: str, arguments: Sequence[str]) -> Path:
-        """Run cells and return the path of the run or report.
+        """Run cells and return the path of the run or JUnit report.
 
         Raises NoRun if pytest rejects an argument or writes no file.
         """

@@ -260,7 +260,7 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
 def read_causes(path: Path | None) -> Mapping[str, str]:
     """Read the causes that a person wrote down, by release; empty if `path` is None.
 
-    Raises InputError if the file is not TOML with a text for each release.
+    Raises InputError if the file is not TOML that maps releases to texts.
     """
     if path is None:
         return {}

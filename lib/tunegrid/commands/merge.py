@@ -74,7 +74,7 @@ def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], di
 
 
 def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkRow, Record | None]:
-    """Restore the record that a session refused to save in a row, if this version can read it."""
+    """Restore a record that was refused and kept in its row, if this version can read it."""
     row = pair[0]
     if not isinstance(row.get(REFUSED), dict):
         return pair

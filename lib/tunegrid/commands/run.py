@@ -3,8 +3,8 @@
 All arguments go to pytest.
 
 Paths are relative to the current folder. `reports/` is written there or, inside tunegrid's
-checkout, at its root. `tunegrid run --help` shows the options that matter. The Python equivalent is
-`tunegrid.run`, which returns the records.
+checkout, at its root. `tunegrid run --help` shows the options that matter. `tunegrid.run` does the
+same from Python.
 """
 
 import os

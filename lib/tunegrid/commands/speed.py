@@ -88,7 +88,7 @@ def _percent(log_ratio: float) -> int:
 
 
 def find_shifts(ratios: Ratios, tests: int) -> dict[Key, FigureShift]:
-    """Judge each figure at the first of the `LOOKS` that decides it, or else at its last one.
+    """Judge each figure at the first of the `LOOKS` that decides it, or else at its last look.
 
     A decision is final, since looks and `tests` share `ERROR_RATE`. The machine disturbs all cells
     alike, so a cell's standard deviation is at least the median over cells, which has half of their
@@ -127,7 +127,7 @@ def find_python(path: Path) -> Path:
 
 
 def differences(pythons: Sequence[Path]) -> str:
-    """Describe how the libraries of two Pythons differ; raises InputError if one lacks any."""
+    """Describe how the libraries of two Pythons differ; raises InputError if one cannot be run."""
     answers = []
     for python in pythons:
         fault = f"{python} lacks what tunegrid needs"
@@ -207,12 +207,12 @@ def log_ratios(before: Turn, after: Turn) -> dict[str, float]:
 
 
 def is_open(key: Key, shifts: Mapping[Key, FigureShift]) -> bool:
-    """True if a figure is not decided yet."""
+    """True if a figure is not yet decided."""
     return key not in shifts or shifts[key].verdict is Verdict.CANNOT_TELL
 
 
 def open_cells(ratios: Ratios, shifts: Mapping[Key, FigureShift]) -> list[str]:
-    """The cells with a figure that is not decided yet."""
+    """The cells with a figure that is not yet decided."""
     cells = [cell for cell, figure in ratios if is_open((cell, figure), shifts)]
     return list(dict.fromkeys(cells))
 
@@ -239,7 +239,7 @@ def report(ratios: Ratios, shifts: Mapping[Key, FigureShift]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run rounds until every cell is decided or none is left; report and return the exit code.
+    """Run rounds until every cell is decided or out of rounds, then report; return the exit code.
 
     Raises InputError if an environment cannot run a cell.
     """

@@ -35,7 +35,7 @@ STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
 
 
 def make_environments(options: argparse.Namespace) -> tuple[Environment, Environment]:
-    """Create the environments before and after; raises InputError if they would be equal."""
+    """Create the environments before and after; raises InputError if nothing would change."""
     specs = options.specs
     origin = options.origin
     if not specs and not origin:
@@ -80,7 +80,7 @@ def failure_line(test: ElementTree.Element) -> str:
 
 
 def run_upgrade(options: argparse.Namespace) -> int:
-    """Run both environments and print the verdict and what changed; return the exit code.
+    """Run cells in both environments and print the verdict; return the exit code.
 
     Raises:
         InputError: if there is nothing to compare, or a cell does not finish before the upgrade.
@@ -149,7 +149,7 @@ def uncompared_cells(old: SavedRun) -> str:
 
 
 def upgrade_words(options: argparse.Namespace) -> list[str]:
-    """The words that run both sides again in full; options of pytest can be appended."""
+    """The command that runs both sides again in full; options of pytest can be appended."""
     words = ["tunegrid", "upgrade", *options.specs]
     for spec in options.origin:
         words += ["--from", spec]

@@ -131,7 +131,7 @@ def looks(cells: Sequence[CellPair]) -> tuple[dict[CellPair, dict[str, Any]], li
     """Chooses a style for each backbone and method, and makes the legend.
 
     Markers and dashes show the method, colours the backbone. If there are more backbones than
-    colours, colours also show the method.
+    colours, colours show the method, too, and nothing shows the backbone.
     """
     pairs = sorted(cells, key=lambda cell: study_place(f"{cell[0]}__{cell[1]}"))
     backbones = list(dict.fromkeys(backbone for backbone, _ in pairs))
@@ -269,7 +269,7 @@ def loss_chart(name: str, new: Losses, old: Losses) -> Chart:
 
 
 def thin(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """The updates and losses to plot; in a long curve, means over stretches of equal length."""
+    """The updates and losses to plot; long curves become means over stretches of equal length."""
     stretch = len(values) // MOST_POINTS + 1
     series = pd.Series(values, index=range(1, len(values) + 1), dtype=float).dropna()
     means = series.groupby((series.index - 1) // stretch).mean()

@@ -48,7 +48,7 @@ CELL = re.compile(r"<td>([a-z0-9]+_[a-z0-9]+_[a-z0-9]+)</td>")
 
 
 def escape_html(text: str) -> Markup:
-    """Escapes text for HTML, shortens absolute paths, and spells out control and bidi characters."""
+    """Escapes text for HTML, shortens absolute paths and spells out control and bidi characters."""
     return escape(defuse(strip_places(text)))
 
 

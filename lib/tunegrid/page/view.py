@@ -292,13 +292,13 @@ class CellView:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The most severe deciding verdict on numerics, quality and memory; None without any."""
+        """The most severe verdict on numerics, quality and memory; None if there is none."""
         deciding = [judgement for judgement in self.judged if judgement.decides]
         return worst([j for j in deciding if j.kind not in ("instruments", "speed")])
 
     @property
     def failed(self) -> bool:
-        """Checks whether the cell failed, but *unconfirmed* and *begun* are no failures."""
+        """Checks whether the cell failed; *unconfirmed* and *begun* are no failures."""
         return self.status not in ("passed", "unconfirmed", "begun")
 
     @property
@@ -382,7 +382,7 @@ class Page:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """The command, devices, commit and versions; notes other ones of the baseline's last two."""
+        """Command and devices, and commit and versions with the baseline's where they differ."""
         baseline = self.older[0] if self.older else None
         devices: dict[str, None] = {}
         for record in self.run.records:
@@ -506,7 +506,7 @@ class Page:
         return figure_frame(records, columns)
 
     def _speed(self, records: Sequence[Record]) -> pd.DataFrame:
-        """Losses of each cell's first seed, and mean rates of `records`; rows/s also of old ones."""
+        """Losses of each cell's first seed, mean rates of `records`, and the older run's rows/s."""
         frame = figure_frame([cell.first for cell in self.cells], COURSE)
         frame = frame.join(figure_frame(records, RATES).groupby(level=0).mean())
         old_records: list[Record] = []
@@ -674,7 +674,7 @@ def cost_section(heading: str, frame: pd.DataFrame, note: str) -> Section:
 
 
 def drop_empty(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Makes a frame of rows, without empty columns."""
+    """Makes a frame of the rows, without empty columns."""
     return pd.DataFrame(rows).dropna(axis=1, how="all")
 
 
