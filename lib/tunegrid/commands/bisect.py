@@ -39,7 +39,7 @@ Measure = Callable[..., SavedRun]  # runs a version; `again` runs it a second ti
 
 
 def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> tuple[int, int, str]:
-    """Find the last good version and the first bad version by bisection.
+    """Find the last good version and the first bad version.
 
     Returns their indexes and the reason why the gate calls the second one worse. Versions that
     cannot be judged are skipped; those that may be the first bad one lie between the two returned.

@@ -61,7 +61,7 @@ def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[
 def train_session(path: Path, arguments: Sequence[str], run: Session = session) -> Path:
     """Run a session and save it at `path`; cells that passed earlier are not trained again.
 
-    Raises InputError if pytest's exit code is neither 0 nor 1, or if it wrote no file.
+    Raises InputError if pytest's exit code is neither 0 nor 1, or it wrote no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)

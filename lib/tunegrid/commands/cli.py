@@ -29,7 +29,7 @@ class FormerName(Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Set the renamed option, `dest`, and print its new name."""
+        """Set the renamed option and print its name."""
         setattr(namespace, self.dest, values)
         name = self.dest.replace("_", "-")
         say(f"{parser.prog}: {option_string} is now called --{name}", error=True)

@@ -128,8 +128,8 @@ def get_environment(
 ) -> Environment:
     """The environment with the required packages, created if necessary.
 
-    Without requirements, it is this process's. `wheels` is a folder to install from, in place of an
-    index; `alone` leaves out the dependencies of the required packages.
+    Without requirements, it is this process's. `wheels` is a folder to install from; `alone` leaves
+    out the dependencies of the required packages.
 
     Raises:
         InputError: if the environment cannot be created, or does not hold what was required.

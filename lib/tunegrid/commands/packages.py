@@ -201,7 +201,7 @@ def recorded_hashes(package: Distribution) -> dict[str, str]:
 
 
 def changed_file(package: Distribution) -> str:
-    """The first file of a package that is missing or differs from RECORD; empty if none does."""
+    """The first file of a package that is missing or differs from RECORD; otherwise empty."""
     for name, digest in recorded_hashes(package).items():
         path = Path(str(package.locate_file(name)))
         if not path.is_file() or file_hash(path) != digest:
@@ -210,7 +210,7 @@ def changed_file(package: Distribution) -> str:
 
 
 def is_same(package: Distribution, here: Distribution | None) -> bool:
-    """True if the package `here` has the same version and source and identical, unedited files."""
+    """True if `here` has the same version, source and files, none of them edited."""
     if here is None or installed_version(package) != installed_version(here):
         return False
     hashes = recorded_hashes(package)

@@ -127,7 +127,7 @@ def find_python(path: Path) -> Path:
 
 
 def differences(pythons: Sequence[Path]) -> str:
-    """Describe how the libraries of two Pythons differ; raises InputError if one cannot be run."""
+    """Describe how the libraries of two Pythons differ; raises InputError if one fails."""
     answers = []
     for python in pythons:
         fault = f"{python} lacks what tunegrid needs"

@@ -131,7 +131,7 @@ def looks(cells: Sequence[CellPair]) -> tuple[dict[CellPair, dict[str, Any]], li
     """Chooses a style for each backbone and method, and makes the legend.
 
     Markers and dashes show the method, colours the backbone. If there are more backbones than
-    colours, colours show the method, too, and nothing shows the backbone.
+    colours, colours show the method instead.
     """
     pairs = sorted(cells, key=lambda cell: study_place(f"{cell[0]}__{cell[1]}"))
     backbones = list(dict.fromkeys(backbone for backbone, _ in pairs))
