@@ -179,7 +179,7 @@ def commits(repo: Path, good: str, bad: str) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments and run the bisection; return the exit code.
 
-    Raises InputError as `run_bisection` does, and for an unknown kind of figure.
+    Raises InputError as `run_bisection` does, and for an unknown kind.
     """
     usage = "tunegrid bisect --good A --bad B [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid bisect", usage=usage, description=__doc__)

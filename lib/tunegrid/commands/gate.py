@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class GateAnswer:
-    """The gate's answer on a run; `str()` gives all of its sentences."""
+    """The gate's answer on a run; `str()` gives all its sentences."""
 
     verdict: RunVerdict
     judgements: Sequence[Judgement]  # one for each figure of each cell

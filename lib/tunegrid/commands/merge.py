@@ -87,7 +87,7 @@ def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkR
 
 
 def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
-    """Raises InputError for a changed file and, for a baseline, also for an unsealed one."""
+    """Raises InputError for a changed file and, for a baseline, for an unsealed one."""
     for run in runs:
         run.check_unchanged()
         if as_baseline and run.doubt:
