@@ -4,8 +4,8 @@
 
 Finds the first release with which the gate calls the cells worse than with the good one; with
 --repo, the first such commit of a checkout. Each release is installed, without its dependencies, in
-an environment of its own. If interrupted, run the same command again to continue. A release that
-cannot be installed, or does not finish, is skipped. Exit code 1 if several remain because of skips.
+an environment of its own. If interrupted, run the same command again to continue. A release between
+these two that cannot be installed or judged is skipped. Exit code 1 if skips leave several.
 """
 
 import argparse
@@ -41,12 +41,12 @@ Measure = Callable[..., SavedRun]  # runs a version; `again` runs it a second ti
 def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> tuple[int, int, str]:
     """Find the last good version and the first bad version.
 
-    Returns their indexes and why the gate calls the latter worse. Both ends are checked first, then
-    the range is bisected. A version that cannot be judged is skipped; if it could be the first bad
-    version, it lies between the two returned versions.
+    Returns their indexes and the reason why the gate calls the second one worse. Versions that
+    cannot be judged are skipped; those that may be the first bad one lie between the two returned.
 
     Raises:
-        InputError: if the good end is worse than itself, or the bad end is not worse.
+        InputError: if an end cannot be run, the good end is called worse than itself, or the bad
+            end is not worse.
     """
     good = versions[0]
     bad = versions[-1]
@@ -126,11 +126,11 @@ def why_undecided(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
 def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
     """A package and its releases from the good one to the bad one, oldest first.
 
-    Releases are spelled as the user or the index spells them, so 5.20 can stand for 5.20.0.
+    5.20 and 5.20.0 count as one release.
 
     Raises:
-        InputError: if the ends are not two releases of one package, or the releases between them
-            cannot be listed.
+        InputError: if the ends are not an older and a newer release of one package, or the releases
+            between them cannot be listed.
     """
     good, _, good_text = options.good.partition("==")
     bad, _, bad_text = options.bad.partition("==")
@@ -160,7 +160,7 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
 def commits(repo: Path, good: str, bad: str) -> list[str]:
     """The commits of a checkout from the good one to the bad one; a merge counts as one commit.
 
-    Raises InputError if the good commit is not an ancestor of the bad one.
+    Raises InputError if the good commit is not an earlier ancestor of the bad one.
     """
 
     def git(*arguments: str) -> list[str]:
@@ -177,9 +177,9 @@ def commits(repo: Path, good: str, bad: str) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the arguments, search and report; return the exit code.
+    """Parse the arguments and run the bisection; return the exit code.
 
-    Raises InputError for the same reasons as `run_bisection`.
+    Raises InputError as `run_bisection` does, and for an unknown kind.
     """
     usage = "tunegrid bisect --good A --bad B [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid bisect", usage=usage, description=__doc__)
@@ -196,10 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_bisection(options: argparse.Namespace) -> int:
-    """Search and report the result; return the exit code.
+    """Search for the first bad version and print the result; return the exit code.
 
     Raises:
-        InputError: if an argument cannot be used.
+        InputError: if the versions cannot be listed, and as `search` does.
     """
     if options.repo:
         package = options.repo.name

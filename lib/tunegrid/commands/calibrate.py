@@ -30,14 +30,14 @@ Session = Callable[[Sequence[str]], int]  # takes pytest's arguments and returns
 
 
 def session(arguments: Sequence[str]) -> int:
-    """Run the suite in a separate process, which prints its own progress."""
+    """Run the suite in a separate process and return its exit code."""
     return launcher.run(command(arguments))
 
 
 def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[str, ...]:
-    """The ids of the named cells, or of all cells that the files add.
+    """The ids of the named cells, or of all cells that the files add if `names` is empty.
 
-    Raises InputError if there are none.
+    Raises InputError if a named cell does not exist, or if there are none.
     """
     grid = study()
     for path in grid_files:
@@ -61,7 +61,7 @@ def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[
 def train_session(path: Path, arguments: Sequence[str], run: Session = session) -> Path:
     """Run a session and save it at `path`; cells that passed earlier are not trained again.
 
-    Raises InputError if the session stopped early.
+    Raises InputError if pytest's exit code is neither 0 nor 1, or it wrote no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -78,9 +78,9 @@ def by_seed(
     cells: Collection[str],
     seeds: Collection[int],
 ) -> Mapping[int, Mapping[str, Record]]:
-    """Group records by seed, then by cell.
+    """Group the records by seed, then by cell.
 
-    Raises InputError if a record is missing or unfinished, or failed an audit.
+    Raises InputError if a record is missing or unfinished, or failed an audit that counts.
     """
     finished = {}
     for record in records:
@@ -105,7 +105,8 @@ def by_seed(
 def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     """Train the cells, write the bounds and print them; return 0. `run` starts the session.
 
-    Raises InputError if a cell does not exist or does not finish, or if bounds would be lost.
+    Raises InputError if a cell does not exist, finish or pass its audits, or if bounds would be
+    lost.
     """
     parser = argparse.ArgumentParser(prog="tunegrid calibrate", description=__doc__)
     add = parser.add_argument

@@ -1,4 +1,4 @@
-"""Runs a program whose first argument names a command, and maps errors to exit codes."""
+"""Runs the command that a program's first argument names, and maps errors to exit codes."""
 
 import os
 import sys
@@ -13,14 +13,14 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.terminal import say
 
-# Exit codes that a shell would report
+# Exit codes as a shell would report them
 EXIT_REFUSED = 2
 BROKEN_PIPE = 141
 INTERRUPTED = 130
 
 
 class FormerName(Action):
-    """An option's former name; sets the renamed option and prints a notice."""
+    """An argparse action for an option's former name, which sets the renamed option."""
 
     def __call__(
         self,
@@ -29,7 +29,7 @@ class FormerName(Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Set the renamed option, `dest`."""
+        """Set the renamed option and print its name."""
         setattr(namespace, self.dest, values)
         name = self.dest.replace("_", "-")
         say(f"{parser.prog}: {option_string} is now called --{name}", error=True)
@@ -41,7 +41,7 @@ def add_gate_on(
     default: Sequence[str],
     former_name: str,
 ) -> None:
-    """Add `--gate-on`, and `former_name` as its name in an earlier release."""
+    """Add the option `--gate-on`, and `former_name`, its name in earlier releases."""
     add = parser.add_argument
     text = f"what counts: {','.join(known)} (default {','.join(default)})"
     add("--gate-on", default=",".join(default), metavar="KIND,KIND", help=text)
@@ -57,7 +57,8 @@ def program(
     """Run the command that the first argument names; return its exit code.
 
     Each command lives in the module of the same name; `commands` maps names to descriptions. If a
-    command raises InputError or OSError, the message is printed and the exit code is 2.
+    command is unknown or raises InputError or OSError, a message is printed and the exit code is 2;
+    it is 130 after an interrupt, and 141 after a broken pipe.
     """
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     code = 0

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def compare(run: Path | str | Record | Iterable[Record]) -> "pd.DataFrame":
-    """The table of `tunegrid compare` for a file or for records, with one row per cell.
+    """The tables of `tunegrid compare` as one frame, with a row for each compared cell.
 
-    Raises InputError if the run cannot be read or its cells cannot be compared.
+    `run` is a file or records. Raises InputError if it cannot be read or compared.
     """
     from tunegrid.report.compare import method_frame
 
@@ -47,7 +47,7 @@ def get_comparisons(run: SavedRun) -> "list[Comparison]":
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the comparison; return the exit code. Raises InputError if the run cannot be read."""
+    """Print the comparison; return the exit code. Raises InputError as `compare` does."""
     parser = argparse.ArgumentParser(prog="tunegrid compare", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN.json")
     parser.add_argument("--format", choices=FORMATS, default="text")

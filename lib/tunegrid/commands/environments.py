@@ -1,10 +1,10 @@
 """Creates environments for `upgrade`, `history` and `bisect`, and runs the suite in them.
 
-An environment holds the named packages and the packages that must change with them. Everything else
-comes from the environment of this process. The folder's name is a hash of the lock, so a wheel that
-was rebuilt under the same version gets a new environment.
+An environment holds the named packages and, except for `bisect`, the packages that must change with
+them. Everything else comes from the environment of this process. The folder's name contains a
+hash of the lock, so a wheel that was rebuilt under the same version gets a new environment.
 
-pytest's `--resume` decides which cells a run can skip; its key includes the environment's path.
+`--resume` reuses only results of the same environment, whose path is part of their key.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ USAGE_ERROR = 4  # pytest's exit code
 def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
     """The command that runs cells with an environment's Python.
 
-    `out` is the run's file, or a JUnit report if its name ends in .xml.
+    It writes a run to `out`, or a JUnit report if the name ends in .xml.
     """
     report = "--junitxml" if out.suffix == ".xml" else "--benchmark-json"
     return command(["-q", *arguments, f"{report}={out}"], python)
@@ -56,7 +56,7 @@ def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A Python with its packages, and the folder for its runs."""
+    """A Python with its own packages, and the folder for its runs."""
 
     python: Path
     folder: Path
@@ -66,7 +66,7 @@ class Environment:
 
     @property
     def name(self) -> str:
-        """The environment's own packages, for use in a sentence."""
+        """The environment's own packages in words, such as "peft 0.21.2"."""
         names = sorted(self.own, key=lambda name: name not in PACKAGES)
         return some([f"{name} {self.own[name]}" for name in names]) or "the libraries here"
 
@@ -78,7 +78,7 @@ class Environment:
         return [str(self.python), "-m", "tunegrid", "run"]
 
     def run(self, file: str, arguments: Sequence[str]) -> Path:
-        """Run cells and return the run's file.
+        """Run cells and return the path of the run or JUnit report.
 
         Raises NoRun if pytest rejects an argument or writes no file.
         """
@@ -115,7 +115,7 @@ class Environment:
 
 
 class NoRun(InputError):
-    """A session that ended without writing a run."""
+    """Raised if a session in an environment ends without a run."""
 
     def __init__(self, reason: str, environment: Environment) -> None:
         """Store the reason and the environment."""
@@ -126,12 +126,13 @@ class NoRun(InputError):
 def get_environment(
     requirements: Sequence[str], wheels: Path | None, *, alone: bool = False
 ) -> Environment:
-    """The environment with the named packages, created if necessary; this one if none are named.
+    """The environment with the required packages, created if necessary.
 
-    `alone` installs the named packages without their dependencies.
+    Without requirements, it is this process's. `wheels` is a folder to install from; `alone` leaves
+    out the dependencies of the required packages.
 
     Raises:
-        InputError: if the environment cannot be created, or does not hold what was named.
+        InputError: if the environment cannot be created, or does not hold what was required.
     """
     if not requirements:
         return Environment(python=Path(sys.executable), folder=ENVIRONMENTS / "here")
@@ -162,7 +163,7 @@ def get_environment(
         link.unlink(missing_ok=True)
         packages = find_packages(sorted({paths["purelib"], paths["platlib"]}))
         check_packages(requirements, lock, packages)
-        # `addsitedir` also reads editable installations. Its paths come after the environment's
+        # `addsitedir` also finds editable installations. Its paths come after the environment's
         # packages.
         folders = [path for path in sys.path if Path(path).name in INSTALLED]
         lines = [f"import site; site.addsitedir({path!r})\n" for path in folders]

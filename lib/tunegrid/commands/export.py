@@ -29,10 +29,9 @@ FORMULA = tuple("=+-@\t\r\n")
 
 
 def record_frame(runs: Sequence[SavedRun]) -> "pd.DataFrame":
-    """One row per figure of each cell and seed.
+    """A table with a row for each figure and each loss of each cell and seed.
 
-    Raises InputError if nothing was measured, and OverflowError if a number does not fit into a
-    table.
+    Raises InputError if nothing was measured, and OverflowError if a number is too large.
     """
     import pandas as pd
 
@@ -58,9 +57,9 @@ def record_frame(runs: Sequence[SavedRun]) -> "pd.DataFrame":
 
 
 def row_frame(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
-    """One row per test row, with a column per metric, and a sentence for each record without rows.
+    """A table of all test rows, and a sentence for each record whose test rows are missing.
 
-    Raises InputError if no record has rows.
+    Raises InputError if no record has test rows, or if their file is damaged.
     """
     import pandas as pd
 
@@ -79,7 +78,7 @@ def row_frame(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
             columns |= dict(points)
             texts = read(record, run.path, "rows")
             if texts is not None:
-                columns |= dict(texts)  # also label names and all accepted answers
+                columns |= dict(texts)  # references: label names, all accepted answers
             frames.append(pd.DataFrame(columns))
     if not frames:
         advice = "copy the folder examples along with a run's JSON"
@@ -88,7 +87,7 @@ def row_frame(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
 
 
 def record_key(path: Path, record: Record) -> dict[str, Any]:
-    """The columns that identify a record."""
+    """The columns that say which record a row comes from."""
     key: dict[str, Any] = {"run": path.name}
     for name in ("profile", "cell", "backbone", "task", "method", "status", "main_score"):
         key[name] = getattr(record, name)
@@ -115,16 +114,16 @@ def write_table(frame: "pd.DataFrame", path: Path) -> None:
 
 
 def escape_formula(value: Any) -> Any:
-    """Put an apostrophe before text that a spreadsheet would treat as a formula."""
+    """Put an apostrophe before a text that a spreadsheet would treat as a formula."""
     if isinstance(value, str) and normalize("NFKC", value[:1]).startswith(FORMULA):
         return f"'{value}"
     return value
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the table; return the exit code.
+    """Write the table, or print the schema; return the exit code.
 
-    Raises InputError if a run cannot be read or the table cannot be written.
+    Raises InputError if a run cannot be read or exported, or the table cannot be written.
     """
     parser = argparse.ArgumentParser(prog="tunegrid export", description=__doc__)
     add = parser.add_argument

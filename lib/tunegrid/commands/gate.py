@@ -3,9 +3,9 @@
 `tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
 Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did
-not pass; with `numerics` or `speed` in --gate-on also for these. Else 6 if numerics changed,
-tensors hold fewer bytes, cells have another recipe, nothing of a kind in --gate-on could be
-compared, or all cells were too short to judge. --gate-on without `numerics` and `changed` leaves
+not pass; with `numerics`, `speed` or `instruments` in --gate-on also for these. Else 6 if numerics
+changed, tensors hold fewer bytes, cells have another recipe, nothing of a kind in --gate-on could
+be compared, or all cells were too short to judge. --gate-on without `numerics` and `changed` leaves
 numerics out; with `cannot-tell`, 6 also if any main score cannot be decided; 6 also if NEW.json is
 unsealed. Else 0. An unsealed baseline is refused, and so is each file that was changed since it was
 written: exit code 2. In GitHub Actions the answer and the table go to the step summary, too.
@@ -31,7 +31,7 @@ from tunegrid.terminal import say
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the verdicts and the answer; return the exit code.
 
-    Raises InputError if a run cannot be read.
+    Raises InputError if a run cannot be read or judged.
     """
     parser = argparse.ArgumentParser(prog="tunegrid gate", description=__doc__)
     add = parser.add_argument
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class GateAnswer:
-    """The gate's answer on a run; str() gives all its sentences."""
+    """The gate's answer on a run; `str()` gives all its sentences."""
 
     verdict: RunVerdict
     judgements: Sequence[Judgement]  # one for each figure of each cell
@@ -69,21 +69,21 @@ class GateAnswer:
 
     @property
     def exit_code(self) -> int:
-        """0 if nothing is worse, 1 if something is, 6 if something changed or cannot be judged."""
+        """1 if the run failed or is worse, 6 if it changed or cannot be judged, otherwise 0."""
         if self.warning and not self.verdict.exit_code:
             return Rank.CANNOT_TELL.exit_code
         return self.verdict.exit_code
 
     @property
     def cells(self) -> dict[str, list[str]]:
-        """The statements on each cell, such as "same: bert_sa_lora accuracy +0.20 points (...)"."""
+        """Statements by cell, such as "same: bert_sa_lora accuracy +0.20 points (...)"."""
         statements: dict[str, list[str]] = {}
         for judgement in self.judgements:
             statements.setdefault(judgement.cell, []).append(verdict_text(judgement))
         return statements
 
     def __str__(self) -> str:
-        """The sentences that the command prints."""
+        """The warning, if any, and the sentences of the verdict."""
         return "\n".join(filter(None, (self.warning, *self.verdict.sentences)))
 
 
@@ -95,7 +95,7 @@ def gate(
 ) -> GateAnswer:
     """Answer as `tunegrid gate` does: is the new run worse than the old one?
 
-    Each run is a file, a record or several records; only a file also carries the noise of your own
+    Each run is a file, a record or several records; only a file also holds the noise of your own
     calibrated cells. Raises InputError if a run cannot be read or judged.
     """
     names = gate_on if isinstance(gate_on, str) else ",".join(gate_on)
@@ -111,7 +111,7 @@ def judge(
 ) -> GateAnswer:
     """Judge one run against another; `given` holds the words of the command line.
 
-    Raises InputError if a file was changed since it was written.
+    Raises InputError if a file was changed since it was written, or the gate refuses a run.
     """
     from tunegrid.gate.gate import Run, gate  # imports scipy
 
@@ -133,7 +133,7 @@ def judge(
 
 
 def print_answer(answer: GateAnswer, options: argparse.Namespace) -> None:
-    """Print the verdicts and the answer, and write them to the step summary."""
+    """Print the answer in the chosen format, and append it to GitHub's step summary, if any."""
     verdict = answer.verdict
     judgements = answer.judgements
     sections = []

@@ -52,9 +52,9 @@ LONGEST = 160  # characters of an audit's sentence in a table
 
 
 class Finding(NamedTuple):
-    """A change from the last earlier release that ran, or a fault in the first release."""
+    """A change from the last earlier release that ran, or a fault of the first that ran."""
 
-    kind: str  # numerics, quality, memory, audits, or cells that run or no longer run
+    kind: str  # numerics, quality, memory, audits, or cells (which run, or no longer run)
     sentence: str
 
 
@@ -67,7 +67,7 @@ class Release:
     installed: str = ""  # version changes, such as "peft 0.18.1 -> 0.19.0"
     fault: str = ""  # the reason why it did not run
     answer: str = ""  # the gate's answer
-    changed_cells: Sequence[str] = ()  # cells whose numerics changed
+    changed_cells: Sequence[str] = ()  # cells whose numerics changed or cannot be compared
     numerics: str = ""  # such as "25 equal, 2 changed"
     findings: Sequence[Finding] = ()
     cause: str = ""  # found by a person in the library's source or changelog
@@ -109,7 +109,7 @@ class History:
 
     @property
     def answer(self) -> str:
-        """A sentence that says how many releases ran and which of them changed something."""
+        """A sentence on how many releases ran and which of them changed something."""
         ran = [release for release in self.releases if not release.fault]
         changed = [release for release in ran if release.is_change]
         total = count(len(self.releases), "release")
@@ -155,7 +155,7 @@ def describe_release(
 
 
 def numerics_findings(numerics: Sequence[Judgement]) -> Iterator[Finding]:
-    """Yield a finding per stage at which numerics first changed, with the first cell's detail."""
+    """Yield a finding for each stage at which some cells' numerics first changed."""
     stages: dict[str, list[Judgement]] = {}
     for judgement in numerics:
         if judgement.verdict is Verdict.CHANGED:
@@ -168,7 +168,7 @@ def numerics_findings(numerics: Sequence[Judgement]) -> Iterator[Finding]:
 
 
 def figure_findings(judgements: Sequence[Judgement]) -> Iterator[Finding]:
-    """Yield the scores and memory figures that are worse, better or missing.
+    """Yield findings on scores and memory figures that are worse or better, and on missing cells.
 
     Speed does not count, because releases run at different times.
     """
@@ -178,9 +178,9 @@ def figure_findings(judgements: Sequence[Judgement]) -> Iterator[Finding]:
 
 
 def run_findings(new: SavedRun, old: SavedRun | None = None) -> Iterator[Finding]:
-    """Yield the audits and the cells that fail in a run, or fail no longer.
+    """Yield findings on audits and cells that newly fail, or no longer do.
 
-    Without an earlier run, everything that fails is yielded.
+    Without an older run, all failures are new.
     """
     failing = failures(new)
     failed_before = failures(old) if old else {}
@@ -201,7 +201,7 @@ def run_findings(new: SavedRun, old: SavedRun | None = None) -> Iterator[Finding
 
 
 def failures(run: SavedRun) -> dict[str, dict[str, str]]:
-    """The reasons for failures by audit and cell; the audit is empty if a cell did not run."""
+    """The reasons for failures by audit and cell, with "" as the audit if a cell did not finish."""
     finished = finished_cells(run)
     reasons: dict[str, dict[str, str]] = {}
     for record in run.records:
@@ -214,12 +214,15 @@ def failures(run: SavedRun) -> dict[str, dict[str, str]]:
 
 
 def fault(record: Record) -> str:
-    """The reason why a cell did not run to its end."""
+    """The reason why a cell did not finish, or its status if none is known."""
     return next(iter(record.missed), record.status)
 
 
 def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
-    """Measure each release once and compare it with the last earlier release that ran."""
+    """Run cells with each release, and compare it with the last earlier release that ran.
+
+    `numbers` lists versions, newest first.
+    """
     runner = Runner(options)
     first_updates = runner.can_begin
     releases: list[Release] = []
@@ -255,9 +258,9 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
 
 
 def read_causes(path: Path | None) -> Mapping[str, str]:
-    """Read the causes that a person wrote down, by release; empty without a file.
+    """Read the causes that a person wrote down, by release; empty if `path` is None.
 
-    Raises InputError if the file is not a valid file of causes.
+    Raises InputError if the file is not TOML that maps releases to texts.
     """
     if path is None:
         return {}
@@ -291,7 +294,7 @@ def supported_from(library: str) -> Version:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the releases, write the pages and print the table; return the exit code.
+    """Compare the releases, write the files and print the table; return the exit code.
 
     Raises:
         InputError: if an argument cannot be used.

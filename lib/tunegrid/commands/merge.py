@@ -48,7 +48,7 @@ RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
 def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], dict[RowKey, Record]]:
-    """Collect the rows of all runs and the cells' records.
+    """Collect the rows of all runs and the records of cells, by test name and seed.
 
     Raises InputError if two runs have different results for the same row.
     """
@@ -74,7 +74,7 @@ def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], di
 
 
 def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkRow, Record | None]:
-    """Restore a row's refused record if this version can read it, or return the row unchanged."""
+    """Restore a record that was refused and kept in its row, if this version can read it."""
     row = pair[0]
     if not isinstance(row.get(REFUSED), dict):
         return pair
@@ -87,7 +87,7 @@ def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkR
 
 
 def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
-    """Raises InputError for a changed file, and for an unsealed part of a baseline."""
+    """Raises InputError for a changed file and, for a baseline, for an unsealed one."""
     for run in runs:
         run.check_unchanged()
         if as_baseline and run.doubt:
@@ -97,8 +97,8 @@ def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
 def expected_cells(records: Sequence[Record], is_selection: bool) -> list[str]:
     """The cells that a baseline must hold for each seed.
 
-    They are the cells of the records, and all of the study's if one of them is a quick cell of the
-    study, unless --cells makes a selection.
+    They are the cells of the records. If one of them is a quick cell of the study, and --cells
+    selected none, all cells of the study are added.
     """
     cells = dict[str, None]()
     for record in records:
@@ -124,9 +124,9 @@ def check_baseline(
     records: Sequence[Record],
     cells: Sequence[str],
 ) -> str:
-    """Describe, in a sentence, the baseline that these runs make with these cells for each seed.
+    """Check that runs can be a baseline with these cells for each seed; describe it in a sentence.
 
-    Raises InputError if the runs cannot be a baseline.
+    Raises InputError if they cannot.
     """
     reasons = []
     for run in runs:
@@ -168,7 +168,7 @@ def check_baseline(
 def main(arguments: list[str] | None = None) -> int:
     """Write the merged file; return the exit code.
 
-    Raises InputError if runs contradict each other or cannot be read.
+    Raises InputError if runs cannot be read, contradict each other or cannot be a baseline.
     """
     parser = argparse.ArgumentParser(prog="tunegrid merge", description=__doc__)
     add = parser.add_argument

@@ -33,7 +33,7 @@ FIRST_RUNS = {  # options for the first run
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raises InputError if a name is invalid, hides a module or is already in the grid."""
+    """Raises InputError if a name is invalid, would hide a module or is already in the grid."""
     if not NAME.fullmatch(name):
         expected = "lower-case letters and digits; underscores divide a cell's id"
         raise InputError(f"invalid NAME {name!r}: expected {expected}")
@@ -61,7 +61,7 @@ def check_name(kind: str, name: str) -> None:
 
 
 def write_starter(kind: str, name: str, folder: Path) -> list[Path]:
-    """Write the new files and return their paths.
+    """Write the starter files and return their paths.
 
     Raises InputError if a path exists, is a link or cannot be written.
     """

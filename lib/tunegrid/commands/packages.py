@@ -1,4 +1,4 @@
-"""Packages for `upgrade` and `bisect`: parses what a user names, locks it, and checks the result.
+"""Parses, locks and checks the packages that `upgrade`, `history` and `bisect` install.
 
 uv resolves and installs the packages. A lock pins each package to a commit or to archive hashes.
 """
@@ -43,7 +43,7 @@ ADDRESS_COMMIT = re.compile(r"@([0-9a-f]{40})\b")  # the commit in an address
 
 
 def parse_requirement(spec: str) -> str:
-    """Parse a requirement, such as "peft==0.22", or "peft@../peft" for a checkout.
+    """Check a requirement, such as "peft==0.22"; "peft@../peft" becomes a checkout's address.
 
     Raises:
         InputError: for anything else, such as an option or a path.
@@ -61,7 +61,7 @@ def parse_requirement(spec: str) -> str:
 
 
 def git_address(checkout: Path, commit: str = "") -> str:
-    """The address of a commit in a checkout; by default, of the tracked files on the disk.
+    """The git address of a commit in a checkout, by default of its tracked files as they are now.
 
     Uncommitted changes are stored in a new commit that belongs to no branch.
     """
@@ -73,9 +73,9 @@ def git_address(checkout: Path, commit: str = "") -> str:
 
 
 def index_options(wheels: Path | None) -> list[str]:
-    """Options that tell uv where packages come from: a folder of wheels, or pip's indexes.
+    """The options that tell uv where packages come from: a folder of wheels, or pip's settings.
 
-    If an environment variable configures an index for uv, it takes precedence over pip's settings.
+    If an environment variable configures an index for uv, pip's settings are ignored.
     """
     if wheels:
         return ["--no-index", f"--find-links={wheels.resolve()}"]
@@ -125,7 +125,7 @@ def lock_packages(requirements: Sequence[str], options: Sequence[str], *, alone:
 def list_releases(
     package: str, first: Version, last: Version | None, wheels: Path | None
 ) -> list[str]:
-    """List the installable releases from `last` (None: the newest) down to `first`.
+    """List the installable releases from `last` (by default the newest) down to `first`.
 
     uv has no command for this, so it is asked repeatedly for the newest release below the previous
     one.
@@ -178,7 +178,7 @@ def direct_url(package: Distribution) -> dict[str, Any]:
 
 
 def installed_version(package: Distribution) -> str:
-    """A package's version, and any source but an index, as in "0.21.2 at commit a8d99cf0"."""
+    """A package's version, and its source if not an index, as in "0.21.2 at commit a8d99cf0"."""
     source = direct_url(package)
     if "vcs_info" in source:
         return f"{package.version} at commit {source['vcs_info']['commit_id'][:8]}"
@@ -188,9 +188,9 @@ def installed_version(package: Distribution) -> str:
 
 
 def recorded_hashes(package: Distribution) -> dict[str, str]:
-    """The hash of each file in a package's archive, by path.
+    """The hashes of a package's files as RECORD lists them, by path.
 
-    Scripts are omitted, since they contain the path of a Python.
+    Metadata is omitted, and so are scripts, since they contain the path of a Python.
     """
     hashes = {}
     for path, digest, _ in csv.reader((package.read_text("RECORD") or "").splitlines()):
@@ -201,7 +201,7 @@ def recorded_hashes(package: Distribution) -> dict[str, str]:
 
 
 def changed_file(package: Distribution) -> str:
-    """The first file of a package that differs from its archive; empty if there is none."""
+    """The first file of a package that is missing or differs from RECORD; otherwise empty."""
     for name, digest in recorded_hashes(package).items():
         path = Path(str(package.locate_file(name)))
         if not path.is_file() or file_hash(path) != digest:
@@ -210,7 +210,7 @@ def changed_file(package: Distribution) -> str:
 
 
 def is_same(package: Distribution, here: Distribution | None) -> bool:
-    """True if the same package is installed here, from the same source and with identical files."""
+    """True if `here` has the same version, source and files, none of them edited."""
     if here is None or installed_version(package) != installed_version(here):
         return False
     hashes = recorded_hashes(package)
@@ -274,7 +274,7 @@ def run_command(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command with `text` as its input; raises InputError if it fails.
 
-    The message gives the last error or cause in stderr, or else the last line of stderr.
+    The message ends with the last error or cause in stderr, or else the last line of stderr.
     """
     try:
         answer = subprocess.run(

@@ -14,7 +14,7 @@ from tunegrid.terminal import say
 def main(arguments: list[str] | None = None) -> int:
     """Write the page, the charts or both; return the exit code.
 
-    Raises InputError if a run cannot be read.
+    Raises InputError if a run cannot be read or shown, or a file cannot be written.
     """
     parser = argparse.ArgumentParser(prog="tunegrid page", description=__doc__)
     add = parser.add_argument

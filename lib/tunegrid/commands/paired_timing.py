@@ -27,7 +27,7 @@ SCHEDULER = Path("/proc/thread-self/schedstat")
 
 
 def own_time() -> float:
-    """The clock in seconds, minus the time that this thread waited for a core."""
+    """The clock's time in seconds, minus the time that this thread waited for a core."""
     while True:
         wait = wait_seconds()
         clock = time.perf_counter()
@@ -44,7 +44,7 @@ def wait_seconds() -> float:
 
 
 def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
-    """Yield an empty answer when ready, then the seconds and peak bytes of each update.
+    """Yield an empty answer when ready, then each update's seconds and the peak bytes so far.
 
     The peak is of resident memory on a CPU and of allocated memory on a GPU, or None if the system
     does not report it.
@@ -85,7 +85,7 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
 
 
 def main(cell: str, device: str) -> None:
-    """Prepare a cell on a device, then answer each line of stdin."""
+    """Prepare a cell on a device, then make an update for each line of stdin."""
     try:
         study_cell = STUDY.cell(cell, replace(QUICK_PROFILE, device=device))
         lines = chain([""], sys.stdin)

@@ -2,8 +2,9 @@
 
 All arguments go to pytest.
 
-Paths are relative to the current folder, and `reports/` is written there. `tunegrid run --help`
-shows the options that matter. The Python equivalent is `tunegrid.run`, which returns the records.
+Paths are relative to the current folder. `reports/` is written there or, inside tunegrid's
+checkout, at its root. `tunegrid run --help` shows the options that matter. `tunegrid.run` does the
+same from Python.
 """
 
 import os
@@ -33,7 +34,7 @@ NOTHING_SELECTED = 5  # pytest's exit code
 
 
 def command(arguments: Sequence[str], python: Path | str = sys.executable) -> list[str]:
-    """The command line that runs pytest over the suite.
+    """The command line that runs pytest on the suite.
 
     `-P` keeps modules in the current folder from shadowing installed ones.
     """
@@ -41,7 +42,7 @@ def command(arguments: Sequence[str], python: Path | str = sys.executable) -> li
 
 
 def latest_run() -> Path:
-    """The default run file: in the checkout if it holds the current folder, else in that folder."""
+    """The default run file: in the checkout, or in the current folder if that is outside it."""
     folder = ROOT if Path.cwd().is_relative_to(ROOT) else Path.cwd()
     return folder / "reports" / "latest.json"
 
@@ -55,7 +56,7 @@ def user_arguments(arguments: Sequence[object]) -> str:
 
 
 def own_words(words: list[str]) -> list[str]:
-    """Strip the words that this command prepends."""
+    """The words without those that `command` prepends."""
     return words[len(SUITE) :] if tuple(words[: len(SUITE)]) == SUITE else words
 
 
@@ -73,7 +74,7 @@ def run(
 
     Args:
         cells: ids of cells; None runs all cells of the profile.
-        seeds: one seed, several, or a text such as "0-4"; None is seed 0.
+        seeds: one seed, several, or a text such as "0-4"; None runs seed 0.
         grid: files that add to the grid.
         set: values for fields of every recipe, such as {"learning_rate": 1e-3}.
         profile: the value of `-m`.

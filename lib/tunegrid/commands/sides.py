@@ -25,7 +25,7 @@ from tunegrid.words import some
 
 
 class Comparison(NamedTuple):
-    """The runs of two environments, and the gate's judgements on them."""
+    """The runs of two environments, and the gate's judgements on the new one."""
 
     old: SavedRun
     new: SavedRun
@@ -36,7 +36,7 @@ class Runner:
     """Runs cells in environments, repeats no run, and resumes interrupted runs."""
 
     def __init__(self, options: argparse.Namespace, *, is_strict: bool = False) -> None:
-        """Store options from `parse_options`; if strict, cells must finish before the change."""
+        """Store options of `parse_options`; if strict, cells must finish in the old run."""
         self.options = options
         self.is_strict = is_strict
         self._runs: dict[tuple[object, ...], SavedRun] = {}
@@ -84,11 +84,11 @@ class Runner:
     ) -> Comparison:
         """Run cells in two environments and compare the runs with the gate.
 
-        With `first_updates`, cells run only their first updates; with `finishes`, the cells that
-        differ there are then trained to the end.
+        With `first_updates`, cells make only their first updates; with `finishes`, too, those whose
+        numerics differ are then trained to the end.
 
         Raises:
-            InputError: if the runner is strict and a cell does not finish before the change.
+            InputError: if the runner is strict and a cell does not finish in `before`.
         """
         old, new = self._run_both(before, after, self.options.cells, first_updates)
         judgements = judge_sound(old, new)
@@ -114,12 +114,12 @@ class Runner:
 
 
 def finished_cells(run: SavedRun) -> set[str]:
-    """The cells that finished their training or their first updates, for any seed."""
+    """The cells that finished their training or their first updates at any seed."""
     return {record.cell for record in run.records if record.finished or record.first_updates}
 
 
 def check_finished(run: SavedRun, side: Environment) -> None:
-    """Raises InputError if a cell completed neither its training nor its first updates."""
+    """Raises InputError if a cell finished neither its training nor its first updates."""
     for record in run.records:
         if not record.finished and not record.first_updates:
             reason = next(iter(record.missed), record.status)
@@ -129,14 +129,14 @@ def check_finished(run: SavedRun, side: Environment) -> None:
 
 
 def with_ends(start: SavedRun, end: SavedRun) -> SavedRun:
-    """Replace first updates with complete training runs, for the cells that have them."""
+    """The run `end`, completed with the records of `start` for cells that `end` lacks."""
     finished = {record.cell for record in end.records}
     begun = [record for record in start.records if record.cell not in finished]
     return replace(end, records=[*end.records, *begun])
 
 
 def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
-    """The gate's judgements; empty if no cell finished in one of the runs."""
+    """The gate's judgements on the new run; empty if no cell finished in one of the runs."""
     from tunegrid.gate.gate import Run, gate  # imports scipy
 
     before = Run.of_file(old)
@@ -147,7 +147,7 @@ def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
 
 
 def judge_sound(old: SavedRun, new: SavedRun) -> list[Judgement]:
-    """Judge the cells in which no audit failed in the old run."""
+    """Judge the cells that are sound in the old run."""
     unsound = unsound_cells(old)
     sides = []
     for run in (old, new):
@@ -157,14 +157,14 @@ def judge_sound(old: SavedRun, new: SavedRun) -> list[Judgement]:
 
 
 def unsound_cells(run: SavedRun) -> list[str]:
-    """The cells in which an audit failed, for any seed."""
+    """The cells with a failed audit that counts, or wrong figures of first updates, at any seed."""
     from tunegrid.gate.gate import is_sound  # imports scipy
 
     return list(dict.fromkeys(record.cell for record in run.records if not is_sound(record)))
 
 
 def cells_with_changes(judgements: Sequence[Judgement]) -> list[str]:
-    """The cells whose numerics are not the same."""
+    """The cells whose numerics changed by more than rounding or could not be compared."""
     numerics = [judgement for judgement in judgements if judgement.quantity == "numerics"]
     return [judgement.cell for judgement in numerics if judgement.verdict not in SAME_NUMERICS]
 
@@ -193,10 +193,9 @@ def parse_options(
     arguments: Sequence[str] | None,
     counted: Sequence[str] = COUNTED,
 ) -> argparse.Namespace:
-    """Parse a command's own options and the options that these commands share.
+    """Parse a command's own options and those that `upgrade`, `history` and `bisect` share.
 
-    `counted` are the kinds of figures that --gate-on accepts. Words after `--` are options of
-    pytest.
+    `counted` lists the kinds that --gate-on accepts. Words after `--` are options of pytest.
 
     Raises:
         InputError: for an unknown kind.

@@ -1,10 +1,10 @@
 """Did training become slower, or larger? `tunegrid speed OLD NEW` compares two environments.
 
 OLD and NEW are virtual environments, or their Pythons. In each round of a quick cell, each starts a
-fresh process and warms up; then they make 40 updates in turn, A B B A. A cell is done when the
-intervals of both ratios, of time and of peak memory, lie within 5 % or wholly beyond; only what
-lies wholly beyond is worse. Over all cells, equal environments are called worse in at most 1 of 100
-comparisons. After a stop, the command starts over.
+fresh process and warms up; then they make 40 updates each, in turn, A B B A. A cell is done after
+ten rounds, or when the intervals of both ratios, of time and of peak memory, lie within 5 % or
+wholly beyond; it is worse only if one lies wholly above. Over all cells, equal environments are
+called worse in at most 1 of 100 comparisons. After a stop, the command starts over.
 """
 
 import argparse
@@ -50,7 +50,7 @@ Ratios = Mapping[Key, Sequence[float]]  # one per round: log of the second side 
 
 @dataclass(frozen=True)
 class FigureShift:
-    """The mean log ratio of a figure, second environment over first, with its error."""
+    """The mean log ratio of a figure, second environment over first, and its interval."""
 
     log_ratio: float
     reach: float  # half the width of the interval
@@ -88,11 +88,11 @@ def _percent(log_ratio: float) -> int:
 
 
 def find_shifts(ratios: Ratios, tests: int) -> dict[Key, FigureShift]:
-    """Judge each figure at the first look that decides it, or else at its last look.
+    """Judge each figure at the first of the `LOOKS` that decides it, or else at its last look.
 
-    A verdict is final, since looks and tests share `ERROR_RATE`. The machine disturbs all cells
-    alike, so a cell's deviation is the larger of its own and the median over cells, which has half
-    of the cells' total degrees of freedom. Figures with too few rounds for a look are omitted.
+    A decision is final, since looks and `tests` share `ERROR_RATE`. The machine disturbs all cells
+    alike, so a cell's standard deviation is at least the median over cells, which has half of their
+    total degrees of freedom. Figures with too few rounds are omitted.
     """
     from tunegrid.gate.statistics import critical_value  # imports scipy
 
@@ -127,7 +127,7 @@ def find_python(path: Path) -> Path:
 
 
 def differences(pythons: Sequence[Path]) -> str:
-    """Describe how the libraries of two Pythons differ; raises InputError if some are missing."""
+    """Describe how the libraries of two Pythons differ; raises InputError if one fails."""
     answers = []
     for python in pythons:
         fault = f"{python} lacks what tunegrid needs"
@@ -157,9 +157,9 @@ def next_answer(process: subprocess.Popen[str]) -> Any:
 
 
 def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Turn, Turn]:
-    """Collect answers from two processes that update in turn, so that noise slows both alike.
+    """Collect the answers of two processes that train in turn, so that noise slows both alike.
 
-    The order is A B B A, or B A A B in every second round.
+    The order of updates is A B B A, or B A A B if the round's `number` is even.
     """
     order = (0, 1) if number % 2 else (1, 0)
     turns: tuple[list[Any], list[Any]] = ([], [])
@@ -194,7 +194,7 @@ def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Turn
 
 
 def log_ratios(before: Turn, after: Turn) -> dict[str, float]:
-    """Log ratios by figure; time is the median over updates, which no single update can distort."""
+    """Log ratios by figure; for time, the median over updates, which no outlier can distort."""
     logs = []
     for old, new in zip(before, after, strict=True):
         logs.append(math.log(new["seconds"] / old["seconds"]))

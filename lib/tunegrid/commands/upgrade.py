@@ -6,7 +6,7 @@ The packages you name, and any others that must change with them, go into a new 
 remaining packages come from the current one. A package without a version means its newest release;
 `peft@../peft` is a checkout with its uncommitted changes. "Before" is this environment, or one with
 the packages of --from. Cells make their first updates; those that differ train to their end. Four
-cells also run on the libraries' own path. If interrupted, run the same command again to continue.
+quick cells also run on the libraries' own path. If interrupted, run the command again to continue.
 The exit code is the gate's: 1 if a score or a memory figure is worse, or the libraries' own path
 now differs from ours, 6 if numerics changed or the gate cannot tell, else 0.
 """
@@ -35,7 +35,7 @@ STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
 
 
 def make_environments(options: argparse.Namespace) -> tuple[Environment, Environment]:
-    """Create the environments before and after; raises InputError if they cannot be compared."""
+    """Create the environments before and after; raises InputError if nothing would change."""
     specs = options.specs
     origin = options.origin
     if not specs and not origin:
@@ -57,7 +57,7 @@ def make_environments(options: argparse.Namespace) -> tuple[Environment, Environ
 
 
 def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]:
-    """Describe how the libraries' own path differs from ours, by cell; empty where it does not."""
+    """How the libraries' own training differs from ours, by cell; an empty text if it does not."""
     if not cells:
         return {}
     differences = dict.fromkeys(cells, "its test did not run")
@@ -71,7 +71,7 @@ def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]
 
 
 def failure_line(test: ElementTree.Element) -> str:
-    """The first line of a test's failure in JUnit's XML; empty if the test passed."""
+    """The first line of a test's failure in JUnit's XML; empty if the test did not fail."""
     for result in test:
         if result.tag in ("failure", "error"):
             message = result.get("message", "").removeprefix("Failed: ")
@@ -80,7 +80,7 @@ def failure_line(test: ElementTree.Element) -> str:
 
 
 def run_upgrade(options: argparse.Namespace) -> int:
-    """Run both sides and print the verdict and what changed; return the exit code.
+    """Run cells in both environments and print the verdict; return the exit code.
 
     Raises:
         InputError: if there is nothing to compare, or a cell does not finish before the upgrade.
@@ -140,7 +140,7 @@ def run_upgrade(options: argparse.Namespace) -> int:
 
 
 def uncompared_cells(old: SavedRun) -> str:
-    """A clause on the cells that failed an audit before the upgrade; empty if there are none."""
+    """A clause on cells that were unsound before the upgrade; empty if there are none."""
     unsound = unsound_cells(old)
     if not unsound:
         return ""
@@ -149,7 +149,7 @@ def uncompared_cells(old: SavedRun) -> str:
 
 
 def upgrade_words(options: argparse.Namespace) -> list[str]:
-    """The command that runs both sides again in full, to which pytest's options can be added."""
+    """The command that runs both sides again in full; options of pytest can be appended."""
     words = ["tunegrid", "upgrade", *options.specs]
     for spec in options.origin:
         words += ["--from", spec]
@@ -165,7 +165,7 @@ def upgrade_words(options: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run both sides and print what changed; return the exit code.
+    """Parse the arguments and run the upgrade; return the exit code.
 
     Raises InputError for the same reasons as `run_upgrade`.
     """

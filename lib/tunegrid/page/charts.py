@@ -1,7 +1,7 @@
-"""Draws the charts of a run with matplotlib: scores against cost, losses and history.
+"""Draws the charts of a run with matplotlib: scores against cost, seeds, losses and history.
 
-The charts are for the run's page and for papers. Equal runs produce identical files, since no chart
-has a date or a random name. Import this module late, because matplotlib takes half a second.
+The charts are for the run's page and for papers. Equal runs produce identical files, without
+creation dates or random ids. Import this module late, because matplotlib takes half a second.
 """
 
 import html
@@ -71,7 +71,7 @@ Losses = Mapping[str, Sequence[float | None]]  # by method; one loss per update
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its file name and a title that says what the chart shows."""
+    """A chart, the name of its files, and a title that says what it shows."""
 
     name: str
     title: str
@@ -93,7 +93,7 @@ class Chart:
         return f'<svg class="chart" {box and box[0]} role="img" aria-label="{title}">{content}'
 
     def save(self, folder: Path) -> None:
-        """Write the chart as SVG and PDF; raises OSError if a file cannot be written."""
+        """Writes the chart as SVG and PDF; raises OSError if a file cannot be written."""
         for kind, date in (("svg", "Date"), ("pdf", "CreationDate")):
             path = folder / f"{self.name}.{kind}"
             with rc_context({"svg.hashsalt": self.name}), replace_file(path) as file:
@@ -101,12 +101,12 @@ class Chart:
 
 
 def style() -> AbstractContextManager[None]:
-    """A context for drawing and saving charts that overrides the user's matplotlib settings."""
+    """A context that replaces the user's matplotlib settings while charts are drawn and saved."""
     return context(["default", STYLE])
 
 
 def blank(xlabel: str, ylabel: str, entries: Sequence[Line2D]) -> tuple[Figure, Axes]:
-    """Makes a figure with an empty chart and a legend below it."""
+    """Makes a figure with empty axes and a legend below them."""
     figure = Figure()
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=defuse(ylabel))  # a score may have any name
@@ -130,8 +130,8 @@ def cell_pair(record: Record) -> CellPair:
 def looks(cells: Sequence[CellPair]) -> tuple[dict[CellPair, dict[str, Any]], list[Line2D]]:
     """Chooses a style for each backbone and method, and makes the legend.
 
-    Markers and dashes stand for methods, colours for backbones. If there are more backbones than
-    colours, colours stand for methods, too.
+    Markers and dashes show the method, colours the backbone. If there are more backbones than
+    colours, colours show the method instead.
     """
     pairs = sorted(cells, key=lambda cell: study_place(f"{cell[0]}__{cell[1]}"))
     backbones = list(dict.fromkeys(backbone for backbone, _ in pairs))
@@ -164,7 +164,7 @@ def by_task(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
 
 
 def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
-    """Yields charts of each task's scores against each cost.
+    """Yields a chart of each task's scores against each cost that was measured.
 
     Filled marks lie on the Pareto front of their backbone, which is drawn as a staircase.
     """
@@ -181,7 +181,7 @@ def quality(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
 
 
 def seeds(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
-    """Yields a chart of seed scores and method means for each task with more than one seed."""
+    """Yields a chart of scores by seed, with their means, for each task with several seeds."""
     for task, group in by_task(comparisons).items():
         entries: list[Entry] = []
         for comparison in group:
@@ -191,7 +191,7 @@ def seeds(comparisons: Sequence[Comparison]) -> Iterator[Chart]:
 
 
 def seed_chart(task: str, entries: Sequence[Entry]) -> Chart:
-    """Plots the scores of a task's seeds in a column for each method of each backbone."""
+    """Plots the scores of a task's seeds, with a column for each backbone and method."""
     pairs = [cell_pair(entry.first) for entry in entries]
     styles, legend = looks(pairs)
     score = entries[0].first.main_score
@@ -207,7 +207,7 @@ def seed_chart(task: str, entries: Sequence[Entry]) -> Chart:
 
 
 def cost_chart(task: str, cost: str, points: Sequence[tuple[Comparison, Entry]]) -> Chart:
-    """Plots the scores of a task's methods against one cost."""
+    """Plots the mean scores of a task's methods against one cost."""
     styles, legend = looks([cell_pair(entry.first) for _, entry in points])
     score = points[0][1].first.main_score
     figure, axes = blank(cost, f"{task}: {score}", legend)
@@ -235,7 +235,7 @@ def cost_chart(task: str, cost: str, points: Sequence[tuple[Comparison, Entry]])
 
 
 def logarithmic(axes: Axes, figures: Sequence[float]) -> None:
-    """Give a chart a logarithmic cost axis with a few round ticks."""
+    """Makes a chart's cost axis logarithmic, with a few round ticks."""
     low = min(figures)
     high = max(figures)
     axes.set_xscale("log")
@@ -251,7 +251,7 @@ def logarithmic(axes: Axes, figures: Sequence[float]) -> None:
 
 
 def loss_chart(name: str, new: Losses, old: Losses) -> Chart:
-    """Plots methods' losses by update for a backbone and task, over an older run's in grey."""
+    """Plots the losses of each method by update, over those of an older run in grey."""
     grey: dict[str, Any] = {"color": GREYS["soft"], "linewidth": 0.7}
     lines: dict[str, dict[str, Any]] = {}
     legend = []
@@ -282,7 +282,7 @@ def history(
     cells: Mapping[CellPair, Sequence[float | None]],
     times: Sequence[datetime] | None,
 ) -> Chart:
-    """Plots main scores of a task's cells over runs, against time if the times are known."""
+    """Plots the main scores of a task's cells in each run, against `times` if known."""
     styles, legend = looks(list(cells))
     figure, axes = blank("saved" if times else "run", f"{task}: {score}", legend)
     for cell, scores in cells.items():

@@ -48,7 +48,7 @@ CELL = re.compile(r"<td>([a-z0-9]+_[a-z0-9]+_[a-z0-9]+)</td>")
 
 
 def escape_html(text: str) -> Markup:
-    """Escapes text for HTML, removes absolute paths and spells out control and bidi characters."""
+    """Escapes text for HTML, shortens absolute paths and spells out control and bidi characters."""
     return escape(defuse(strip_places(text)))
 
 
@@ -59,7 +59,7 @@ def sentence(text: str) -> Markup:
 
 @cache
 def environment() -> Environment:
-    """The template environment, which escapes all output and removes absolute paths."""
+    """The Jinja environment, which escapes all output and shortens absolute paths."""
     env = Environment(
         loader=FileSystemLoader(PACKAGE / "templates"),
         autoescape=True,
@@ -80,7 +80,7 @@ def environment() -> Environment:
 def html(page: Page) -> str:
     """Renders the whole page; cell names in tables link to the cells' sections.
 
-    Raises InputError if a figure cannot be drawn.
+    Raises InputError if a chart cannot be drawn.
     """
     sections = {
         "changes": page.changes,
@@ -102,7 +102,7 @@ def html(page: Page) -> str:
 
 
 def drawings(page: Page, draw: "Callable[[Chart], Drawn]") -> dict[str, list[Drawn]]:
-    """Applies `draw` to the charts of each section; raises InputError if a chart fails."""
+    """The results of `draw` for each section's charts; raises InputError if a chart fails."""
     from tunegrid.page.charts import style
 
     with style(), warnings.catch_warnings(action="ignore"):  # some figures fit no axis
@@ -114,7 +114,7 @@ def drawings(page: Page, draw: "Callable[[Chart], Drawn]") -> dict[str, list[Dra
 
 
 def write_page(page: Page, path: Path) -> int:
-    """Write the page and return its size in bytes; raises InputError if that fails."""
+    """Writes the page and returns its size in bytes; raises InputError if that fails."""
     content = html(page).encode(errors="replace")  # a date or name may hold a lone surrogate
     try:
         with replace_file(path) as file:
@@ -126,9 +126,9 @@ def write_page(page: Page, path: Path) -> int:
 
 
 def write_charts(page: Page, folder: Path) -> int:
-    """Write the charts as SVG and PDF and return the number of charts.
+    """Writes the charts as SVG and PDF and returns the number of charts.
 
-    Raises InputError if the folder cannot be written.
+    Raises InputError if a chart cannot be drawn or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Builds the `Page` that templates print, with its grids and tables, from runs and judgements."""
+"""Builds the `Page` that templates render, with its grids and tables, from runs and judgements."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,19 +57,19 @@ UNCHANGED = (
 ROWS_A_CELL = 30  # test rows shown for a cell, at most
 ROWS_A_PAGE = 900
 MOST_COLUMNS = 6  # columns of methods; if there are more methods, each gets a row
-MOST_OPEN = 3  # failed cells that start unfolded
+MOST_OPEN = 3  # failed cells that start unfolded; if there are more, none does
 MOST_CHARTS = 12  # charts of losses
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageRun:
-    """The part of a saved run that has one profile.
+    """The records of one profile in a saved run.
 
     Attributes:
         when: the ISO date and time of saving, in UTC.
         commit: the commit of the suite that made the run.
         remarks: sentences on what the page leaves out.
-        doubt: why the run is no baseline; empty if its seals hold.
+        doubt: why the run cannot be a baseline; empty if its seals hold.
     """
 
     name: str
@@ -89,7 +89,7 @@ class PageRun:
 
     @cached_property
     def by_cell(self) -> Mapping[str, list[Record]]:
-        """The records of each cell by seed, without confirmations; cells are in study order."""
+        """Each cell's records by seed, without second training runs; cells are in study order."""
         cells: dict[str, list[Record]] = defaultdict(list)
         records = first_trainings(self.records)
         records.sort(key=lambda record: (study_place(record.cell), record.seeds.seed or 0))
@@ -104,7 +104,7 @@ class PageRun:
 
     @cached_property
     def time(self) -> datetime | None:
-        """The time of saving, taken as UTC if it names no zone; None if it is no valid date."""
+        """The time of saving, read as UTC if it names no zone; None if it is no valid date."""
         try:
             time = datetime.fromisoformat(self.when)
         except ValueError:
@@ -112,7 +112,7 @@ class PageRun:
         return time if time.tzinfo else time.replace(tzinfo=UTC)
 
     def seed_records(self, cell: str, seeds: Iterable[int | None]) -> list[Record]:
-        """A cell's records with `seeds`, or all of its records if none match."""
+        """A cell's records of these seeds, or all of its records if there are none."""
         records = self.by_cell.get(cell, [])
         return [record for record in records if record.seeds.seed in seeds] or records
 
@@ -124,7 +124,7 @@ def mean(figures: Iterable[float | None]) -> float | None:
 
 
 def read_page_run(path: Path, profile: str | None = None) -> PageRun:
-    """Reads a saved run; raises InputError with one sentence if the file cannot be read."""
+    """Reads a profile of a saved run; raises InputError as `read_saved` and `page_run` do."""
     return page_run(read_saved(path), profile)
 
 
@@ -164,7 +164,7 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
 
 
 def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
-    """The gate's judgements on cells, and sentences on what cannot be compared."""
+    """The gate's judgements on the new run, and sentences on what cannot be compared."""
     try:
         before = Run.make(old.records, old.path, old.noise, old.doubt)
         after = Run.make(new.records, new.path, new.noise)
@@ -195,7 +195,7 @@ def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
 
 
 def has_other_rows(old: Iterable[Record], new: Record) -> bool:
-    """Checks whether a record was scored on other test rows than any of the older records."""
+    """Checks whether any older record was scored on other test rows than the new one."""
     try:
         for record in old:
             check_rows(record, new)
@@ -214,22 +214,22 @@ class CellView:
 
     @property
     def first(self) -> Record:
-        """The record of the lowest seed, the source of everything that is not a mean."""
+        """The record of the lowest seed."""
         return self.records[0]
 
     @property
     def id(self) -> str:
-        """The cell's name."""
+        """The cell's id."""
         return self.first.cell
 
     @property
     def status(self) -> Status:
-        """The worst status among the seeds, so passed only if every seed passed."""
+        """The worst status among the seeds: *passed* only if every seed passed."""
         return cell_status(self.records)
 
     @property
     def status_word(self) -> str:
-        """The status as shown in tables, where a run that is too short did not pass."""
+        """The status, with "too short" in place of *passed* if a run was too short to judge."""
         is_short = any(record.is_short for record in self.records)
         return "too short" if is_short and self.status == "passed" else self.status
 
@@ -240,7 +240,7 @@ class CellView:
 
     @property
     def main_score(self) -> str:
-        """The name of the main score."""
+        """The name of the cell's main score."""
         return self.first.main_score
 
     def get_score(self, name: str, old: bool = False) -> float | None:
@@ -261,7 +261,7 @@ class CellView:
 
     @property
     def shade(self) -> str:
-        """The heat map's step: b4 far below the bound, a4 far above, "none" if unknown."""
+        """The CSS class of the score: b4 (far below its bound) to a4 (far above), or "none"."""
         if self.headroom is None:
             return "none"
         step = 1 + sum(abs(self.headroom) >= edge for edge in (1, 3, 8))
@@ -279,7 +279,7 @@ class CellView:
 
     @property
     def place(self) -> tuple[str, str]:
-        """The stage and the module at which numerics changed first; empty if nothing changed."""
+        """The stage and module at which numerics changed first; both empty if none changed."""
         for judgement in self.judged:
             if judgement.stage:
                 return judgement.stage, judgement.modules[0][0] if judgement.modules else ""
@@ -298,7 +298,7 @@ class CellView:
 
     @property
     def failed(self) -> bool:
-        """Checks whether the cell failed; a cell that made only its first updates did not."""
+        """Checks whether the cell failed; *unconfirmed* and *begun* are no failures."""
         return self.status not in ("passed", "unconfirmed", "begun")
 
     @property
@@ -309,7 +309,7 @@ class CellView:
 
     @property
     def complaints(self) -> list[str]:
-        """Sentences on everything that the cell missed, without the cell's name."""
+        """Sentences on all faults, including excused audits, without the cell's name."""
         texts = []
         for record in self.records:
             suffix = locate(record, "")
@@ -382,7 +382,7 @@ class Page:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """The command, devices, commit and versions, marked where the baseline's differ."""
+        """Command and devices, and commit and versions with the baseline's where they differ."""
         baseline = self.older[0] if self.older else None
         devices: dict[str, None] = {}
         for record in self.run.records:
@@ -415,10 +415,9 @@ class Page:
 
     @property
     def changes(self) -> list[Section]:
-        """The cells that failed or changed.
+        """The cells that failed or changed, and a sentence on missing cells.
 
-        Failed cells come first. Within each group, cells without scores come before the largest
-        changes.
+        Failed cells come first. In each group, cells without scores precede the largest changes.
         """
         cells = [cell for cell in self.cells if cell.failed or cell.changed]
         cells.sort(key=lambda cell: -abs(cell.change or 0))
@@ -457,12 +456,12 @@ class Page:
 
     @property
     def methods(self) -> list[Section]:
-        """The tables of `tunegrid compare`."""
+        """The tables of `tunegrid compare`, if methods can be compared."""
         return compare.sections(self.comparisons, self.run.records) if self.comparisons else []
 
     @cached_property
     def figures(self) -> list[Section]:
-        """The figures of instruments, with one table for each instrument."""
+        """A table of figures for each instrument."""
         if not any(record.instruments for record in self.run.records):
             return []
         from tunegrid.report.instruments import instrument_sections
@@ -471,7 +470,7 @@ class Page:
 
     @property
     def costs(self) -> list[Section]:
-        """Tables of bytes, peaks, rates and energy of all cells, without empty columns."""
+        """Tables of the cells' bytes, memory peaks, rates, losses and energy."""
         records: list[Record] = []
         for cell in self.cells:
             records += cell.records
@@ -497,7 +496,7 @@ class Page:
         return [table for table in tables if table.formats]
 
     def _memory(self) -> pd.DataFrame:
-        """Tensors in MiB and phase peaks in GiB, for each cell's first seed."""
+        """Sizes of tensors in MiB and peaks of phases in GiB, for each cell's first seed."""
         records = [cell.first for cell in self.cells]
         columns = dict(TENSOR_SIZES)
         for record in records:
@@ -507,7 +506,7 @@ class Page:
         return figure_frame(records, columns)
 
     def _speed(self, records: Sequence[Record]) -> pd.DataFrame:
-        """Losses of each cell's first seed, and mean rates of `records` and the older records."""
+        """Losses of each cell's first seed, mean rates of `records`, and the older run's rows/s."""
         frame = figure_frame([cell.first for cell in self.cells], COURSE)
         frame = frame.join(figure_frame(records, RATES).groupby(level=0).mean())
         old_records: list[Record] = []
@@ -520,11 +519,11 @@ class Page:
 
     @cached_property
     def runs(self) -> list[PageRun]:
-        """All runs, oldest first."""
+        """The older runs, oldest first, then this run."""
         return [*sorted(self.older, key=lambda run: run.when), self.run]
 
     def scores(self, cell: CellView) -> list[float | None]:
-        """A cell's main score in each run, using the seeds that the grid compares."""
+        """A cell's mean main score in each run, over this run's seeds if it has any of them."""
         seeds = {record.seeds.seed for record in cell.records}
         scores = []
         for run in self.runs:
@@ -534,7 +533,7 @@ class Page:
 
     @property
     def history(self) -> list[Section]:
-        """The main scores of this run's cells over all runs; empty without older runs."""
+        """The main scores of this run's cells in all runs; empty without older runs or scores."""
         if not self.older or not self.grids:
             return []
         names = [f"{run.name} {run.when[:10]} {run.commit[:7]}".strip() for run in self.runs]
@@ -551,7 +550,7 @@ class Page:
 
     @cached_property
     def charts(self) -> dict[str, "list[Chart]"]:
-        """The charts of each section."""
+        """The page's charts by section."""
         from tunegrid.page import charts
 
         groups: dict[str, list[CellView]] = defaultdict(list)
@@ -627,7 +626,7 @@ class Page:
         return [section for section in sections if section.cells or section.sentences]
 
     def _rows(self, cell: CellView) -> list[Section]:
-        """The table of the first seed's test rows (`rows_section`); empty if nothing was scored."""
+        """The table of the first seed's test rows; empty if nothing was scored."""
         if not cell.first.evaluation:
             return []
         limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // len(self.cells)))
@@ -667,7 +666,7 @@ COST_FORMATS = {
 
 
 def cost_section(heading: str, frame: pd.DataFrame, note: str) -> Section:
-    """Makes a table from a frame with a row for each cell, without empty columns."""
+    """Makes a table with a row for each cell, without empty columns."""
     frame = frame.dropna(axis=1, how="all")
     formats = {name: COST_FORMATS.get(name, ".2f") for name in frame}
     frame = frame.rename_axis("cell").reset_index()
@@ -680,7 +679,7 @@ def drop_empty(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def effect_text(judgement: Judgement) -> str | None:
-    """The change of a figure with its unit and 95 % interval; None if unknown."""
+    """The change of a figure, with its unit and any 95 % interval; None if it is unknown."""
     if judgement.effect is None:
         return None
     forms = {"quality": (1, "+.2f", " points"), "instruments": (1, "+.3f", "")}
@@ -692,7 +691,7 @@ def effect_text(judgement: Judgement) -> str | None:
 
 
 def library_versions(records: Sequence[Record]) -> dict[str, str]:
-    """The versions of each library that the cells ran with, joined by "and"."""
+    """The versions of each library in these records, joined by "and"."""
     numbers_by_name: dict[str, dict[str, None]] = defaultdict(dict)
     for record in records:
         for name, version in record.versions.items():
@@ -702,7 +701,7 @@ def library_versions(records: Sequence[Record]) -> dict[str, str]:
 
 
 def settings_frame(record: Record, with_versions: bool) -> pd.DataFrame:
-    """A cell's recipe, seeds, data, model and device, and its versions if `with_versions`."""
+    """A cell's settings, data, model and device, and its versions if `with_versions`."""
     details: dict[str, Any] = {}
     for name in ("recipe", "seeds", "limits", "data", "model", "device"):
         settings = getattr(record, name)
