@@ -1,10 +1,10 @@
-"""Bounds for cells of your own: `tunegrid calibrate --grid=sst2.py` trains them and writes what a
-healthy run reaches.
+"""Measures bounds for your own cells: `tunegrid calibrate --grid=sst2.py` trains them and writes
+the lowest scores of a healthy run.
 
 It trains the cells that the file adds, or those of --cells, with five seeds, and writes
 sst2.quick.toml beside sst2.py, or sst2.full.toml with -m full. Sessions with --grid=sst2.py apply
-these bounds. A bound is the mean of the seeds minus what training noise explains; few seeds give a
-low bound. After a stop, the same command goes on.
+these bounds. A bound is the mean over the seeds minus what training noise explains; fewer seeds
+give a lower bound. If interrupted, run the command again to continue.
 """
 
 import argparse

@@ -4,8 +4,7 @@
 
 For every task and backbone it shows the main score and its interval, the study's score, trained
 bytes, peak memory and training seconds, the methods on their Pareto front, and the pairs that
-cannot be told apart, and why. `tunegrid merge` makes one run of several, which may hold other
-methods, or other seeds of the same ones.
+cannot be told apart, with the reason. `tunegrid merge` joins runs of other methods or seeds.
 """
 
 import argparse

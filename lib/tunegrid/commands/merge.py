@@ -1,18 +1,18 @@
 """Merge the runs of a CI matrix, of shards or of seeds: `tunegrid merge A.json B.json -o C.json`.
 
-A session that was killed left a journal: `tunegrid merge --journal -o C.json` makes a run of it, by
-itself or with others.
+A session that was killed leaves a journal: `tunegrid merge --journal -o C.json` turns it into a
+run, alone or together with files.
 
 Two files with different records of the same cell, profile and seed are a conflict. Files of
 `--shard` must be parts of one run; missing cells are named. The audits that compare cells run
-again, since a part does not show what the whole does. The exit code is 1 if cells are missing or
-these audits find a fault. A file that was changed since it was written is refused; of unsealed
-ones, those of older versions, an unsealed one is made.
+again on the whole run. The exit code is 1 if cells are missing or these audits find a fault. A file
+that was changed since it was written is rejected. Unsealed files, which older versions wrote, give
+an unsealed run.
 
-`--baseline` refuses what cannot be a baseline: cells that failed, were changed, are missing for a
-seed, started from perturbed weights or shared their device, uncommitted changes, and unsealed
-files. With every seed it must hold the same cells, and all 27 quick cells of the study if it holds
-one of them. `--cells` selects others, and leaves out the rest.
+`--baseline` rejects what cannot be a baseline: cells that failed, were changed, are missing for a
+seed, started from perturbed weights or shared their device; uncommitted changes; and unsealed
+files. Each seed must have the same cells, and all 27 quick cells of the study if it has one of
+them. `--cells` keeps only the cells that it names.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""A file to start from: `tunegrid new task reviews` writes reviews.py, which runs at once, without
-network.
+"""Writes a file to start from: `tunegrid new task reviews` writes reviews.py, which runs at once,
+without a network.
 
-Its comments say what to change. A task comes with a folder of made-up rows, so that it has data to
-read: put yours in their place. Files that are already there are not replaced.
+Its comments say what to change. A task comes with a folder of made-up rows; replace them with your
+own. Existing files are never replaced.
 """
 
 import argparse
