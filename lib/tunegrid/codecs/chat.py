@@ -30,7 +30,7 @@ Piece = tuple[list[int], bool]  # tokens, and whether they are learned
 
 
 class Surrounding(NamedTuple):
-    """Template text beside a turn, its tokens, and its trailing spaces, which join the next word."""
+    """Template text beside a turn, its tokens, and its trailing spaces, part of the next word."""
 
     text: str
     ids: list[int]

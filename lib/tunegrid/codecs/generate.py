@@ -52,9 +52,9 @@ class GenerateCodec(Codec):
     start_id: int | None = None
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """Raises InputError if the recipe's generation settings are missing or allow too long a text.
+        """Raises InputError if the recipe lacks generation settings, or they allow too long a text.
 
-        A text that continues its prompt may have at most `max_target_length` tokens, so that both fit
+        A text that continues its prompt has at most `max_target_length` tokens, so that both fit
         into `max_length`.
         """
         recipe = cell.recipe
