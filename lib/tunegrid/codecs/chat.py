@@ -30,7 +30,7 @@ Piece = tuple[list[int], bool]  # tokens, and whether they are learned
 
 
 class Surrounding(NamedTuple):
-    """Template text beside a turn, its tokens, and its trailing spaces, part of the next word."""
+    """Template text beside a turn, without trailing spaces; its tokens; and those spaces."""
 
     text: str
     ids: list[int]

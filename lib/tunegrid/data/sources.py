@@ -152,7 +152,7 @@ class Table:
         is_whole: whether it has all rows of its file.
         first: the number of its first row, for messages.
         names: the columns as stored.
-        convert: makes a row from a stored row and its place, for messages; None changes nothing.
+        convert: makes a row from a stored row and its place in words; None leaves rows as stored.
     """
 
     def __init__(
