@@ -37,7 +37,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A LoRA adapter with fields of PEFT's `LoraConfig`; the update is scaled by lora_alpha / r."""
+    """Settings of LoRA, named as in PEFT's `LoraConfig`; the update is scaled by lora_alpha / r."""
 
     r: Positive
     lora_alpha: Positive
@@ -47,7 +47,7 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Settings of text generation with fields of `GenerationConfig`; lengths are in tokens."""
+    """Settings of text generation, named as in `GenerationConfig`; lengths are in tokens."""
 
     num_beams: Positive
     max_new_tokens: Positive
@@ -305,7 +305,7 @@ TOTAL_PARAMS = {
 def merge(
     cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]
 ) -> dict[str, Any]:
-    """A cell's own fields, over those of its task, method, backbone, and backbone and task."""
+    """A cell's fields; its own override those of its task, method, backbone, backbone and task."""
     backbone, task, method = cell_id.split("_")
     fields: dict[str, Any] = {}
     for level in (task, method, backbone, f"{backbone}_{task}"):

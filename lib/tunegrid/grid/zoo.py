@@ -107,7 +107,7 @@ class AdaLora(Adapting):
         return (scale * product).float().to(inputs.device)
 
     def starts_at_zero(self, cell: Cell) -> bool:
-        """All singular values start at zero."""
+        """True, because all singular values start at zero."""
         return True
 
     def check_model(self, model: "nn.Module", cell: Cell) -> Answer:
@@ -153,7 +153,7 @@ class Ia3(Adapting):
         return product.float().to(inputs.device)
 
     def starts_at_zero(self, cell: Cell) -> bool:
-        """All vectors start at one, which changes nothing."""
+        """True, because all vectors start at one, which changes nothing."""
         return True
 
 
@@ -178,7 +178,7 @@ class Vera(Adapting):
         return product.float().to(inputs.device)
 
     def starts_at_zero(self, cell: Cell) -> bool:
-        """The scales of all outputs start at zero."""
+        """True, because the scales of all outputs start at zero."""
         return True
 
 
@@ -209,7 +209,7 @@ class Oft(Adapting):
         return product.float().to(inputs.device)
 
     def starts_at_zero(self, cell: Cell) -> bool:
-        """All rotations start as the identity."""
+        """True, because all rotations start as the identity."""
         return True
 
 
@@ -235,7 +235,7 @@ class BitFit(Method):
         return self.own_parameters(model) | frozenset(head_names(model, cell))
 
     def group_name(self, name: str) -> str:
-        """All biases form one group."""
+        """Always "bias": all biases form one group."""
         return "bias"
 
 
