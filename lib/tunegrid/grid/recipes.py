@@ -305,7 +305,7 @@ TOTAL_PARAMS = {
 def merge(
     cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]
 ) -> dict[str, Any]:
-    """A cell's fields; its own override those of its task, method, backbone, backbone and task."""
+    """A cell's fields: its own override those in `shared` for its task, method and backbone."""
     backbone, task, method = cell_id.split("_")
     fields: dict[str, Any] = {}
     for level in (task, method, backbone, f"{backbone}_{task}"):
