@@ -1,4 +1,4 @@
-"""Finds model classes by name for `Head.architecture`: transformers' and four of our own.
+"""Looks up model classes by name for `Head.architecture`: transformers' and four of our own.
 
 All load with `from_pretrained`, so transformers quantizes them and reports missing weights.
 """
@@ -18,10 +18,10 @@ HIDDEN = 512  # width of the two-layer head, as in the study
 
 
 class BertMLPClassifier(hf.BertPreTrainedModel):
-    """BERT's pooled output and two linear layers, with ReLU and dropout 0.2 between them."""
+    """Classifies BERT's pooled output with two linear layers, ReLU and dropout 0.2."""
 
     def __init__(self, config: Any) -> None:
-        """Builds layers from the config; fc1 and fc2 are new."""
+        """Builds the layers; `fc1` and `fc2` are not pretrained."""
         super().__init__(config)
         self.bert = hf.BertModel(config)
         self.fc1 = nn.Linear(config.hidden_size, HIDDEN)
@@ -41,10 +41,10 @@ class BertMLPClassifier(hf.BertPreTrainedModel):
 
 
 class T5EncoderHead(hf.T5EncoderModel):
-    """Base of T5 encoders with a new linear layer, initialized as small as in BERT and GPT-2."""
+    """The base of T5 encoders with a new linear layer, initialized as in BERT and GPT-2."""
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initializes new layers; with torch's default, T5's large states start far from chance."""
+        """Initializes new layers; torch's default, with T5's large states, gives extreme logits."""
         super()._init_weights(module)
         # T5's own layers have no bias.
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -53,10 +53,10 @@ class T5EncoderHead(hf.T5EncoderModel):
 
 
 class T5EncoderClassifier(T5EncoderHead):
-    """A linear classifier on T5's mean state over real tokens, since T5 has no trained [CLS]."""
+    """A linear classifier on the mean of T5's states, padding excluded, since T5 has no [CLS]."""
 
     def __init__(self, config: Any) -> None:
-        """Builds layers from the config; the classifier is new."""
+        """Builds the layers; `classifier` is not pretrained."""
         super().__init__(config)
         self.classifier = nn.Linear(config.d_model, config.num_labels)
         self.post_init()
@@ -76,10 +76,10 @@ class T5EncoderClassifier(T5EncoderHead):
 
 
 class T5EncoderSpan(T5EncoderHead):
-    """T5's encoder and a linear layer that gives start and end scores."""
+    """T5's encoder with a linear layer for start and end logits."""
 
     def __init__(self, config: Any) -> None:
-        """Builds layers from the config; qa_outputs is new."""
+        """Builds the layers; `qa_outputs` is not pretrained."""
         super().__init__(config)
         self.qa_outputs = nn.Linear(config.d_model, 2)
         self.post_init()
@@ -103,13 +103,13 @@ class BertToBert(hf.EncoderDecoderModel):
 
     @classmethod
     def from_pretrained(cls, checkpoint: Any, **options: Any) -> Any:
-        """Composes both halves from one BERT checkpoint; returns the model and a loading report.
+        """Builds encoder and decoder from one BERT checkpoint; returns the model and loading info.
 
-        Cross-attention has no pretrained weights, so it starts from the self-attention of its
-        layer.
+        Cross-attention has no pretrained weights, so it starts as a copy of its layer's
+        self-attention.
         """
         options.pop("output_loading_info", None)
-        # Both halves are copied on the CPU in full precision; quantizing comes last.
+        # Both halves are copied on the CPU in full precision; quantization comes last.
         names = ("revision", "config", "state_dict", "trust_remote_code")
         source_options = {name: options.pop(name) for name in names if name in options}
         if "meta" in str(options.get("device_map")):
@@ -134,19 +134,19 @@ class BertToBert(hf.EncoderDecoderModel):
             output_loading_info=True,
             **options,
         )
-        model.name_or_path = source.name_or_path  # an adapter's file gives this name
+        model.name_or_path = source.name_or_path  # PEFT writes this name to an adapter's config
         loading["missing_keys"] = {*loading["missing_keys"], *missing_state}
         loading["mismatched_keys"] = {*loading["mismatched_keys"], *report["mismatched_keys"]}
         return model, loading
 
     @classmethod
     def from_saved(cls, folder: Any, **options: Any) -> Any:
-        """Loads the two halves that `save_pretrained` wrote."""
+        """Loads a model that `save_pretrained` wrote."""
         return super().from_pretrained(folder, **options)
 
 
 def paired_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies the weights of one `BertForPreTraining` for both halves."""
+    """Copies the weights of one `BertForPreTraining` for both halves of a `BertToBert`."""
     state = {}
     for name, tensor in bert.items():
         if name.startswith("bert."):
@@ -170,7 +170,7 @@ OWN: dict[str, type[Any]] = {
 def architecture(name: str | type[Any]) -> Any:
     """The class called `name`, ours or transformers'; raises InputError if it is unknown.
 
-    If `name` is itself a class, it is returned as it is.
+    If `name` is a class, it is returned unchanged.
     """
     if isinstance(name, type):
         return name

@@ -1,4 +1,4 @@
-"""The base of all codecs, which turn rows into `Feature`s, batches and predictions.
+"""The base class of codecs, which turn rows into batches, and model outputs into predictions.
 
 Shapes: B rows in a batch, L tokens in its longest row.
 """
@@ -22,7 +22,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Backbone
 from tunegrid.grid.cells import Cell
 
-IGNORED = -100  # label that no loss counts (torch's ignore_index)
+IGNORED = -100  # label that losses skip (torch's ignore_index)
 Batch = dict[str, Tensor]
 
 
@@ -30,7 +30,7 @@ Batch = dict[str, Tensor]
 class Feature:
     """One model input."""
 
-    example: int  # the row's number; a long passage gives several features
+    example: int  # the row's index; a long passage gives several features
     input_ids: list[int]  # special tokens included
     target: Any  # the loss's target: a label, a span, or tokens
     extra: Any = field(default=None, repr=False)  # the codec's own data for collating and decoding
@@ -49,19 +49,19 @@ class Codec(ABC):
 
     Attributes:
         generates: whether outputs are generated token ids.
-        before, after: tokens around every input, however much of the text is cut.
+        before, after: tokens around every input; only the text between them is truncated.
         between: tokens between two texts.
     """
 
     generates: ClassVar[bool] = False
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """Raises InputError if the cell, its recipe's lengths and the tokenizer do not match."""
+        """Raises InputError if `max_length` is too small or the tokenizer lacks a special token."""
         self.cell = cell
         self.task = cell.task
         self.recipe = cell.recipe
         self.tokenizer = tokenizer
-        self.criterion = summed_cross_entropy  # a teacher replaces it
+        self.criterion = summed_cross_entropy  # distillation replaces it
         self.between = self.special(cell.backbone.wrap.between)
         self.before, self.after = self.affixes()
         self.pad_id = tokenizer.pad_token_id
@@ -72,7 +72,7 @@ class Codec(ABC):
             raise InputError(f"{self.cell.id}: {fault}; give the recipe a larger one")
 
     def special(self, name: str | None) -> list[int]:
-        """The id of a token such as "sep_token"; empty if `name` is None.
+        """The id of a token such as "sep_token", in a list; an empty list if `name` is None.
 
         Raises InputError if the tokenizer lacks the token.
         """
@@ -95,7 +95,7 @@ class Codec(ABC):
         return self.recipe.max_length - len(self.before) - len(self.after)
 
     def text(self, row: Row) -> str:
-        """A row's input text: the recipe's prefix and the cell's columns."""
+        """A row's input text: the recipe's prefix, then the texts of the cell's columns."""
         return self.recipe.prefix + stitch(row, self.cell.text)
 
     def fit(self, tokens: Sequence[int]) -> list[int]:
@@ -110,21 +110,21 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """Features in row order; for training, only features that have something to learn.
+        """Features in row order; for training, rows with nothing to learn may be left out.
 
         A row's features must not depend on other rows, because rows are encoded in blocks.
         """
 
     @abstractmethod
     def draw_feature(self, rng: Random) -> Feature:
-        """A feature of random ids, at full length; needs a `SyntheticTokenizer`."""
+        """A feature of random ids at full length; the tokenizer must be a `SyntheticTokenizer`."""
 
     @abstractmethod
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """One padded training batch, with "labels"."""
+        """One padded batch, with "labels"."""
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
-        """Moves the batch to a device; may add tensors that speed up `loss` but keep its result."""
+        """Moves the batch to a device; may add tensors that speed up `loss` without changing it."""
         return move_batch(device, batch)
 
     def targets(self, batch: Batch) -> int:
@@ -155,10 +155,10 @@ class Codec(ABC):
 
     @abstractmethod
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that a collated label, without prompt and padding, is the row's target."""
+        """Checks that a feature's collated labels, except ignored ones, are its row's target."""
 
     def scores(self, output: Any) -> list[float]:
-        """The scores by which the model chose an output; empty if the output does not keep them."""
+        """The scores by which the model chose an output; empty if the output lacks them."""
         return []
 
     def restore_feature(self, values: dict[str, Any]) -> Feature:
@@ -186,9 +186,9 @@ class Codec(ABC):
         *,
         left: bool = False,
     ) -> Batch:
-        """Padded ids (B, L) with their mask.
+        """Padded ids (B, L) with their attention mask.
 
-        `segments` gives the position of each row's second text, for models that mark it.
+        `segments` gives the start of each row's second text, for models with token type ids.
         """
         ids = pad(rows, self.pad_id, left=left)
         mask = pad([[1] * len(row) for row in rows], 0, left=left)
@@ -200,17 +200,17 @@ class Codec(ABC):
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of fp32 scores (N, options), summed in nats over labels (N) except IGNORED."""
+    """Cross-entropy of fp32 logits (N, classes) in nats, summed over labels (N) except IGNORED."""
     return cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
 
 
 def integers(values: Sequence[Any]) -> Tensor:
-    """Makes a tensor of whole numbers, or of equally long lists, faster than `torch.tensor`."""
+    """Makes a tensor from integers, or equally long lists of them, faster than `torch.tensor`."""
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Tensor:
-    """Rows of whole numbers (B, L), padded with `value` on the right or on the left."""
+    """Rows of integers as a tensor (B, L), padded with `value` on the right or on the left."""
     tensors = [integers(row) for row in rows]
     return pad_sequence(
         tensors,
@@ -226,12 +226,12 @@ def move_batch(device: torch.device, batch: Batch) -> Batch:
 
 
 def without_labels(batch: Batch) -> Batch:
-    """The batch without its labels, as the model takes it."""
+    """The batch without its labels: the model's keyword arguments."""
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
 def token_counts(batch: Batch) -> tuple[int, int]:
-    """Counts tokens without and with padding, in inputs and in a decoder's inputs."""
+    """Counts a batch's tokens without and with padding; decoder inputs count, too."""
     tokens = 0
     padded_tokens = 0
     for name in ("attention_mask", "decoder_attention_mask"):
@@ -247,14 +247,14 @@ def alphanumeric(text: str) -> str:
 
 
 def same_alphanumeric(tokens: str, text: str, unknown: str | None) -> bool:
-    """Checks that decoded tokens contain a text; tokens with `unknown` always pass."""
+    """Checks that decoded tokens contain a text's letters and digits, or the token `unknown`."""
     if unknown and unknown in tokens:
         return True
     return alphanumeric(text) in alphanumeric(tokens)
 
 
 class SyntheticTokenizer:
-    """Stands in for a backbone's real tokenizer, with its ids and special tokens but no words."""
+    """Stands in for a backbone's tokenizer; has only its vocabulary size and special tokens."""
 
     pad_token_id = eos_token_id = cls_token_id = sep_token_id = None
 

@@ -1,7 +1,7 @@
 """The codecs of chat models, which render a row as a conversation with the chat template.
 
-The assistant's turns are learned. If a task has no conversations, a row is one exchange, in which
-the source is the user's turn and the target the assistant's.
+The assistant's turns are learned. If a task has no conversations, each row is a single exchange:
+the source is the user's turn, the target the assistant's.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from tunegrid.data.sources import Row, answer_texts, context, stitch
 from tunegrid.errors import InputError, first_line
 
 # Some templates insert today's date, but training must not depend on the day. They take the date as
-# `date_string` or call `strftime_now`, which a macro of this name replaces.
+# `date_string` or call `strftime_now`, which a macro of that name replaces.
 DAY = date(2025, 1, 1)
 _DIRECTIVES = "".join(f".replace('%{name}', '{DAY.strftime(f'%{name}')}')" for name in "dmbBaAyY")
 FIXED_DAY = "{% macro strftime_now(format) %}{{ format" + _DIRECTIVES + " }}{% endmacro +%}"
@@ -30,7 +30,7 @@ Piece = tuple[list[int], bool]  # tokens, and whether they are learned
 
 
 class Surrounding(NamedTuple):
-    """A template's text between turns, its tokens, and the spaces that go with the next word."""
+    """Template text beside a turn, without trailing spaces; its tokens; and those spaces."""
 
     text: str
     ids: list[int]
@@ -38,18 +38,18 @@ class Surrounding(NamedTuple):
 
 
 class ChatCodec(CausalCodec):
-    """Learns every turn of the assistant; the last turn is generated.
+    """Trains on every assistant turn; in evaluation, only the last one is generated.
 
     A long conversation loses its oldest turns, then the end of the prompt, but never the template
-    or the system's turn. A feature's `extra` holds the spans (start, end) of its learned input
+    or the system turn. A feature's `extra` holds the spans (start, end) of its learned input
     tokens.
     """
 
     def _frames(self, roles: tuple[str, ...]) -> list[Surrounding]:
-        """The template's text before each turn of these roles and after the last turn.
+        """The template's text before each turn and after the last, for turns of these roles.
 
-        Raises InputError for a template that cannot render these turns, or does not show each turn
-        exactly once.
+        Raises InputError if the template cannot render these turns, or does not show each exactly
+        once.
         """
         if roles in self._cache:
             return self._cache[roles]
@@ -108,9 +108,9 @@ class ChatCodec(CausalCodec):
 
     @cached_property
     def end_id(self) -> int:
-        """The token that ends the assistant's turn.
+        """The id of the token that ends the assistant's turn.
 
-        If the template does not end the turn with a single token, it is the tokenizer's end id.
+        If the template ends the turn with no token or several, the tokenizer's end token is used.
         """
         if isinstance(self.tokenizer, SyntheticTokenizer):
             return super().end_id
@@ -127,7 +127,7 @@ class ChatCodec(CausalCodec):
         return super().text(row).strip()
 
     def target_text(self, row: Row) -> str:
-        """The assistant's turn, stripped as well."""
+        """The assistant's turn, stripped, because many templates strip turns."""
         return super().target_text(row).strip()
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
@@ -145,7 +145,7 @@ class ChatCodec(CausalCodec):
         return features
 
     def _fit_turns(self, row: Row) -> list[Piece]:
-        """The conversation, shortened so that the longest target also fits."""
+        """The conversation up to the target, shortened so that the longest target also fits."""
         room = self.recipe.max_length - self.max_target_length
         history = row["history"] if self.task.messages else []
         system = [turn for turn in history if turn["role"] == "system"]
@@ -158,10 +158,10 @@ class ChatCodec(CausalCodec):
             if len(turns) == len(system):
                 *start, (prompt, _), end = pieces
                 return [*start, (prompt[: max(0, len(prompt) - excess)], False), end]
-            del turns[len(system) : len(system) + 2]  # a user's turn and the answer to it
+            del turns[len(system) : len(system) + 2]  # a user turn and its reply
 
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[Piece]:
-        """The template's parts and the turns between them."""
+        """The tokens of the template's parts and of the turns between them."""
         roles = tuple(role for role, _ in turns)
         frames = self._frames(roles)
         pieces: list[Piece] = [(frames[0].ids, False)]
@@ -174,9 +174,10 @@ class ChatCodec(CausalCodec):
         return pieces
 
     def frame(self) -> tuple[list[int], list[int]]:
-        """The template and the prefix, minus its last token, which may merge with the text.
+        """The template's tokens around an input, and the prefix except its last token.
 
-        For conversations, only the opening that is the same with and without a system's turn.
+        That token may merge with the text. For conversations, the opening is only what the template
+        writes both with and without a system turn.
         """
         if self.task.messages:
             openings = (self._frames(roles)[0].ids for roles in (("system", "user"), ("user",)))
@@ -189,7 +190,7 @@ class ChatCodec(CausalCodec):
         return self.before + tokens[:-1], self.after
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Whole conversations (B, S + T), with labels where the assistant speaks."""
+        """Whole conversations (B, S + T); only the assistant's tokens have labels."""
         batch = super().collate(features)
         for labels, feature in zip(batch["labels"], features, strict=True):
             for start, end in feature.extra or ():
@@ -197,7 +198,7 @@ class ChatCodec(CausalCodec):
         return batch
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks for the assistant's last turns in `history`, then for the target."""
+        """Checks that the labels are the last replies in `history`, followed by the target."""
         start = len(feature.input_ids)
         history = row["history"] if self.task.messages else []
         ignored = (IGNORED, self.end_id)
@@ -209,15 +210,15 @@ class ChatCodec(CausalCodec):
 
 
 class ChatAnswerCodec(ChatCodec):
-    """Generates answers to questions from the user's turn: prefix + context, blank line, question.
+    """Generates answers; the user's turn is prefix + context, a blank line and the question.
 
-    Every row trains, even one whose answer is cut away with its context. A span codec drops such a
-    row because it has no span, but a generated answer always has its text, and scored rows are cut
-    in the same way. The training rows therefore do not depend on `max_length`.
+    Every row trains, even if truncation removes the answer from the context. `ExtractCodec` drops
+    such a row because it has no span, but a generated answer always has its text, and scored rows
+    are truncated in the same way. The training rows therefore do not depend on `max_length`.
     """
 
     def text(self, row: Row) -> str:
-        """The context and a question of at most 64 tokens; cuts the context so that both fit."""
+        """The context and the question's first 64 tokens, with the context truncated to fit."""
         question = self._cut(stitch(row, self.cell.text).strip(), MAX_QUESTION_TOKENS)
         lead = self._frames(("user",))[0].spaces
         passage = lead + (self.recipe.prefix + context(self.task, row)).strip()
@@ -232,7 +233,7 @@ class ChatAnswerCodec(ChatCodec):
         return text.removeprefix(lead)
 
     def _cut(self, text: str, count: int) -> str:
-        """The text of the first `count` tokens; it is tokenized again, like any other text."""
+        """The part of a text that its first `count` tokens cover."""
         [offsets] = self.encode_texts([text], return_offsets_mapping=True)["offset_mapping"]
         if not count or not offsets:
             return ""
@@ -240,5 +241,5 @@ class ChatAnswerCodec(ChatCodec):
         return text[:end]
 
     def target_text(self, row: Row) -> str:
-        """The first annotated answer."""
+        """The first annotated answer, stripped."""
         return answer_texts(self.task, row)[0].strip()

@@ -21,7 +21,7 @@ from tunegrid.data.sources import Row, stitch
 
 
 class ClassifyCodec(Codec):
-    """Labels one text, or a pair of texts: `before` text `between` second text `after`.
+    """Labels one text or two, encoded as `before` text `between` second text `after`.
 
     Padding is on the right; decoders such as GPT-2 find the last real token by the pad id.
     """
@@ -44,7 +44,7 @@ class ClassifyCodec(Codec):
         second: Sequence[int] | None,
         label: int,
     ) -> Feature:
-        """A feature; with two texts, `extra` is the second text's position."""
+        """A feature of one or two texts; `extra` is the position of the second."""
         if second is None:
             return Feature(example=example, input_ids=self.fit(first), target=label)
         first_count, second_count = longest_first(len(first), len(second), self.room)
@@ -54,14 +54,14 @@ class ClassifyCodec(Codec):
 
     @property
     def room(self) -> int:
-        """How many tokens of text fit, besides the separator of two texts."""
+        """How many tokens of text fit beside the special tokens and the separator of two texts."""
         room = super().room
         if self.task.text_pair:
             room -= len(self.between)
         return room
 
     def draw_feature(self, rng: Random) -> Feature:
-        """`max_length` tokens with a random label; two texts get half of the tokens each."""
+        """`max_length` random tokens with a random label; each of two texts gets about half."""
         words = self.tokenizer.draw(rng, self.room)
         label = rng.randrange(len(self.task.labels))
         if self.task.text_pair:
@@ -84,7 +84,7 @@ class ClassifyCodec(Codec):
         features: Sequence[Feature],
         device: torch.device,
     ) -> list[Any]:
-        """The label, the loss and the logits for each feature."""
+        """The predicted label, the loss and the logits of each feature."""
         batch = move_batch(device, self.collate(features))
         logits = self._logits(model, batch)
         losses = cross_entropy(logits, batch["labels"], reduction="none")
@@ -96,7 +96,7 @@ class ClassifyCodec(Codec):
         features: Sequence[Feature],
         outputs: Sequence[Any],
     ) -> list[Prediction]:
-        """Makes one prediction per feature, since each row has exactly one."""
+        """One prediction per feature, since each row has exactly one feature."""
         return [Prediction(value=label, loss=loss) for label, loss, _ in outputs]
 
     def scores(self, output: Any) -> list[float]:
@@ -115,10 +115,10 @@ class ClassifyCodec(Codec):
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """The lengths of two texts after tokenizers' `truncation="longest_first"`.
+    """The lengths to which tokenizers' `truncation="longest_first"` cuts two texts.
 
-    The longer text is cut to the shorter one's length, then both are cut alike. If `room` is odd,
-    the longer text, or the second if both are equally long, gets the larger half.
+    First, the longer text is cut, at most to the shorter one's length; then, both are cut equally.
+    An odd token left over goes to the longer text, or to the second of two equally long ones.
     """
     short, long = sorted((first, second))
     if short + long > room:

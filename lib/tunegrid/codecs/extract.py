@@ -34,7 +34,7 @@ SYNTHETIC_QUESTION_TOKENS = 14  # about the length of SQuAD's questions
 class Window:
     """The piece of the context that a feature contains."""
 
-    shift: int  # position of the context's first token in the feature
+    shift: int  # position of the window's first token in the feature
     offsets: list[tuple[int, int]]  # each token's characters in the context, as [start, end)
 
 
@@ -73,7 +73,10 @@ class ExtractCodec(Codec):
         return features
 
     def _window_starts(self, length: int, room: int) -> list[int]:
-        """Starts of windows; neighbours share `doc_stride` tokens, and the last reaches the end."""
+        """Starts of windows; neighbours share `doc_stride` tokens, but the last two may share more.
+
+        Without `doc_stride`, only the first window is read.
+        """
         if self.recipe.doc_stride is None or length <= room:
             return [0]
         step = max(1, room - self.recipe.doc_stride)
@@ -96,13 +99,13 @@ class ExtractCodec(Codec):
         return Feature(**values | {"target": tuple(values["target"]), "extra": window})
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Inputs (B, L) and labels (B, 2), which are the answer's first and last token."""
+        """Inputs (B, L) and labels (B, 2): the positions of the answer's first and last token."""
         shifts = [feature.extra.shift for feature in features]
         batch = self.inputs([feature.input_ids for feature in features], segments=shifts)
         return {**batch, "labels": integers([feature.target for feature in features])}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean of the first and last tokens' cross-entropies, each summed over windows."""
+        """The mean of the start's and the end's cross-entropy, each summed over windows."""
         pairs = zip(self._logits(model, batch), batch["labels"].unbind(1), strict=True)
         return torch.stack([self.criterion(logits, labels) for logits, labels in pairs]).mean()
 
@@ -112,7 +115,7 @@ class ExtractCodec(Codec):
         features: Sequence[Feature],
         device: torch.device,
     ) -> list[Any]:
-        """Each window's best span (score, first and last token), and all its scores (2, tokens)."""
+        """Each window's best span (score, first and last token) and logits (2, context tokens)."""
         starts, ends = self._logits(model, move_batch(device, self.collate(features)))
         pairs = torch.stack((starts, ends), 1).cpu()
         outputs = []
@@ -143,7 +146,7 @@ class ExtractCodec(Codec):
         return [output[0]]
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that labels mark the first answer, or are (0, 0) if the window lacks it."""
+        """Checks that the label is the first annotated answer, or (0, 0) if the window lacks it."""
         first, last = label.tolist()
         if (first, last) == (0, 0):
             return not self.holds_answer(row, feature)
@@ -151,13 +154,13 @@ class ExtractCodec(Codec):
         return same_alphanumeric(tokens, answer_texts(self.task, row)[0], self.tokenizer.unk_token)
 
     def holds_answer(self, row: Row, feature: Feature) -> bool:
-        """Checks that a window contains its row's whole answer, as annotated."""
+        """Checks that a window contains the whole of its row's first annotated answer."""
         offsets = feature.extra.offsets
         begin, end = answer_span(self.task, row)
         return bool(offsets) and offsets[0][0] <= begin and end <= offsets[-1][1]
 
     def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
-        """The window's tokens, decoded, and its text in the context; None for an empty window."""
+        """The window's decoded tokens and its original text; None if the window is empty."""
         shift = feature.extra.shift
         offsets = feature.extra.offsets
         if not offsets:
@@ -166,7 +169,7 @@ class ExtractCodec(Codec):
         return tokens, context(self.task, row)[offsets[0][0] : offsets[-1][1]]
 
     def labelled_tokens(self, feature: Feature) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """Characters of the answer's first and last token; None if the window lacks the answer."""
+        """Character spans of the labelled first and last token; None without a label."""
         if feature.target == (0, 0):
             return None
         first, last = feature.target
@@ -184,7 +187,7 @@ class ExtractCodec(Codec):
 
 
 def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
-    """Positions of the first and last token of `characters`; (0, 0) if the window lacks any."""
+    """Positions of the first and last token of a span; (0, 0) unless the window has it all."""
     begin, end = characters
     offsets = window.offsets
     tokens = [i for i, (start, stop) in enumerate(offsets) if start < end and stop > begin]
@@ -194,12 +197,12 @@ def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
 
 
 def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int, int]:
-    """The highest sum of a first and a last token's scores (L), and the positions of both.
+    """The span with the highest start + end score: its score, first position and last position.
 
-    The last token is not before the first, and the span is within the length limit. Both tokens are
-    in the context, since the question contains no answer.
+    The end is not before the start, and the span has at most `MAX_ANSWER_TOKENS`. It is in the
+    context, since the question contains no answer.
     """
-    fill = torch.finfo(ends.dtype).min  # unlike -inf, makes no NaN of an infinite score
+    fill = torch.finfo(ends.dtype).min  # unlike -inf, turns no infinite score into NaN
     sums = crop(starts, window).unsqueeze(1) + legal_ends(crop(ends, window), fill)
     score, position = sums.flatten().max(0)
     first, offset = divmod(int(position), MAX_ANSWER_TOKENS)
@@ -207,11 +210,11 @@ def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int,
 
 
 def crop(scores: Tensor, window: Window) -> Tensor:
-    """Cuts the scores of the context's tokens out of scores (..., L)."""
+    """The part of scores (..., L) that belongs to the window's tokens."""
     return scores[..., window.shift : window.shift + len(window.offsets)]
 
 
 def legal_ends(ends: Tensor, behind: float) -> Tensor:
-    """Scores (..., L, 30) of the last tokens allowed for each first token, padded with `behind`."""
+    """Scores (..., L, 30) of the ends allowed for each start; `behind` pads those past the text."""
     padded = pad(ends, (0, MAX_ANSWER_TOKENS - 1), value=behind)
     return padded.unfold(-1, MAX_ANSWER_TOKENS, 1)

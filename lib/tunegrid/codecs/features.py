@@ -1,10 +1,10 @@
-"""Tokenizes rows once: `get_features` caches a codec's features of rows in memory or on disk.
+"""`get_features` caches the features that a codec makes of rows, in memory or on disk.
 
-If the profile has a folder, features go there for other runs and processes: `datasets` writes them
-to an Arrow file, which it maps into memory. Otherwise they stay in memory, for later cells of the
-same process. A key is a hash of everything that determines the features: the rows, the tokenizer,
-the task's columns, the recipe's lengths and texts, the tokens around a text, the code that encodes,
-and the code of the libraries that tokenize.
+If the profile has a cache folder, features go there for other runs and processes: `datasets` writes
+them to an Arrow file, which it maps into memory. Otherwise they stay in memory, for later cells of
+the same process. The key is a hash of everything that determines the features: the rows, the
+tokenizer, the task's columns, the recipe's lengths and texts, the tokens around a text, the code
+that encodes, and the code of the libraries that tokenize.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ RECIPE_FIELDS = ("max_length", "doc_stride", "max_target_length", "text", "prefi
 TASK_FIELDS = ("text", "text_pair", "target", "labels", "messages")
 TOKEN_NAMES = ("before", "between", "after", "lead", "end_id")  # attributes that a codec may have
 ROW_BLOCK = 1000  # rows encoded together
-# Libraries of which another release or commit gives another key.
+# Another release or commit of one of these libraries changes the key.
 TOKENIZER_LIBRARIES = ("transformers", "tokenizers")
 SHARED = 18  # lists in memory: training and test rows of three tasks with three tokenizers
-LARGEST = 10_000  # the most features of a list in memory, since users may have many rows
+LARGEST = 10_000  # maximum features of a list in memory, since users may have many rows
 CODEC_FILES = [*sorted(Path(__file__).parent.glob("*.py")), Path(sources.__file__)]
 
 _by_codec: dict[tuple[type[Codec], str], Sequence[Feature]] = {}
@@ -46,7 +46,7 @@ class StoredFeatures(Sequence[Feature]):
         return len(self.lengths)
 
     def __getitem__(self, index: Any) -> Any:
-        """Builds a feature anew, or a list of features for a slice."""
+        """Rebuilds a feature, or a list of features for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         row = self._table[range(len(self))[index]]
@@ -61,7 +61,10 @@ def get_lengths(features: Sequence[Feature]) -> Sequence[int]:
 
 
 def get_features(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequence[Feature]:
-    """`codec.encode(rows)`, from disk if the profile has a usable folder, otherwise from memory."""
+    """`codec.encode(rows)`, cached on disk if the profile has a usable folder, else in memory.
+
+    Lists of more than `LARGEST` features are not kept in memory.
+    """
     folder = codec.cell.profile.feature_cache
     key = cache_key(codec, rows, training=training)
     if folder and len(rows):  # an empty table has no columns
@@ -73,7 +76,7 @@ def get_features(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequen
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__context__
             if cause is None:
-                raise  # the cause is not a full disk or a folder that cannot be made
+                raise  # not caused by a full disk or a folder that cannot be created
     # The key holds the class itself, since two classes made by one function share a name.
     name = (type(codec), key)
     if name in _by_codec:
@@ -87,7 +90,7 @@ def get_features(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequen
 
 
 def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
-    """Sixteen hex digits, the same for two codecs that would encode the rows alike."""
+    """Sixteen hex digits that depend on everything that determines the features of these rows."""
     decisive = [
         f"{type(codec).__module__}.{type(codec).__qualname__}",
         training,
@@ -139,14 +142,14 @@ def _load_table(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool
 
 
 T = TypeVar("T")
-BUCKET = 20  # batches sorted by length together, which saves padding and keeps the order random
+BUCKET = 20  # batches in a group sorted by length: saves padding, keeps the order random
 
 
 def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """One epoch's features, by index, in batches of similar length.
+    """One epoch's batches of feature indices; lengths within a batch are similar.
 
-    Shuffles, sorts within buckets, then shuffles the batches. The order depends only on the run's
-    seed and the epoch (counted from 0), so all methods of a triple see the same order.
+    Shuffles, sorts within buckets, then shuffles the batches. The order depends only on the
+    lengths, the batch size, the run's seed and the epoch (counted from 0), not on the method.
     """
     rng = Random(f"{seed}-{epoch}")
     order = rng.sample(range(len(lengths)), len(lengths))

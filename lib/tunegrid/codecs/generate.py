@@ -1,7 +1,7 @@
-"""The codecs of generated text, which generate one text per row from its source.
+"""The codecs of text generation: from each row's source, the model generates one text.
 
 There are two layouts. In the encoder-decoder layout (BERT2BERT, T5), source and target are
-separate. In the causal layout, they form one sequence, and the loss covers only the target:
+separate. In the causal layout, they form one sequence, and the loss ignores the source:
 `SeparatedCodec` (GPT-2) puts a new token between them, and `tunegrid.codecs.chat` puts a chat
 template around them.
 
@@ -38,11 +38,11 @@ from tunegrid.grid.recipes import Generation
 
 
 class GenerateCodec(Codec):
-    """The base of all layouts: loss on target tokens, generation by the recipe, decoding to text.
+    """The base class of all layouts: makes targets, generates as the recipe says, decodes texts.
 
     Attributes:
-        generation: the recipe's search.
-        max_target_length: the most tokens of a target, including its end token.
+        generation: the recipe's generation settings.
+        max_target_length: maximum number of tokens in a target, including its end token.
         lead: text before the target's first word.
         start_id: the decoder's first token; None if generation continues the prompt.
     """
@@ -52,10 +52,10 @@ class GenerateCodec(Codec):
     start_id: int | None = None
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """Raises InputError if the recipe does not say how to generate, or allows too long a text.
+        """Raises InputError if the recipe lacks generation settings, or they allow too long a text.
 
-        A text that continues its prompt must not exceed `max_length`, and with it the model's
-        positions.
+        A text that continues its prompt has at most `max_target_length` tokens, so that both fit
+        into `max_length`.
         """
         recipe = cell.recipe
         if not (recipe.generation and recipe.max_target_length):
@@ -89,7 +89,7 @@ class GenerateCodec(Codec):
         return str(row[self.task.target])
 
     def answers(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Target tokens per row, cut so that the end token fits into `max_target_length`."""
+        """Each row's target tokens and end token, at most `max_target_length` in all."""
         texts = [self.lead + self.target_text(row) for row in rows]
         room = self.max_target_length - 1
         return [[*tokens[:room], self.end_id] for tokens in self.to_ids(texts)]
@@ -104,7 +104,7 @@ class GenerateCodec(Codec):
         return features
 
     def draw_feature(self, rng: Random) -> Feature:
-        """A source and a target, both at their full length."""
+        """A random source and a random target, both at full length."""
         source = self.fit(self.tokenizer.draw(rng, self.room))
         target = [*self.tokenizer.draw(rng, self.max_target_length - 1), self.end_id]
         return Feature(example=0, input_ids=source, target=target)
@@ -119,7 +119,7 @@ class GenerateCodec(Codec):
         features: Sequence[Feature],
         device: torch.device,
     ) -> list[Any]:
-        """The ids generated for each feature, until the end token or `max_new_tokens`."""
+        """The ids generated for each feature, up to and including the first end token, if any."""
         return [self.cut_at_end(ids) for ids in self.generate(model, features, device).tolist()]
 
     def generate(
@@ -129,7 +129,7 @@ class GenerateCodec(Codec):
         device: torch.device,
         **options: Any,
     ) -> Any:
-        """The model's `generate` output without prompts; `options` change the recipe's search.
+        """The model's `generate` output without prompts; `options` override the recipe's settings.
 
         Settings in a checkpoint's generation_config are ignored.
         """
@@ -144,11 +144,11 @@ class GenerateCodec(Codec):
 
     @property
     def search(self) -> dict[str, Any]:
-        """The recipe's search, as fields of a `GenerationConfig`."""
+        """The recipe's generation settings, as fields of a `GenerationConfig`."""
         return self.search_settings(self.generation)
 
     def search_settings(self, rules: Generation) -> dict[str, Any]:
-        """A search with these rules, as fields of a `GenerationConfig`."""
+        """Generation settings and special tokens, as fields of a `GenerationConfig`."""
         search = asdict(rules)
         search["do_sample"] = False
         search["use_cache"] = True
@@ -164,7 +164,7 @@ class GenerateCodec(Codec):
         return self.inputs([feature.input_ids for feature in features], left=self.start_id is None)
 
     def cut_at_end(self, ids: list[int]) -> list[int]:
-        """The ids up to and including the first end token."""
+        """The ids up to and including the first end token; all if there is none."""
         return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
 
     def decode(
@@ -173,15 +173,15 @@ class GenerateCodec(Codec):
         features: Sequence[Feature],
         outputs: Sequence[Any],
     ) -> list[Prediction]:
-        """Makes one prediction per feature, since each row has exactly one."""
+        """One prediction per feature, since each row has exactly one feature."""
         words = [self.strip_end(ids) for ids in outputs]
         texts = self.tokenizer.batch_decode(words, skip_special_tokens=True)
         return [Prediction(value=text.strip()) for text in texts]
 
     def decode_alone(self, output: list[int]) -> str | None:
-        """Decodes an output with only the tokenizer's backend.
+        """Decodes an output with the tokenizer's Rust backend, without transformers.
 
-        Returns None if the tokenizer has no backend, or if transformers cleans up spaces.
+        Returns None if there is no such backend, or if transformers cleans up spaces.
         """
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None or self.tokenizer.clean_up_tokenization_spaces:
@@ -212,7 +212,7 @@ class GenerateCodec(Codec):
 
 
 class EncoderDecoderCodec(GenerateCodec):
-    """Prefix + source + end -> target + end; the decoder begins with the model's start token."""
+    """Gives the encoder the source; the decoder generates the target after a start token."""
 
     @cached_property
     def start_id(self) -> int:  # type: ignore[override]
@@ -240,7 +240,7 @@ class EncoderDecoderCodec(GenerateCodec):
 
 
 class CausalCodec(GenerateCodec):
-    """Source and target in one sequence that fits `max_length`, as does any generated text."""
+    """Puts source and target into one sequence of at most `max_length` tokens."""
 
     @property
     def room(self) -> int:
@@ -256,7 +256,7 @@ class CausalCodec(GenerateCodec):
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """Moves the batch to a device, and adds `kept`, the positions whose next token is learned.
 
-        These positions count from the end. The host finds them, so that no device waits.
+        They are counted from the end, and found on the CPU so that no device has to wait.
         """
         positions = (batch["labels"][:, 1:] != IGNORED).any(0).nonzero().flatten()
         return move_batch(device, {**batch, "kept": positions - batch["labels"].shape[1]})
@@ -264,8 +264,8 @@ class CausalCodec(GenerateCodec):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy, summed over the target tokens; each token predicts the next.
 
-        For a batch from `to_device`, the model computes logits only where they count, because
-        vocabularies are large and sources long.
+        For a batch from `to_device`, a model that takes `logits_to_keep` computes only the logits
+        that count, because vocabularies are large and sources long.
         """
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         labels = batch["labels"]
@@ -276,13 +276,13 @@ class CausalCodec(GenerateCodec):
             labels = labels[:, batch["kept"] + 1]
         else:
             logits = model(**inputs, use_cache=False).logits
-            logits = logits[:, -labels.shape[1] : -1]  # PEFT's learned tokens have logits, too
+            logits = logits[:, -labels.shape[1] : -1]  # PEFT's virtual tokens have logits, too
             labels = labels[:, 1:]
         return self.criterion(logits.float().flatten(0, 1), labels.flatten())
 
 
 class SeparatedCodec(CausalCodec):
-    """Source + the head's new token, or EOS if it has none, + target + EOS in one sequence."""
+    """One sequence: source + separator (the head's new token, else EOS) + target + EOS."""
 
     lead = " "  # inside a text, GPT-2's tokens include the space before a word
 

@@ -1,1 +1,1 @@
-"""The rows of a task, in the hub's own schema."""
+"""Reads, splits, checks and describes the rows of a task."""

@@ -1,4 +1,4 @@
-"""Describes a task's rows: counts and labels of each split, an example, and doubts."""
+"""Describes a task's rows: each split's size and labels, an example, and doubts about them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +10,11 @@ from tunegrid.grid.tasks import Problem, Task
 from tunegrid.words import count, shorten, some
 
 SPLITS = ("train", "validation", "test")
-NAME_WIDTH = 12  # columns for the name of a split
+NAME_WIDTH = 12  # characters for the name of a split
 
 
 def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
-    """Describes each split's rows and labels and an example in lines of at most `width`."""
+    """Describes each split's size and labels, and a training row, in lines for this `width`."""
     lines = [f"rows of {task.id}:"]
     for name in SPLITS:
         rows: Sequence[Row] = getattr(splits, name)
@@ -43,7 +43,7 @@ def label_counts(task: Task, rows: Sequence[Row]) -> Mapping[str, int]:
 
 
 def example(task: Task, row: Row) -> tuple[str, str]:
-    """A row's texts and its target, each on one line."""
+    """A row's texts and its target, quoted so that neither contains a line break."""
     target = row[task.target]
     if task.problem is Problem.CLASSIFY:
         target = task.labels[target]
@@ -54,9 +54,9 @@ def example(task: Task, row: Row) -> tuple[str, str]:
 
 
 def doubts(task: Task, splits: Splits) -> Iterator[str]:
-    """Yields a sentence for each fact that makes scores less reliable.
+    """Yields a sentence for each reason to doubt the scores.
 
-    Such facts are missing classes, splits with one class, and empty texts.
+    Reasons are classes missing from train, scored splits with one class, and rows without text.
     """
     if task.labels:
         numbers_by_split = {name: label_counts(task, getattr(splits, name)) for name in SPLITS}

@@ -1,8 +1,8 @@
 """Reads a task's rows from a local folder or the hub, as one `Table` per split.
 
 A folder may hold JSON, CSV, Parquet or a saved `datasets.Dataset`, with columns named as on the
-hub. A label's name is read as its number. pyarrow and `datasets` read everything except JSON, whose
-texts they would read as dates. The module also returns the texts and answers of a row.
+hub. A label's name is read as its number. pyarrow and `datasets` read everything except JSON, where
+they would turn some texts into dates. Other functions here return a row's texts and answers.
 """
 
 import csv
@@ -49,9 +49,9 @@ def prefer_cache_if_unreachable() -> bool:
 
 @cache
 def dataset_commit(dataset: str, config: str | None) -> str | None:
-    """The commit of the hub's data set, or of the cached copy if the hub cannot be reached.
+    """The latest commit of the hub's data set; the cached copy's if the hub cannot be reached.
 
-    Returns None if neither has it.
+    Returns None if neither is found.
     """
     prefer_cache_if_unreachable()
     import datasets
@@ -67,7 +67,7 @@ def dataset_commit(dataset: str, config: str | None) -> str | None:
 
 @cache
 def checkpoint_commit(checkpoint: str) -> str | None:
-    """The latest commit of the hub's checkpoint, or of the cached copy; None if neither has it."""
+    """The latest commit of the hub's checkpoint, else the cached copy's; None if there is none."""
     prefer_cache_if_unreachable()
     import huggingface_hub
 
@@ -88,7 +88,7 @@ LONGEST_CAUSE = 200  # characters; some libraries quote a whole schema
 HELD_BYTES = 2**25
 # Column separators by kind of file; the first is used if a header has no separator.
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
-# By what pyarrow says of a file.
+# Advice on errors, by a part of pyarrow's message.
 CSV_ADVICE = {
     "Empty CSV": "it is empty: write a line of column names, and rows",
     "invalid UTF8": "save it as UTF-8",
@@ -104,7 +104,7 @@ SHARD_NUMBER = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-0
 
 @contextmanager
 def input_errors(origin: str) -> Iterator[None]:
-    """Turns any library's error on a damaged file into an InputError of one sentence."""
+    """Turns any error in reading the file `origin` into an InputError of one sentence."""
     try:
         yield
     except InputError:
@@ -122,7 +122,7 @@ def input_errors(origin: str) -> Iterator[None]:
 
 
 class Lines:
-    """A large file of JSON lines, mapped into memory; only the offsets of its rows are held."""
+    """A memory-mapped file of JSON lines; only the offsets of its rows are held in memory."""
 
     def __init__(self, path: Path) -> None:
         """Raises InputError for a line that is not a row."""
@@ -147,11 +147,12 @@ class Table:
     Its rows are a list in memory, or `Lines` or a `datasets.Dataset` on disk.
 
     Attributes:
-        origin: where it came from; `revision` is the hub's commit, None for a local folder.
+        origin: where it came from.
+        revision: the hub's commit; None if unknown or local.
         is_whole: whether it has all rows of its file.
         first: the number of its first row, for messages.
         names: the columns as stored.
-        convert: makes a row from a stored row and a description of its place; may be None.
+        convert: makes a row from a stored row and its place in words; None leaves rows as stored.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class Table:
 
 
 def _select(dataset: Any, indices: Sequence[int]) -> list[Row]:
-    """Reads some rows; reads nearby rows of a `datasets.Dataset` as one slice for speed."""
+    """Reads the rows at these indices; if they are close together, as one slice for speed."""
     if isinstance(dataset, list | Lines) or not indices:
         return [dataset[index] for index in indices]
     first = min(indices)
@@ -246,10 +247,10 @@ class StoredRows(Sequence[Row]):
 
 
 def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str, Table]:
-    """Reads every split, by name.
+    """The `Table` of each split, by name.
 
-    With `first`, reads only the first rows of large files, immediately, and does not contact the
-    hub. Raises InputError if a folder, file or column is missing, or the hub cannot be reached.
+    With `first`, only the first rows of large files are read, and the hub is not contacted. Raises
+    InputError if a folder, file or column is missing, or the hub cannot be reached.
     """
     messages = task.messages
     by_name: dict[str, Table] = {}
@@ -277,7 +278,8 @@ def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str
 def labeller(task: Task) -> Callable[[Row, str], Row]:
     """Returns a function that replaces a label's name in a row by its number.
 
-    The function also reads numbers stored as text, as in CSV, unless a label's name is a number.
+    The function also reads numbers stored as text, as in CSV, unless a label's name is itself a
+    number.
     """
     numbers: dict[Any, int] = {name: number for number, name in enumerate(task.labels)}
     if not any(name.isdecimal() for name in task.labels):
@@ -296,8 +298,8 @@ def last_exchange(turns: Any, place: str) -> Row:
     """Turns a conversation into a row.
 
     `reply` is the assistant's last turn, `prompt` the user's turn before it, and `history`
-    everything earlier; later turns are left out. Raises InputError if users and assistants do not
-    take turns, or nobody answers.
+    everything earlier; later turns are left out. Raises InputError if a turn is malformed, if user
+    and assistant do not alternate, or if there is no reply.
     """
     try:
         roles = [turn["role"] for turn in turns]
@@ -329,8 +331,8 @@ def check_split(by_name: Collection[str], split: str, task: Task) -> None:
 def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
     """The files of each split, by name: the task's own files, or those in its folder.
 
-    A split is one file, the shards that the hub makes, or a folder from `save_to_disk`. Raises
-    InputError if the folder, a named file or every split is missing.
+    A split is one file, Parquet shards named as on the hub, or a folder from `save_to_disk`. Raises
+    InputError if the folder or a named file is missing, or the folder has no split.
     """
     folder = (root or Path()) / task.folder
     by_name: dict[str, list[Path]] = {}
@@ -356,7 +358,7 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
     for path in sorted(folder.iterdir()):
         split = SHARD_NUMBER.sub("", Path(path.name.removesuffix(GZIP)).stem)
         if file_kind(path) == ".json" and split not in (*task.splits, task.own_test):
-            continue  # libraries keep facts about a data set there
+            continue  # libraries keep metadata there
         if file_kind(path) or (path / "state.json").is_file():
             files = by_name.setdefault(split, [])
             if not files or files[0].suffix == path.suffix == ".parquet":
@@ -368,9 +370,10 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
 
 
 def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
-    """Reads the rows of a split's files.
+    """Reads the files of a split.
 
-    With `first`, it reads without `datasets`, and reads no row of a saved `Dataset`.
+    With `first`, reads only the first rows of a large file, no row of a saved `Dataset`, and does
+    not import `datasets`.
     """
     path = paths[0]
     origin = str(path)
@@ -404,7 +407,7 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
 
 
 def _first_rows(rows: Iterator[Row], origin: str, *, is_large: bool) -> Table:
-    """All rows, in memory, or only the first rows of a large file."""
+    """A table in memory with all rows, or with only the first rows of a large file."""
     return Table(list(islice(rows, FIRST if is_large else None)), origin, is_whole=not is_large)
 
 
@@ -415,7 +418,7 @@ def _batch_rows(batches: Iterable[Any]) -> Iterator[Row]:
 
 
 def _json_row(row: Row) -> Row:
-    """Turns values that JSON lacks, such as dates, into text, since runs hash each row."""
+    """Turns values that JSON lacks, such as dates, into text, so that rows can be hashed."""
     for name, value in row.items():
         if not isinstance(value, JSON_TYPES):
             row[name] = str(value)
@@ -428,7 +431,7 @@ def _open(path: Path) -> Any:
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Checks that a file can be read line by line in place: neither compressed nor a JSON array."""
+    """Checks that rows can be read at their offsets: neither compressed nor in a JSON array."""
     return not path.name.lower().endswith(GZIP) and not _is_array(path)
 
 
@@ -457,7 +460,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    """Yields the offset of each line and its row; skips blank lines."""
+    """Yields the offset in bytes and the row of each line; skips blank lines."""
     start = 0
     with _open(path) as file:
         for number, line in enumerate(file, 1):
@@ -475,7 +478,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
-    """Makes a JSON object; raises ValueError for a repeated key, which dict would overwrite."""
+    """Makes a dict of a JSON object's pairs; raises ValueError if a key is repeated."""
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -485,10 +488,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
-    """Reads a file, whole or in batches; its first line names the columns.
+    """Reads a CSV or TSV file with pyarrow, whole or in batches; the first line names the columns.
 
-    Columns declared as text, and labels, keep digits and empty values as text. pandas, which
-    `datasets` uses to read CSV, pads rows that are too short; pyarrow rejects them.
+    Columns declared as text, and labels, keep digits and empty values as text. Rows that are too
+    short are rejected; pandas, with which `datasets` reads CSV, would pad them.
     """
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
@@ -508,7 +511,7 @@ def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
 
 
 def _separator(task: Task, path: Path) -> str:
-    """The separator that finds the most of the task's columns in the header."""
+    """The separator with which the header names the most of the task's columns."""
     with _open(path) as file:
         header = file.readline().decode("utf-8-sig", "replace")
     best = (-1, -1)
@@ -523,7 +526,7 @@ def _separator(task: Task, path: Path) -> str:
 
 
 def hub_tables(task: Task) -> dict[str, Table]:
-    """Loads the hub's splits by name; raises InputError if that fails."""
+    """Loads the splits of the hub's data set, by name; raises InputError if that fails."""
     import datasets
 
     try:
@@ -535,7 +538,7 @@ def hub_tables(task: Task) -> dict[str, Table]:
         ) from None
     by_name = {}
     for name, split in splits.items():
-        # `datasets` records the hub's commit in the addresses of the sources or of its cache.
+        # The hub's commit is in the addresses of sources or cache files that `datasets` records.
         addresses = list(split.info.download_checksums or {})
         addresses += [file["filename"] for file in split.cache_files]
         commit = next(filter(None, map(COMMIT.search, addresses)), None)
@@ -550,7 +553,7 @@ def stitch(row: Row, columns: Sequence[str]) -> str:
 
 
 def identity(row: Row, columns: Sequence[str]) -> int:
-    """A hash of a row's text in some columns, ignoring case and white space.
+    """A hash of a row's text in some columns, ignoring case and the amount of white space.
 
     Rows with the same hash count as the same text. With eight bytes, the chance that any two of
     three million texts share a hash is 2.4e-7.
@@ -561,12 +564,12 @@ def identity(row: Row, columns: Sequence[str]) -> int:
 
 
 def context(task: Task, row: Row) -> str:
-    """The text that contains an extraction task's answers."""
+    """The context of a row in an extraction task, which contains the answers."""
     return str(row[task.text_pair[0]])
 
 
 def answer_texts(task: Task, row: Row) -> list[str]:
-    """Every annotated answer of an extraction task, in the annotated order."""
+    """All annotated answers of a row in an extraction task, in the annotated order."""
     return list(row[task.target]["text"])
 
 

@@ -1,8 +1,7 @@
 """Makes the train, validation and test rows of a `Task` for a `Profile`.
 
-Every method and backbone gets the same rows. Each row is checked before anything trains on it. A
-split depends only on the data and on `SPLIT_SEED`, so that the scores of a triple can be paired
-example by example.
+Splits depend on no backbone, method or training seed, so that scores can be compared example by
+example. Each row is checked before anything trains on it.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Carve, Problem, Task
 
 SPLIT_SEED = 42  # the study's seed
-MOST_CONTRADICTIONS = 0.05  # the share of texts that may have several labels: people disagree
+MOST_CONTRADICTIONS = 0.05  # maximum share of texts with several labels, since annotators disagree
 JSON_NAMES: dict[type, str] = {
     int: "a whole number",
     str: "a text",
@@ -43,9 +42,9 @@ class Splits:
 
     Attributes:
         origins: where each split came from.
-        revision: the hub's commit at which the rows were read; None for a local folder.
-        dropped: the number of rows left out of each split because a scored split has their text,
-            too.
+        revision: the hub's commit at which the rows were read; None if unknown or local.
+        dropped: the number of rows left out of each split because a scored split also has their
+            text.
     """
 
     train: Sequence[Row]
@@ -57,7 +56,7 @@ class Splits:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits over all rows in order; equal rows have equal fingerprints."""
+        """A hash of all rows in order, as sixteen hex digits."""
         digest = hashlib.sha256()
         encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
         for rows in (self.train, self.validation, self.test):
@@ -77,13 +76,13 @@ class TableSlice(NamedTuple):
 
 
 def load_splits(task: Task, profile: Profile, by_name: Mapping[str, Table] | None = None) -> Splits:
-    """Returns the rows of all three splits, capped, checked and without copies.
+    """Returns the rows of all three splits, capped and checked; no text is in two splits.
 
-    Rows come from `by_name`, or else are read. A text that is in test is dropped from train and
-    validation; a text that is in validation is dropped from train. With `profile.own_test`, a task
-    that has an `own_test` split is scored on it; any other task keeps its own rule.
+    Without `by_name`, reads the rows. A text that is in test is dropped from train and validation;
+    a text that is in validation is dropped from train. With `profile.own_test`, a task that has an
+    `own_test` split is scored on it; any other task keeps its own rule.
 
-    Raises InputError for anything that cannot be used.
+    Raises InputError if the task, a file or a row cannot be used.
     """
     check_task(task)
     slices = _slices(task, profile, by_name or tables(task, profile.data_root))
@@ -91,7 +90,7 @@ def load_splits(task: Task, profile: Profile, by_name: Mapping[str, Table] | Non
     rows: dict[str, Sequence[Row]] = {}
     dropped: dict[str, int] = {}
     scored_texts: set[int] = set()
-    for name in ("test", "validation", "train"):  # a text stays in the first split that has it
+    for name in ("test", "validation", "train"):  # a text stays in the first of these that has it
         table_slice = slices[name]
         texts = array("Q")  # hashes; the texts themselves are not kept
         inputs = array("Q")  # hashes over only the columns that a model reads
@@ -133,7 +132,7 @@ def scoring_rule(task: Task, profile: Profile) -> str | Carve:
 
 
 def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[str, TableSlice]:
-    """The indices of each split's rows, up to the cap of the profile or the task."""
+    """The rows of each split, sampled down to the cap of the profile or the task."""
     rules = {"validation": task.validation, "test": scoring_rule(task, profile)}
     for split in (task.train, *rules.values()):
         if not isinstance(split, Carve):
@@ -170,7 +169,7 @@ def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[
 
 
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
-    """Draws, with `SPLIT_SEED`, the indices of the pool's rows to set aside.
+    """Draws the indices of the rows in `pool` to set aside, seeded with `SPLIT_SEED`.
 
     Their number is about `rule.share` of the whole table. With `rule.group`, that share of the
     pool's groups is set aside instead.
@@ -200,7 +199,7 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
 def check_files(task: Task, profile: Profile) -> Splits | None:
     """The rows of all splits, read without `datasets`; None if only a part could be checked.
 
-    Only the first rows of large files are read, and none on the hub. Raises InputError for a file
+    Only the first rows of large files are read, and none from the hub. Raises InputError for a file
     that does not exist, or whose rows the task cannot use.
     """
     by_name = tables(task, profile.data_root, first=True)
@@ -260,7 +259,7 @@ def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
 
 
 def check_labels_agree(texts: Sequence[int], labels: Sequence[int], origin: str) -> None:
-    """Raises InputError if many texts of a split have several labels.
+    """Raises InputError if more than `MOST_CONTRADICTIONS` of a split's texts have several labels.
 
     No model can learn such texts or score well on them.
     """
@@ -298,7 +297,7 @@ def _fault(task: Task, row: Row) -> str | None:
 
 
 def _surrogate_fault(task: Task, row: Row) -> str | None:
-    """The fault in a row with a lone surrogate; None if it has none.
+    """Describes a lone surrogate in a row; None if there is none.
 
     JSON can hold a lone surrogate, but UTF-8 and tokenizers cannot.
     """
@@ -312,7 +311,7 @@ def _surrogate_fault(task: Task, row: Row) -> str | None:
 
 
 def type_fault(task: Task, column: str, value: Any) -> str:
-    """The fault in a value that does not have its column's type."""
+    """Describes a value that does not have its column's type."""
     if task.labels and column == task.target and isinstance(value, str):
         return _label_fault(task, {column: value}) or ""
     kind = task.columns[column]
@@ -320,7 +319,7 @@ def type_fault(task: Task, column: str, value: Any) -> str:
 
 
 def _content_fault(task: Task, row: Row) -> str | None:
-    """The fault in a row whose values have the right types; None if there is none."""
+    """The fault in a row whose values have the right types; None if it has no fault."""
     if task.problem is Problem.CLASSIFY:
         return _label_fault(task, row)
     if task.problem is Problem.EXTRACT:

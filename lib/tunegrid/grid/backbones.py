@@ -14,7 +14,7 @@ from tunegrid.grid.tasks import Problem
 
 
 class Layout(StrEnum):
-    """Layouts of source and target for generating models, all in `tunegrid.codecs.generate`."""
+    """How a model that generates text arranges source and target."""
 
     ENCODER_DECODER = "encoder_decoder"
     SEPARATED = "separated"  # source + separator + target in one causal sequence
@@ -25,13 +25,13 @@ class Layout(StrEnum):
 class Objective(StrEnum):
     """A backbone's pretraining objective."""
 
-    MASKED = "masked"  # predict hidden tokens of a text (BERT)
+    MASKED = "masked"  # predict masked tokens of a text (BERT)
     CAUSAL = "causal"  # predict each next token (GPT-2)
-    SPANS = "spans"  # spell out hidden spans in the decoder (T5)
+    SPANS = "spans"  # generate masked spans in the decoder (T5)
 
 
-# The layouts that a head may have for each kind of problem. A head with the layout None points or
-# classifies, and generates nothing.
+# The layouts that a head may have for each kind of problem. A head with the layout None generates
+# nothing: it classifies or marks spans.
 LAYOUTS: Mapping[Problem, tuple[Layout | None, ...]] = {
     Problem.CLASSIFY: (None,),
     Problem.EXTRACT: (None, Layout.CHAT),
@@ -44,23 +44,23 @@ class Head:
     """The output layers on a backbone for one kind of problem.
 
     Attributes:
-        architecture: a class, or the name of a class in `tunegrid.codecs.base` or transformers.
-        new_modules: modules that pretraining never saw. Every method trains them in full; QLoRA
+        architecture: class, or name of a class in transformers or `tunegrid.codecs.architectures`.
+        new_modules: modules without pretrained weights. Every method trains them in full; QLoRA
             leaves them unquantized.
-        adapted_modules: new modules whose random start stays frozen and that an adapter trains.
-        optional_modules: pretrained modules that encoder-only exports lack; a missing one starts
-            from random weights.
+        adapted_modules: new modules whose random weights stay frozen under an adapter.
+        optional_modules: pretrained modules that encoder-only checkpoints lack; a missing one
+            starts with random weights.
         renewable_modules: pretrained layers that count as new if a local checkpoint lacks them,
             such as BERT's pooler.
         tied_modules: pretrained output modules that share weights with the embeddings; QLoRA leaves
             them unquantized.
         new_token: a token added to the vocabulary; every method trains its embedding row.
-        layout: for generation, or for answers that are generated instead of pointed at.
+        layout: how source and target are arranged; None if the head generates no text.
         start_token: the decoder's first token, as a tokenizer attribute without `_id`; None means
             cls_token, else pad_token.
-        dropouts: like the backbone's, for the head's own modules.
-        copied_as: a cell of the study. Copies of a cell with this head get the backbone's head
-            instead, with the adapted layers and the quick rate of the cell named here.
+        dropouts: as in `Backbone`, for the head's own modules.
+        copied_as: a cell of the study. When a cell with this head is copied, the copy gets the
+            backbone's head instead, with that cell's adapted layers and quick learning rate.
     """
 
     architecture: str | type[Any]
@@ -77,7 +77,7 @@ class Head:
 
     @property
     def renewed_modules(self) -> list[str]:
-        """The pretrained modules that the checkpoint lacks, so that they count as new."""
+        """The renewable modules that the checkpoint lacks and that therefore count as new."""
         return [module for module in self.renewable_modules if module in self.new_modules]
 
 
@@ -86,7 +86,7 @@ class Wrap:
     """Special tokens around one text (`before` text `after`) or two.
 
     Two texts are wrapped as `before` text `between` text `after`. Each token is the name of a
-    tokenizer attribute without `_id`, or None.
+    tokenizer attribute without `_id`; None adds no token.
     """
 
     before: str | None
@@ -102,14 +102,14 @@ class Backbone:
         checkpoint: id on the hub, pinned to `revision` (None: the newest), or a local folder;
             `folder` is its name below a `--checkpoint-root`.
         micro: its replacement in the quick profile, if any: a folder in `fixtures/backbones`.
-        segments: token type ids separate the model's two texts.
-        dtype: of a frozen base; trainable weights are always fp32.
-        overflows_fp16: the model's activations exceed fp16's range on any device.
+        segments: whether token type ids distinguish the two texts.
+        dtype: the type in which a frozen base is loaded; trainable weights are always fp32.
+        overflows_fp16: whether the model's activations exceed fp16's range.
         objective: the pretraining objective, which `--ask=forgetting` needs; if it is None,
             forgetting is not measured.
         shape: the checkpoint's config, for building a model of its true size without its weights.
         dropouts: fields of the checkpoint's config that hold dropout rates, by a pattern for module
-            names; "a or b" means b if a is null.
+            names; "a or b" means b where a is null.
         special_tokens: the tokenizer's special ids by attribute, such as "cls_token_id".
         vocabulary: the number of ids that the tokenizer has.
     """
@@ -172,8 +172,8 @@ BERT = Backbone(
             },
         ),
         Problem.EXTRACT: Head(architecture="BertForQuestionAnswering", new_modules=("qa_outputs",)),
-        # Cross-attention is new too, but it starts from the decoder's self-attention
-        # (`warm_started`), so it is adapted like the rest. The study's 6,537,216 trainable
+        # Cross-attention is new too, but it starts as a copy of the decoder's self-attention
+        # (`paired_state`), so it is adapted like the rest. The study's 6,537,216 trainable
         # parameters leave no room for training it in full.
         Problem.GENERATE: Head(
             architecture="BertToBert",
@@ -212,7 +212,7 @@ GPT2 = Backbone(
         Problem.CLASSIFY: Head(
             architecture="GPT2ForSequenceClassification", new_modules=("score",)
         ),
-        # One Linear(768, 2) equals the study's two Linear(768, 1), stacked.
+        # One Linear(768, 2) is the study's two Linear(768, 1), stacked.
         Problem.EXTRACT: Head(architecture="GPT2ForQuestionAnswering", new_modules=("qa_outputs",)),
         Problem.GENERATE: Head(
             architecture="GPT2LMHeadModel",
@@ -267,7 +267,7 @@ T5 = Backbone(
 BACKBONES = (BERT, GPT2, T5)
 
 # The study's bert_sa_lora adapts only this two-layer head (its recipe targets fc1 and fc2). The
-# encoder and the head's own base weights stay frozen as they start, so no module trains in full.
+# encoder and the head's own base weights stay at their initial values; no module trains in full.
 BERT_MLP = Head(
     architecture="BertMLPClassifier",
     adapted_modules=("fc1", "fc2"),
@@ -285,7 +285,7 @@ def is_part(name: str, modules: Iterable[str]) -> bool:
 
 
 def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
-    """Adds to a head's new modules the renewable ones that the user's checkpoint lacks."""
+    """Adds the renewable modules that the user's checkpoint lacks to the head's new modules."""
     folder = own_checkpoint(backbone, profile)
     if folder is None or not head.renewable_modules or profile.random_weights:
         return head
@@ -304,7 +304,7 @@ def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
 
 
 def local_checkpoint(backbone: Backbone, profile: Profile) -> Path | None:
-    """The local folder of a backbone's checkpoint; None if the hub has it."""
+    """The local folder of a backbone's checkpoint; None if it is loaded from the hub."""
     root = profile.checkpoint_root
     folder = Path(backbone.checkpoint)
     if root and profile.micro and backbone.micro:
@@ -319,7 +319,7 @@ def local_checkpoint(backbone: Backbone, profile: Profile) -> Path | None:
 
 
 def own_checkpoint(backbone: Backbone, profile: Profile) -> Path | None:
-    """The user's local checkpoint; None if it is the hub's or one of the suite's micro ones."""
+    """The folder of the user's own checkpoint; None for the hub's or a micro checkpoint."""
     folder = local_checkpoint(backbone, profile)
     if folder is None or folder.parent == QUICK_PROFILE.checkpoint_root:
         return None
@@ -333,7 +333,7 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
     """Arguments of `from_pretrained`: a local folder, or the hub's id with its pinned revision.
 
     Raises InputError if a local folder is missing, lacks a config, a tokenizer or safetensors
-    weights, or holds another model.
+    weights, or holds another type of model.
     """
     folder = local_checkpoint(backbone, profile)
     if folder is None:
@@ -363,7 +363,7 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """The fields of a checkpoint's config.json; empty if unreadable, which loading reports."""
+    """The fields of a checkpoint's config.json; empty if it cannot be read."""
     with suppress(OSError, ValueError):
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if isinstance(fields, dict):

@@ -1,7 +1,7 @@
 """Makes `Cell`s for a `Profile` from backbones, tasks, methods and recipes.
 
-The grid is sparse: a cell exists if its backbone, task and method have a recipe. The study's 27
-cells are one declared set (`study`), to which users add with `pytest_tunegrid_grid`.
+The grid is sparse: only a combination of backbone, task and method that has a recipe is a cell.
+`study` declares the study's 27 cells; users add more in the hook `pytest_tunegrid_grid`.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from tunegrid.grid.tasks import TASKS, Problem, Task
 
 OWN_FOLDERS = ("lib", "fixtures", "benchmarks")
 NAME = re.compile(r"[a-z0-9]+")  # an id is part of a cell's id, which underscores separate
-# Updates of a quick cell on a user's rows. Nine cells on 2,200 tickets with four labels learned in
-# 150 updates at two seeds; 100 updates per label leave a margin.
-LABEL_UPDATES = 100  # the fewest, per label
-MOST_UPDATES = 600  # half a minute on one core
+# Updates of a quick cell on a user's rows. On 2,200 tickets with four labels, nine cells learned
+# within 150 updates at two seeds; 100 updates per label leave a margin.
+LABEL_UPDATES = 100  # minimum per label
+MOST_UPDATES = 600  # take half a minute on one core
 STUDY_TASKS = {Problem.CLASSIFY: "sa", Problem.EXTRACT: "qa", Problem.GENERATE: "sum"}
 # Heaviest problems first, so that parallel workers do not finish with a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
@@ -42,7 +42,7 @@ class Cell:
     """A backbone fine-tuned on a task with a method, under a profile.
 
     Attributes:
-        recipe: how the cell trains here, including the profile's changes.
+        recipe: how the cell trains, including the profile's changes.
         head: the backbone's output layers.
         optimizers: the optimizers that recipes may name.
     """
@@ -57,7 +57,7 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """The study's name for the cell, such as `bert_sa_lora`."""
+        """The ids of backbone, task and method, as in `bert_sa_lora`."""
         return f"{self.backbone.id}_{self.task.id}_{self.method.id}"
 
     @property
@@ -72,7 +72,7 @@ class Cell:
 
     @property
     def quantization(self) -> Quantization | None:
-        """How the base is stored; None if it is not quantized."""
+        """How the base is quantized; None if it is not."""
         return self.method.quantization
 
     @property
@@ -82,7 +82,7 @@ class Cell:
 
     @property
     def new_parts(self) -> str:
-        """A sentence about pretrained modules that the checkpoint lacks; empty if it lacks none."""
+        """A sentence on renewable modules that the checkpoint lacks; empty if it lacks none."""
         modules = " and ".join(self.head.renewed_modules)
         if not modules:
             return ""
@@ -90,7 +90,7 @@ class Cell:
 
     @property
     def text(self) -> tuple[str, ...]:
-        """Columns of the first text."""
+        """The columns that form the first text."""
         return self.recipe.text or self.task.text
 
 
@@ -105,10 +105,10 @@ class Grid:
         heads: by cell id, heads that are not the backbone's own.
         shifts: changes of rows for `--ask=robustness`, in addition to the suite's own.
         instruments: measurements for `--ask`, in addition to the suite's own.
-        refused: by cell id, the reason why a library cannot train the cell.
+        refused: by cell id, the reason why the grid refuses the cell.
         remarks: by cell id, doubts about a cell that can be trained; `--list-cells` prints them.
-        missing_files: by task id, a sentence on relative files that are not beside the `--grid`
-            file, so that the task has no quick cells.
+        missing_files: by task id, an error message for tasks without quick cells, because none of
+            their files is beside the `--grid` file.
         folder: the folder of the `--grid` file that is adding entries; its tasks' relative paths
             start there.
     """
@@ -130,8 +130,8 @@ class Grid:
     def add_backbone(self, backbone: Backbone, **copies: Any) -> None:
         """Adds a backbone; `like=` names another backbone, whose recipes are copied.
 
-        Keyword arguments change fields of the copies; `quick={...}` changes fields of their quick
-        form. Raises InputError for an invalid or taken id, and for a field that no recipe has.
+        Other keyword arguments change fields of the copies; `quick={...}` changes fields of their
+        quick form. Raises InputError if the id is invalid or taken, or if a field is unknown.
         """
         self._add_like(0, backbone, **copies)
 
@@ -139,8 +139,8 @@ class Grid:
         """Adds a task, as `add_backbone` adds a backbone.
 
         Copied recipes read the new task's `text`. They have a quick form only if the task has its
-        own files, since the micro rows belong to the study's tasks. `plan_updates` sets the number
-        of updates in the quick form, unless `quick` sets `max_steps`.
+        own files, since the micro rows belong to the study's tasks. `plan_updates` sets the
+        quick form's updates, unless `quick` sets `max_steps`.
         """
         task = task.with_files_in(self.folder)
         if task.files and not task.has_own_rows:
@@ -159,18 +159,18 @@ class Grid:
         self._add_like(2, method, **copies)
 
     def add_optimizer(self, name: str, make: OptimizerFactory) -> None:
-        """Adds an optimizer under the name to use in `Recipe.optim` and `--set optim=NAME`.
+        """Adds an optimizer under the name that `Recipe.optim` and `--set optim=NAME` use.
 
-        Raises InputError for a name that is taken.
+        Raises InputError if the name is taken.
         """
         if name in self.optimizers:
             raise InputError(f"optimizer {name!r} is in the grid already; give yours another name")
         self.optimizers[name] = make
 
     def add_shift(self, shift: Any) -> None:
-        """Adds a `tunegrid.instruments.Shift` for robustness.
+        """Adds a `tunegrid.instruments.Shift` for `--ask=robustness`.
 
-        Raises InputError for an id that is invalid or taken.
+        Raises InputError if its id is invalid or taken.
         """
         _add(self.shifts, "shift", shift)
 
@@ -189,10 +189,10 @@ class Grid:
         by_row: bool = False,
         main: bool = False,
     ) -> None:
-        """Adds a score of your own to a task of the grid; `main` makes it the main score.
+        """Adds a user's score to a task of the grid; `main` makes it the main score.
 
-        `tunegrid.grid.metrics.Metric` describes the other arguments. Raises InputError for an
-        unknown task, and for a name that is invalid or taken.
+        `tunegrid.grid.metrics.Metric` describes the other arguments. Raises InputError if
+        the task is unknown or an argument is invalid.
         """
         metric = Metric(name=name, function=function, worst=worst, best=best, by_row=by_row)
         scored = self.tasks.get(task)
@@ -220,8 +220,8 @@ class Grid:
         """Adds or replaces a cell's recipe; with `quick`, the cell also runs with -m quick.
 
         `like` names another cell, whose recipe, quick form and head are copied; `changes` and
-        `quick` change the copies. Raises InputError if the id names a backbone, task or method that
-        the grid lacks, and for a field that no recipe has.
+        `quick` change the copies. Raises InputError if the grid lacks a part of the id, or if a
+        field is unknown.
         """
         self._parts(cell_id)
         if like is not None and recipe is None:
@@ -244,7 +244,7 @@ class Grid:
         quick: Fields | None = None,
         **changes: Any,
     ) -> None:
-        """Adds an entry for one position of a cell's id, with copies of the recipes of `like`."""
+        """Adds a backbone, task or method (`position` 0, 1 or 2), and copies `like`'s recipes."""
         entries = (self.backbones, self.tasks, self.methods)[position]
         _add(entries, ("backbone", "task", "method")[position], entry)
         quick = quick or {}
@@ -267,7 +267,7 @@ class Grid:
     def _copy(self, source: str, cell_id: str, changes: Fields, quick: Fields) -> None:
         """Copies a cell's recipe, quick form and head to another cell.
 
-        It copies no parameter counts, no columns of another task, and no head that has `copied_as`.
+        Leaves out parameter counts, the columns of another task, and a head that has `copied_as`.
         """
         recipe = self.recipes[source]
         head = self.heads.get(source)
@@ -292,7 +292,10 @@ class Grid:
             )
 
     def _copied_quick(self, source: str, cell_id: str, changes: Fields) -> Fields | None:
-        """Copies a cell's quick form; None if the new cell lacks a micro backbone or rows."""
+        """Copies a cell's quick form to a new cell.
+
+        Returns None if there is no form, or the new cell lacks a micro backbone or rows.
+        """
         form = self.quick.get(source)
         backbone, task, _ = self._parts(cell_id)
         if form is None or not backbone.micro:
@@ -334,7 +337,7 @@ class Grid:
         return {cell_id: reason for cell_id, reason in reasons.items() if reason is not None}
 
     def _reasons(self, profile: Profile) -> dict[str, str | None]:
-        """The `build_fault` of each cell with a recipe, in order of task, backbone and method."""
+        """The `build_fault` of each cell under a profile, in order of task, backbone and method."""
         existing = self.quick if profile.micro else self.recipes
         reasons = {}
         tasks = sorted(reversed(self.tasks.values()), key=lambda task: ORDER.index(task.problem))
@@ -345,7 +348,7 @@ class Grid:
         return reasons
 
     def build_fault(self, cell_id: str) -> str | None:
-        """The reason why a cell cannot be built with any recipe; None if it can."""
+        """The reason why a cell cannot be built, whatever its recipe; None if it can."""
         backbone, task, method = self._parts(cell_id)
         if cell_id in self.refused:
             return self.refused[cell_id]
@@ -420,7 +423,7 @@ class Grid:
 
 
 def plain_targets(head: Head) -> tuple[str, ...]:
-    """The layers to adapt in copies of a cell whose head has `copied_as`."""
+    """The layers to adapt in a copy of a cell with this head: those of the cell `copied_as`."""
     adapter = RECIPES[head.copied_as].adapter if head.copied_as else None
     assert adapter, "`copied_as` names a cell with an adapter"
     return adapter.target_modules
@@ -437,10 +440,10 @@ def _add(entries: dict[str, Any], kind: str, entry: Any) -> None:
 
 
 def plan_updates(task: Task, copied: Fields) -> Fields:
-    """Sets the fewest and the most updates of a quick recipe that is copied to another task.
+    """The minimum and maximum updates of a quick recipe that is copied to another task.
 
-    Within these limits, the recipe makes one pass over the task's rows. The copied recipe has too
-    few updates, because its micro backbone was pretrained on rows like those of its own task.
+    Within these limits, training takes one pass over the rows. The original number is too small,
+    because the micro backbone was pretrained on rows like those of the original task.
     """
     copied_updates = copied.get("min_steps") or copied.get("max_steps", 0)
     fewest = max(copied_updates, LABEL_UPDATES * len(task.labels))
@@ -470,7 +473,8 @@ def study() -> Grid:
 
 STUDY = study()
 STUDY_IDS = STUDY.ids(Profile(id="full"))
-# A third of the study's cells: any two of backbone, task and method meet exactly once.
+# A third of the study's cells: any backbone and task, backbone and method, or task and method meet
+# exactly once.
 SMOKE = (
     "bert_sa_lora",
     "bert_qa_qlora",
@@ -485,8 +489,8 @@ SMOKE = (
 
 
 def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
-    """A key that sorts cells by task, backbone and method as in the study, others last."""
-    backbone, task, method = [*cell_id.split("_", 2), "", ""][:3]  # a file may call a cell anything
+    """A sort key for cells: task, backbone and method in the order of `STUDY_IDS`, others last."""
+    backbone, task, method = [*cell_id.split("_", 2), "", ""][:3]  # a file may name any cell
     order = ((task, reversed(STUDY.tasks)), (backbone, STUDY.backbones), (method, STUDY.methods))
     ranks = []
     for name, known_names in order:
@@ -502,9 +506,9 @@ def _pop_own_modules() -> dict[str, Any]:
 
 
 def add_file(path: Path, grid: Grid) -> None:
-    """Runs a user's file, which adds its entries.
+    """Runs a user's `--grid` file, whose hook adds to the grid.
 
-    Raises InputError, with the file's name and line, if the file cannot be read or run.
+    Raises InputError, with the line if there is one, if the file fails or has no hook.
     """
     name = f"tunegrid_grid_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)

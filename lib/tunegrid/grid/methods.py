@@ -1,8 +1,8 @@
-"""Methods: which weights train, and on top of which base.
+"""Methods declare which weights train, and on top of which base.
 
-A method declares everything that sets it apart, for builders, trainers and audits. `Method` itself
-is full fine-tuning, `Adapting` stands for any PEFT adapter, and `Lora` for LoRA and its variants.
-torch and PEFT are imported when a model is built.
+Builders, trainers and audits ask a method for everything that sets it apart. `Method` itself is
+full fine-tuning, `Adapting` is any PEFT adapter, and `Lora` is LoRA with its variants. torch and
+PEFT are imported only when a model is built.
 """
 
 import inspect
@@ -94,7 +94,7 @@ class Base:
         modules_to_save: the head's new modules, which every method trains in full.
         trainable_token_indices: rows of the embedding to train, by the embedding's name; None
             without a new token.
-        fan_in_fan_out: linear layers store their weights transposed, as GPT-2's Conv1D does.
+        fan_in_fan_out: whether linear layers store weights transposed, as GPT-2's Conv1D does.
     """
 
     modules_to_save: list[str] | None
@@ -130,10 +130,12 @@ class Method(UpdateHooks):
     """A way to fine-tune: every parameter trains, unless a subclass says otherwise.
 
     Attributes:
-        adapts: the base is frozen; only added parameters and the head's new modules train.
-        changes_inputs: an adapter changes the inputs of its base layer, which a packed base rounds.
-        quantization: how the frozen base is stored; None keeps it as loaded.
-        must_move: parts of the names of added parameters, all of which must change in training.
+        adapts: whether the base is frozen, so that only the method's own parameters and the head's
+            new modules train.
+        changes_inputs: whether the adapter changes its base layer's inputs; audits allow for
+            their rounding.
+        quantization: how the frozen base is quantized; None leaves it as loaded.
+        must_move: parts of names; the method's own parameters with these must change in training.
         rate_factors: peak rates as multiples of the recipe's, by parts of parameter names.
     """
 
@@ -160,7 +162,7 @@ class Method(UpdateHooks):
         return None
 
     def targets(self, cell: "Cell") -> tuple[str, ...]:
-        """Suffixes of the names of layers that must carry an adapter."""
+        """Name suffixes of the layers that must have an adapter."""
         return ()
 
     def adapt(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
@@ -168,18 +170,15 @@ class Method(UpdateHooks):
         return model
 
     def own_parameters(self, model: "nn.Module") -> frozenset[str]:
-        """Names of the parameters that the method added, including frozen ones."""
+        """Names of the method's own parameters, such as an adapter's, including frozen ones."""
         return frozenset()
 
     def declared_names(self, model: "nn.Module", cell: "Cell") -> frozenset[str]:
-        """Names of the parameters that train by the method's definition."""
+        """Names of the parameters that must train by the method's definition."""
         return frozenset(name for name, _ in model.named_parameters())
 
     def group_name(self, name: str) -> str:
-        """The group of a parameter that the method added, such as "lora_A".
-
-        Audits require every group to move.
-        """
+        """The group of one of the method's own parameters in gradient figures, such as "lora_A"."""
         return name
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
@@ -211,7 +210,7 @@ class Method(UpdateHooks):
         return ()
 
     def parameter_groups(self, model: "nn.Module", cell: "Cell") -> ParameterGroups:
-        """Trainable parameters by rate, the recipe's rate first. Biases and norms do not decay."""
+        """Trainable parameters by rate, the recipe's rate first; biases and norms do not decay."""
         recipe = cell.recipe
         groups: dict[float | None, list[nn.Parameter]] = {None: []}  # None: the recipe's rate
         for name, parameter in model.named_parameters():
@@ -234,7 +233,7 @@ class Method(UpdateHooks):
         return parameter_groups
 
     def make_optimizer(self, model: "nn.Module", cell: "Cell") -> "torch.optim.Optimizer":
-        """Makes the recipe's optimizer over the method's groups."""
+        """Makes the recipe's optimizer with the method's parameter groups."""
         return cell.optimizer(self.parameter_groups(model, cell), cell.recipe.learning_rate)
 
     def save(self, model: Any, cell: "Cell", folder: Path) -> None:
@@ -242,24 +241,24 @@ class Method(UpdateHooks):
         model.save_pretrained(folder)
 
     def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
-        """Checks, beyond `must_move`, that this method trained the model; None without evidence."""
+        """Checks, beyond `must_move`, that this method trained the model; None without a check."""
         return None
 
 
 def head_names(model: "nn.Module", cell: "Cell") -> list[str]:
-    """Names of the parameters in the head's new modules, without the originals of PEFT's copies."""
+    """Names of the parameters in the head's new modules, except originals that PEFT has copied."""
     names = [name for name, _ in model.named_parameters() if ".original_module." not in name]
     return [name for name in names if is_part(name, cell.head.new_modules)]
 
 
 def exact(tensor: Any) -> "torch.Tensor":
-    """A tensor's numbers in fp64 on the host, so formulas do not depend on the device."""
+    """A tensor in fp64 on the CPU, so that formulas do not depend on the device."""
     numbers: torch.Tensor = tensor.detach().double().cpu()
     return numbers
 
 
 def base_weight(layer: Any) -> "torch.Tensor":
-    """The exact weights (out, in) under an adapted linear layer; 4-bit weights are unpacked."""
+    """The fp64 weights (out, in) under an adapted linear layer; 4-bit weights are dequantized."""
     base = layer.get_base_layer()
     weight = base.weight
     if getattr(weight, "quant_state", None) is not None:
@@ -271,7 +270,7 @@ def base_weight(layer: Any) -> "torch.Tensor":
 
 
 def get_adapter(recipe: Recipe) -> Adapter:
-    """The recipe's adapter, for a method that needs one and whose `check` has passed."""
+    """The recipe's adapter, which the method's `check` has found."""
     assert recipe.adapter, "checked by `check`"
     return recipe.adapter
 
@@ -285,9 +284,9 @@ class Adapting(Method):
         options: fields of the config that a record lists.
         options_by_backbone: further fields of the config that depend on a backbone's layers.
         layers: suffixes of the names of the layers to adapt, by backbone.
-        on_targets: the recipe's target modules are adapted instead of `layers`.
-        trains_token_rows: the config has `trainable_token_indices`, which a new token needs.
-        frozen_parts: parts of the names of added parameters that never train.
+        on_targets: whether to adapt the recipe's target modules instead of `layers`.
+        trains_token_rows: whether the config has `trainable_token_indices`, needed for new tokens.
+        frozen_parts: parts of the names of own parameters that never train.
     """
 
     adapts: ClassVar[bool] = True
@@ -326,7 +325,7 @@ class Adapting(Method):
         return self.layers.get(cell.backbone.id, ())
 
     def config_fields(self, cell: "Cell") -> dict[str, Any]:
-        """Further fields of PEFT's config, besides the options and what every method gives."""
+        """Fields of PEFT's config besides `options` and those that `peft_config` sets itself."""
         return dict(self.options_by_backbone.get(cell.backbone.id, {}))
 
     def peft_config(self, cell: "Cell", base: Base) -> Any:
@@ -345,7 +344,7 @@ class Adapting(Method):
         return config(**fields, **self.options, **self.config_fields(cell))
 
     def adapt(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
-        """Wraps the frozen base in PEFT's model; the adapter is drawn from the cell's seed."""
+        """Freezes the base and wraps it in a `PeftModel`; raises InputError if PEFT refuses."""
         import peft
 
         model.requires_grad_(False)
@@ -366,7 +365,7 @@ class Adapting(Method):
         return peft_model
 
     def own_parameters(self, model: "nn.Module") -> frozenset[str]:
-        """Parameters of PEFT's own layers and models, and rows of new tokens.
+        """Names of the parameters in PEFT's own layers and models, such as rows of new tokens.
 
         Parameters of the modules that PEFT wraps do not count.
         """
@@ -387,7 +386,7 @@ class Adapting(Method):
         return frozenset(names)
 
     def declared_names(self, model: "nn.Module", cell: "Cell") -> frozenset[str]:
-        """Names of added parameters except `frozen_parts`, and of the head's (or PEFT's copies)."""
+        """Names of own parameters except `frozen_parts`, and of those in the head's new modules."""
         names = set(head_names(model, cell))
         for name in self.own_parameters(model):
             if not any(part in name for part in self.frozen_parts):
@@ -395,11 +394,11 @@ class Adapting(Method):
         return frozenset(names)
 
     def group_name(self, name: str) -> str:
-        """The part before the adapter's name: lora_A, ia3_l, trainable_tokens_delta, ..."""
+        """The part before the adapter's name "default": lora_A, trainable_tokens_delta, ..."""
         return name.partition(".default")[0].split(".")[-1]
 
 
-# Parameters that a variant adds to every adapted layer. Other options are only compared with PEFT's
+# Parameters that options add to adapted layers. Options not listed are only compared with PEFT's
 # config.
 TRACES = {
     "use_dora": "lora_magnitude_vector",
@@ -420,7 +419,7 @@ class Lora(Adapting):
     config: str = "LoraConfig"
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """The recipe's adapter, the options and the rates."""
+        """The recipe's adapter, the options and the rate factors."""
         settings = asdict(get_adapter(recipe)) | dict(self.options)
         if self.rate_factors:
             settings["rate_factors"] = dict(self.rate_factors)
@@ -460,9 +459,10 @@ class Lora(Adapting):
         cell: "Cell",
         inputs: "torch.Tensor",
     ) -> "torch.Tensor | None":
-        """Scale x B A x for inputs x of shape (..., in): equation 3 of LoRA.
+        """The product scale * B A x for inputs x of shape (..., in), as in equation 3 of LoRA.
 
-        DoRA (equation 5 of Liu et al. 2024) gives each output of W + scale x B A its learned norm.
+        For DoRA (equation 5 of Liu et al. 2024), it is V x - W x, where V is W + scale * B A with
+        rows rescaled to learned norms.
         Returns None for layers that are not linear and for other variants.
         """
         from torch import nn
@@ -486,7 +486,7 @@ class Lora(Adapting):
         return product.float().to(inputs.device)
 
     def starts_at_zero(self, cell: "Cell") -> bool:
-        """B starts at zero, DoRA's magnitudes at W's norms; other options may start elsewhere."""
+        """True for LoRA, rsLoRA and DoRA, whose B starts at zero; other options may change that."""
         return not set(self.options) - KEEP_ZERO
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
@@ -501,7 +501,7 @@ class Lora(Adapting):
         return self.targets(cell) if start.startswith(REWRITING) else ()
 
     def save(self, model: Any, cell: "Cell", folder: Path) -> None:
-        """Saves the adapter with the default start; otherwise loading it would rewrite the base."""
+        """Saves the adapter without an initialization like PiSSA's, which loading would repeat."""
         config = model.peft_config["default"]
         start = config.init_lora_weights
         if self.rewrites(cell):
@@ -510,7 +510,7 @@ class Lora(Adapting):
         config.init_lora_weights = start
 
     def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
-        """Checks that PEFT has the options and parameters of this variant and of no other.
+        """Checks that the model has this variant's options and parameters, and no other variant's.
 
         Returns None for plain LoRA without the parameters of a variant.
         """

@@ -16,16 +16,16 @@ OTHER_COLUMNS = (
     *("id", "prediction", "input", "reference", "confidence"),
     *("phase", "module", "kind", "library", "instrument", "figure", "part", "row", "note"),
 )
-OVERSHOOT = 1e-6  # points by which rounding may take a score out of its range
+OVERSHOOT = 1e-6  # points by which rounding may push a score out of its range
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A score of a task.
+    """A user's score for a task.
 
     Attributes:
         function: called with `predictions=` and `references=`, two lists with one entry per row: a
-            label's number or a text. For a question, a reference is a list of answers. It returns a
+            label's number or a text. In extraction, a reference is a list of answers. It returns a
             number, or numbers by name. An object with a `compute` method works too, such as the
             result of `evaluate.load`.
         worst: the number that is worth 0 points; above `best` if lower is better.
@@ -66,7 +66,7 @@ class Metric:
     def points(self, predictions: Sequence[Any], references: Sequence[Any]) -> float:
         """Scores predictions in points from 0 to 100.
 
-        Raises InputError if the function fails, or returns no number within its range.
+        Raises InputError if the function fails, or does not return a number in its range.
         """
         try:
             value = self.compute(predictions=list(predictions), references=list(references))

@@ -1,12 +1,12 @@
-"""More tasks (language inference and conversations) and larger backbones, with sources.
+"""More tasks (natural language inference, conversations) and larger backbones.
 
 `-m tasks` runs micro cells of natural language inference. At full size (`-m 'full and tasks'`),
-nine cells have the study's recipes for sentiment except for lengths and rates, and three cells of
-SmolLM2 learn to follow instructions over several turns. `-m larger` has 36 cells of the study's
-tasks. None of these 48 cells has been trained to its end here. `SOURCED` lists the rates that were
-published for this size. For the other cells, *a rate does not change with size*, as in the papers
-on T5 (Raffel et al. 2020, section 3.1.2), BERT (Devlin et al. 2019, appendix A.3) and LoRA (Hu et
-al. 2021, table 11).
+nine cells have the study's recipes for sentiment except for lengths, rates and BERT's adapter, and
+three cells of SmolLM2 learn to follow instructions over several turns. `-m larger` has 36 cells of
+the study's tasks. None of these 48 cells has been trained to completion here. `SOURCED` lists rates
+published for the larger sizes. Other larger cells keep the smaller backbone's rate, as in the
+papers on T5 (Raffel et al. 2020, section 3.1.2), BERT (Devlin et al. 2019, appendix A.3) and LoRA
+(Hu et al. 2021, table 11).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from tunegrid.grid.tasks import Carve, Problem, Task
 
 
 def resize(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Backbone, Backbone]:
-    """Returns `like` and a copy for another checkpoint, whose `config.json` gives `shape`."""
+    """Returns `like` and a copy for a larger checkpoint; `shape` is from its `config.json`."""
     backbone = replace(
         like,
         id=name.lower().replace("-", ""),
@@ -91,9 +91,9 @@ NLI = Task(
     main_score="accuracy",
     bounded_scores=("accuracy", "f1_macro"),
 )
-# Conversations, of which the assistant's turns are learned. ROUGE measures how much of a person's
-# wording the last reply shares. A good reply in other words scores low, so use the scores only to
-# compare methods and runs.
+# Conversations; the assistant's turns are learned. ROUGE measures how much of the human reply's
+# wording a generated last reply shares. A good reply in other words scores low, so use the scores
+# only to compare methods and runs.
 CHAT = Task(
     id="chat",
     name="multi-turn instruction following",
@@ -194,7 +194,7 @@ CHAT_CELLS = {
     "smollm2_chat_sft": SMOLLM2_CHAT,
 }
 
-# Micro cells, tuned on rows of seeds 5 to 7 that are neither learned nor tested: 97 to 99 points.
+# Micro cells, tuned on rows of seeds 5 to 7, not used in training or tests: 97 to 99 points.
 QUICK_NLI: Fields = {
     **ALWAYS,
     "max_length": 64,
@@ -225,7 +225,7 @@ OWN_PARTS = {"larger": {backbone.id for _, backbone in LARGER}, "tasks": {NLI.id
 
 
 def belongs_to(word: str, cell_id: str) -> bool:
-    """Checks that a cell is one that the grid `word` adds; its id may be any text."""
+    """Checks that the grid for `word` adds the cell with this id, which may be any text."""
     return not OWN_PARTS[word].isdisjoint(cell_id.split("_"))
 
 

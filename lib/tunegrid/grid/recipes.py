@@ -1,8 +1,8 @@
 """The study's 27 recipes, one row per cell, with their quick forms and their profiles.
 
-Field names are those of transformers and PEFT. The profile `full` is the study; `quick` is the same
-on micro backbones. Values come from the study's text. Values that the text leaves open come from
-the study's notebooks or were chosen here; comments in CELLS say which.
+Field names follow transformers and PEFT. The profile `full` is the study; `quick` runs the same
+cells on micro backbones. Values come from the study's text. Values that the text leaves open come
+from the study's notebooks or were chosen here; comments in CELLS say which.
 """
 
 import math
@@ -37,7 +37,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A LoRA adapter with fields of PEFT's `LoraConfig`; the update is scaled by lora_alpha / r."""
+    """Settings of LoRA, named as in PEFT's `LoraConfig`; the update is scaled by lora_alpha / r."""
 
     r: Positive
     lora_alpha: Positive
@@ -47,7 +47,7 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Settings of text generation with fields of `GenerationConfig`; lengths are in tokens."""
+    """Settings of text generation, named as in `GenerationConfig`; lengths are in tokens."""
 
     num_beams: Positive
     max_new_tokens: Positive
@@ -65,16 +65,16 @@ class Hyperparameters:
         text: columns read as the input, joined by a line break.
         doc_stride: tokens that neighbouring windows share; None reads one window and cuts off the
             rest.
-        max_length: of the input, in tokens, including special tokens.
-        max_target_length: of the summary, in tokens.
+        max_length: of the input in tokens, with special tokens and, in causal layouts, the target.
+        max_target_length: of the target in tokens, with its end token.
         warmup_steps: updates; replaces `warmup_ratio` unless it is 0.
         head_learning_rate: None trains the head's new modules at `learning_rate`, as the study
             does.
         max_steps: updates; 0 trains for `num_train_epochs` epochs.
-        min_steps: unless it is 0, the epochs decide, from this many updates up to `max_steps`.
+        min_steps: unless it is 0, the epochs decide, between `min_steps` and `max_steps` updates.
         precision: applies if the device supports it.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        trainable_params, total_params: expected at full size; None if the study gives no figure.
+        gradient_checkpointing: saves memory by recomputing activations in the backward pass.
+        trainable_params, total_params: expected at full size; None if unknown.
     """
 
     adapter: Any
@@ -122,7 +122,7 @@ class Hyperparameters:
         return math.ceil(micro_batches / self.gradient_accumulation_steps)
 
     def planned_updates(self, features: int) -> int:
-        """Plans the number of updates: `max_steps`, or the number that the epochs take.
+        """The number of updates: `max_steps`, or as many as the epochs take if it is 0.
 
         With `min_steps`, the epochs decide, from `min_steps` up to `max_steps`.
         """
@@ -305,7 +305,7 @@ TOTAL_PARAMS = {
 def merge(
     cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]
 ) -> dict[str, Any]:
-    """The shared fields of a cell's task, method, backbone and pair, overridden by its own."""
+    """A cell's fields: its own override those in `shared` for its task, method and backbone."""
     backbone, task, method = cell_id.split("_")
     fields: dict[str, Any] = {}
     for level in (task, method, backbone, f"{backbone}_{task}"):
@@ -330,8 +330,8 @@ RECIPES: Mapping[str, Recipe] = _study_recipes()
 
 # Quick recipes: fields found by hand, with test scores of seeds 0 to 46 and 900 to 907 in view.
 # Those seeds therefore prove nothing: bounds and noise (benchmarks/thresholds) come from seeds that
-# were written down first and trained afterwards. Summaries are searched with beams, as in the
-# study; the zoo searches greedily.
+# were written down first and trained afterwards. Summaries are generated with beam search, as in
+# the study; the zoo decodes greedily.
 BEAMS = Generation(
     num_beams=2,
     max_new_tokens=28,
@@ -341,8 +341,8 @@ BEAMS = Generation(
 )
 GREEDY = Generation(num_beams=1, max_new_tokens=28)
 
-# Fields of every cell. A single pass over shuffled rows leaves no checkpoint to choose. Precision
-# is fp32, because bf16 depends on the CPU's units.
+# Fields of every quick cell, unless a later table overrides them. With a single pass over the rows,
+# there is no checkpoint to choose. Precision is fp32, because bf16 depends on the CPU's units.
 ALWAYS: Fields = {
     "num_train_epochs": 1,
     "gradient_accumulation_steps": 1,
@@ -353,7 +353,7 @@ ALWAYS: Fields = {
     "head_learning_rate": None,
 }
 
-# Lengths fit the micro-world (in tokens, including special tokens): reviews reach 60, passages 150,
+# Lengths fit the micro data (in tokens, including special tokens): reviews reach 60, passages 150,
 # reports 90. BERT's window is narrow on purpose, so that some passages need two windows.
 QUICK_SHARED: Mapping[str, Fields] = {
     "sa": {"max_length": 64},
@@ -382,8 +382,8 @@ QUICK_SHARED: Mapping[str, Fields] = {
 #   (`adapter_off` in benchmarks/proof/plants/controls.py). When all of BERT's weights train at a
 #   new head's rate, they forget how to look up an answer at one seed in forty. `like` copies no
 #   head's rate.
-# * bf16, gradient_checkpointing: libraries break them, and no other quick cell has them; only
-#   bert_qa_qlora has 8-bit AdamW.
+# * bf16, gradient_checkpointing: in one quick cell each, since a new library may break them; 8-bit
+#   AdamW is in bert_qa_qlora.
 T5_QA_ADAPTER: Fields = {
     "max_steps": 150,
     "learning_rate": 3e-3,
@@ -447,29 +447,29 @@ CACHE = Path(os.environ.get("TUNEGRID_CACHE") or DEFAULT_CACHE)
 
 @dataclass(frozen=True, kw_only=True)
 class Caps:
-    """The most rows of each split; None takes all."""
+    """The maximum number of rows in each split; None takes all."""
 
     train: int | None = None
     validation: int | None = None
     test: int | None = None
 
 
-CONFIRMING = 10_000  # added to the seed that missed a bound to get the seed that confirms the miss
+CONFIRMING = 10_000  # added to a seed that missed a bound: the seed that confirms the miss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Sources of text and checkpoints, and replacements for the study's values.
+    """Where rows and checkpoints come from, and what replaces values of the recipes.
 
     Attributes:
         data_root, checkpoint_root: folders to read instead of the hub; None uses the hub.
-        micro: load `Backbone.micro` in place of the real checkpoint.
+        micro: load `Backbone.micro` in place of the real checkpoint, and use quick recipes.
         random_weights: use the real checkpoint's shape with random weights, and random token ids.
         caps: maximum rows by task id.
         train_rows, eval_rows: override `caps` for train, and for validation and test; 0 takes all.
         max_steps: updates of every cell, in place of the recipe's epochs; None keeps the recipe's.
-        one_row: use one row per update and short texts, where an update of the recipe would take
-            minutes.
+        one_row: use one row per update and generate short texts, where an update of the recipe
+            would take minutes.
         changes: recipe fields that the command line sets for every cell; `adapter.r` applies only
             to recipes with an adapter.
         threads: torch threads per process; None divides the cores among workers and their ranks.
@@ -478,9 +478,9 @@ class Profile:
         seed: for initialization, dropout and the order of rows; the splits have another seed.
         perturbation: seed of noise in the last digits of the initial weights, which measures the
             effect of rounding; None adds none.
-        confirms: the seed that missed a bound, in a confirmation run.
+        confirms: in a confirmation, the seed that missed a bound.
         own_test: score tasks that have an `own_test` split on it.
-        feature_cache: folder for tokenized rows; None tokenizes every time.
+        feature_cache: folder for tokenized rows; None keeps them in memory.
     """
 
     id: str
@@ -505,7 +505,7 @@ class Profile:
     feature_cache: Path | None = None
 
     def cap(self, task_id: str, split: str) -> int | None:
-        """The most rows of a split; None takes all."""
+        """The maximum number of rows in a split; None takes all."""
         limit = self.train_rows if split == "train" else self.eval_rows
         if limit is not None:
             return limit or None
@@ -513,11 +513,11 @@ class Profile:
         return cap
 
     def adjust_recipe(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> Recipe:
-        """A cell's recipe under this profile; `quick` has the fields that make a quick recipe.
+        """A cell's recipe under this profile; micro profiles replace the fields in `quick`.
 
         Changing the adapter drops the study's parameter counts, which no longer apply. Changing the
-        rate changes the head's rate in proportion. Raises InputError if the profile is micro and
-        the cell has no quick recipe.
+        learning rate changes the head's rate in proportion. Raises InputError if the profile is
+        micro and the cell has no quick recipe.
         """
         if self.micro:
             if quick is None:

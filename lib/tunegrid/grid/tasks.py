@@ -22,7 +22,7 @@ GZIP = ".gz"  # may follow any of them except .parquet, which compresses itself
 
 
 def file_kind(path: str | Path) -> str:
-    """Returns the ending of a file's name if `FILE_KINDS` has it, without `GZIP`; else empty."""
+    """Returns a file's extension, without `GZIP`, if it is in `FILE_KINDS`; otherwise ""."""
     name = str(path).lower()
     kind = Path(name.removesuffix(GZIP)).suffix
     if kind not in FILE_KINDS or (kind == ".parquet" and name.endswith(GZIP)):
@@ -37,8 +37,8 @@ class Carve:
     Attributes:
         share: of the whole train split, between 0 and 1.
         stratify: a column whose values keep their proportions.
-        group: a column whose values stay on one side, so that no article is both learned and
-            scored.
+        group: a column whose values each stay on one side, so that no article is both learned
+            and scored.
     """
 
     share: float
@@ -50,7 +50,7 @@ BY_LABEL = ("precision", "recall", "f1")  # scores that a classification has for
 
 
 def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
-    """The scores for a kind of problem; a classification has some for each label."""
+    """The names of a problem's scores; a classification also has `BY_LABEL` for each label."""
     if problem is Problem.EXTRACT:
         return ("exact_match", "f1")
     if problem is Problem.GENERATE:
@@ -71,14 +71,14 @@ def score_title(name: str, labels: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A data set with a question.
+    """A data set, and what to predict from it.
 
     Attributes:
         dataset: id on the hub; `folder` is its name below a `--data-root`.
         files: the file with each split's rows (`FILE_KINDS`), by split. A path is absolute, or
             relative to the `--grid` file's folder or to `folder`. If empty, `folder` has a file
-            named after each split. If all files are absolute or next to the `--grid` file, rows
-            come only from them.
+            named after each split. Rows come only from these files if all are absolute or any
+            is next to the `--grid` file.
         columns: the hub's column names, with the JSON type of each; `str` for labels given by name.
         text: columns to read, joined by a line break; `Recipe.text` may choose others.
         text_pair: columns of the second text: a hypothesis, or the passage after a question.
@@ -90,9 +90,9 @@ class Task:
         labels: names of the classes in the order of their numbers, for classification only. Rows
             may hold names or numbers.
         train: the split to learn from.
-        train_rows: the most rows to learn from, unless `--set train_rows=N`; None takes all.
+        train_rows: maximum rows to train on, unless the profile has its own; None takes all.
         validation, test: a split's name, or a share of train.
-        own_test: the split that `--set own_test=true` scores on, if `test` is a share of train.
+        own_test: the split that `--set own_test=true` scores on instead of `test`.
         main_score: the score that the run table shows.
         bounded_scores: scores that bounds and gates compare.
         metrics: a user's own scores, which `Grid.add_metric` adds.
@@ -121,7 +121,7 @@ class Task:
     metrics: tuple[Metric, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises InputError if the entry contradicts itself, and says how to fix it."""
+        """Raises InputError, with a remedy, if fields are invalid or contradict each other."""
         if fault := next(self._faults(), None):
             raise InputError(f"task {self.id!r}: {fault}")
         if self.labels and self.columns[self.target] is str:  # label names are read as numbers
@@ -184,7 +184,7 @@ class Task:
 
     @property
     def hub_columns(self) -> Mapping[str, type]:
-        """Columns that the data set must have: its rows' columns, or the conversations' column."""
+        """Columns that the data set must have: `columns`, or only the conversations' column."""
         return {self.messages: list} if self.messages else self.columns
 
     @property

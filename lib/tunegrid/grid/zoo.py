@@ -1,7 +1,7 @@
 """The zoo (`-m zoo`): LoRA, QLoRA, SFT and more PEFT methods, on every micro backbone and task.
 
-The cells of a backbone and task differ only in their rate and the method's own settings. `REFUSED`
-lists the cells that no library can train, or that learn too little, with reasons.
+The cells of a backbone and task differ only in their rates and the method's own settings. `REFUSED`
+says why some cells are left out: libraries cannot train them, or they learn too little.
 """
 
 from collections.abc import Mapping
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaLora(Adapting):
-    """AdaLoRA (Zhang et al. 2023): reallocates ranks between updates, with orthogonal vectors."""
+    """AdaLoRA (Zhang et al. 2023): cuts the least important ranks during training."""
 
     config: str = "AdaLoraConfig"
     on_targets: bool = True
     trains_token_rows: bool = True
     frozen_parts: tuple[str, ...] = ("ranknum",)  # the number of remaining ranks
     shows_early: ClassVar[bool] = False  # ranks are cut later
-    start: ClassVar[float] = 1.5  # initial ranks as a multiple of the recipe's rank, the final mean
+    start: ClassVar[float] = 1.5  # initial rank / the recipe's rank, which is the final mean
     first: ClassVar[float] = 0.1  # share of the updates before the first cut
     last: ClassVar[float] = 0.4  # share of the updates after the last cut
 
@@ -50,7 +50,7 @@ class AdaLora(Adapting):
         return {"init_r": round(rank * self.start), "target_r": rank}
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """The recipe's adapter, and PEFT's two ranks."""
+        """The recipe's adapter, and the initial and target rank."""
         return asdict(get_adapter(recipe)) | self._ranks(recipe)
 
     def config_fields(self, cell: Cell) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class AdaLora(Adapting):
         return {**scale, **self._ranks(cell.recipe), "total_step": 1}
 
     def plan(self, model: Any, updates: int) -> None:
-        """Has PEFT cut ranks after each update, except in the shares `first` and `last`."""
+        """Has PEFT cut ranks after every update between the shares `first` and `last`."""
         config = model.peft_config["default"]
         config.tinit = round(updates * self.first)
         config.tfinal = round(updates * self.last)
@@ -69,7 +69,7 @@ class AdaLora(Adapting):
     def penalty(self, model: Any) -> "torch.Tensor | None":
         """PEFT's weight times the mean deviation of A's rows and B's columns from orthonormality.
 
-        This is equation 4 of AdaLoRA.
+        This is PEFT's form of equation 4 of AdaLoRA.
         """
         import torch
 
@@ -85,20 +85,20 @@ class AdaLora(Adapting):
         return penalty
 
     def after_step(self, model: Any, update: int) -> None:
-        """Lets PEFT weigh and cut the ranks; PEFT counts updates from 0, too."""
+        """Has PEFT score and cut the ranks; PEFT counts updates from 0, too."""
         model.base_model.update_and_allocate(update)
 
     def state_dict(self, model: Any) -> dict[str, Any]:
-        """The importance of each rank so far."""
+        """The importance scores so far, from which PEFT chooses ranks to cut."""
         state = vars(model.base_model.rankallocator)
         return {name: dict(state[name]) for name in ("ipt", "exp_avg_ipt", "exp_avg_unc")}
 
     def load_state_dict(self, model: Any, state: Mapping[str, Any]) -> None:
-        """Restores the importance of each rank."""
+        """Restores the importance scores."""
         vars(model.base_model.rankallocator).update(state)
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """P Lambda Q x (equation 3 of AdaLoRA) times alpha / initial ranks, as its authors do."""
+        """P Lambda Q x (equation 3 of AdaLoRA) times alpha / initial rank, as its authors do."""
         q = exact(layer.lora_A["default"])
         p = exact(layer.lora_B["default"])
         singular_values = exact(layer.lora_E["default"]).flatten()
@@ -107,11 +107,11 @@ class AdaLora(Adapting):
         return (scale * product).float().to(inputs.device)
 
     def starts_at_zero(self, cell: Cell) -> bool:
-        """All singular values start at zero."""
+        """True, because all singular values start at zero."""
         return True
 
     def check_model(self, model: "nn.Module", cell: Cell) -> Answer:
-        """Checks that ranks were cut to the target, on average over the layers."""
+        """Checks that the layers' mean rank was cut to the target."""
         ranks = []
         for name, parameter in model.named_parameters():
             if "lora_E" in name:
@@ -126,18 +126,18 @@ class AdaLora(Adapting):
 
 @dataclass(frozen=True, kw_only=True)
 class Ia3(Adapting):
-    """IA3 (Liu et al. 2022): learned vectors multiply a layer's output, or a feed-forward input."""
+    """IA3 (Liu et al. 2022): learned vectors scale outputs, or a feed-forward layer's input."""
 
     config: str = "IA3Config"
     changes_inputs: ClassVar[bool] = True
 
     def declared_facts(self, cell: Cell, layer: str) -> tuple[str, ...]:
-        """The side that the layer's vector multiplies."""
+        """Whether the layer's vector scales its input or its output."""
         fields = self.config_fields(cell)
         return (SIDES[is_part(layer, fields["feedforward_modules"])],)
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
-        """The side that the layer's vector multiplies, according to the vector's shape."""
+        """Whether the layer's vector scales its input or its output, as its shape shows."""
         return (SIDES[layer.ia3_l["default"].shape[0] == 1],)
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
@@ -153,7 +153,7 @@ class Ia3(Adapting):
         return product.float().to(inputs.device)
 
     def starts_at_zero(self, cell: Cell) -> bool:
-        """All vectors start at one, which changes nothing."""
+        """True, because all vectors start at one, which changes nothing."""
         return True
 
 
@@ -168,7 +168,7 @@ class Vera(Adapting):
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """Output scales x B x rank scales x A x (equation 2), with the layer's slice of A and B."""
+        """Lambda_b B Lambda_d A x (equation 2 of VeRA), with the layer's slices of A and B."""
         a = exact(layer.vera_A["default"])
         b = exact(layer.vera_B["default"])
         by_rank = exact(layer.vera_lambda_d["default"])
@@ -178,20 +178,20 @@ class Vera(Adapting):
         return product.float().to(inputs.device)
 
     def starts_at_zero(self, cell: Cell) -> bool:
-        """The scales of all outputs start at zero."""
+        """True, because the scales of all outputs start at zero."""
         return True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Oft(Adapting):
-    """OFT (Qiu et al. 2023): learns to rotate a layer's input in blocks that divide its width."""
+    """OFT (Qiu et al. 2023): learns a block-diagonal rotation of each layer's input."""
 
     config: str = "OFTConfig"
     changes_inputs: ClassVar[bool] = True
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """W R x - W x; R has Cayley blocks (I + Q) (I - Q)^-1, where skew Q holds the weights."""
+        """W R x - W x, where R has blocks (I + Q) (I - Q)^-1 with skew-symmetric learned Q."""
         import torch
 
         weights = exact(layer.oft_R["default"].weight)  # (blocks, values above the diagonal)
@@ -209,13 +209,13 @@ class Oft(Adapting):
         return product.float().to(inputs.device)
 
     def starts_at_zero(self, cell: Cell) -> bool:
-        """All rotations start at zero."""
+        """True, because all rotations start as the identity."""
         return True
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitFit(Method):
-    """BitFit (Ben Zaken et al. 2022): only the biases and the new head train."""
+    """BitFit (Ben Zaken et al. 2022): only the biases and the head's new modules train."""
 
     adapts: ClassVar[bool] = True
     must_move: tuple[str, ...] = ("bias",)
@@ -235,7 +235,7 @@ class BitFit(Method):
         return self.own_parameters(model) | frozenset(head_names(model, cell))
 
     def group_name(self, name: str) -> str:
-        """All biases form one group."""
+        """Always "bias": all biases form one group."""
         return "bias"
 
 
@@ -263,7 +263,7 @@ DORA: Mapping[str, Any] = {
     "options": {"use_dora": True},
     "must_move": ("lora_magnitude_vector",),
 }
-# PEFT's default inverts by a series, which is no longer a rotation at the rates of small models.
+# PEFT's default inverts by a series, whose result is no rotation at the rates of small models.
 OFT: Mapping[str, Any] = {
     "must_move": ("oft_R",),
     "options": {"oft_block_size": 32, "use_cayley_neumann": False},
@@ -335,7 +335,7 @@ RATES: Mapping[str, float] = {
 
 
 class QuickPlan(NamedTuple):
-    """The quick training for a backbone and task, in batches of 16."""
+    """The quick training of cells of a backbone and task, in batches of 16."""
 
     updates: int
     rate: float  # LoRA's rate
@@ -343,8 +343,8 @@ class QuickPlan(NamedTuple):
 
 
 # Found by hand with the test scores in view. Every method gets the same rate for the head, because
-# at the rate of IA3 or VeRA the head would do all the work. GPT-2's rate for classifying is not
-# low: at a low rate, no method learns from some starts.
+# at the rate of IA3 or VeRA the head would do all the work. GPT-2's head has a high rate for
+# classification: at a low rate, no method learns at some seeds.
 QUICK: Mapping[tuple[str, str], QuickPlan] = {
     ("bert", "sa"): QuickPlan(60, 5e-3, 2e-3),
     ("bert", "qa"): QuickPlan(60, 3e-3, 2e-3),
@@ -357,8 +357,8 @@ QUICK: Mapping[tuple[str, str], QuickPlan] = {
     ("t5", "sum"): QuickPlan(30, 5e-3, None),
 }
 
-# GPT-2 summarizes after its end token, which is pretrained, because few methods can train the row
-# of a new token.
+# GPT-2's separator is its pretrained end token, because few methods can train the row of a new
+# token.
 GPT2_SUM = Head(architecture="GPT2LMHeadModel", tied_modules=("lm_head",), layout=Layout.SEPARATED)
 
 CONV1D = "PEFT rotates layers of torch only, and GPT-2's are transformers' Conv1D"
