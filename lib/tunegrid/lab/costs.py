@@ -10,6 +10,7 @@ from pathlib import Path
 from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.report.costs import estimate, read_footprints
+from tunegrid.report.tables import show
 from tunegrid.runs.files import read_list
 
 HEADER = (
@@ -35,25 +36,25 @@ def cost_rows(
     for record in records:
         footprint = footprints.get(record.cell)
         training, data, memory = record.training, record.data, record.memory
-        if not (footprint and training and data and memory):
+        if not (footprint and footprint.device and training and data and memory):
             continue
-        names = [part.device.name if part.device else "" for part in (record, footprint)]
-        if len(set(names)) > 1:
-            raise InputError(f"{record.cell} trained on {names[0]}, its footprint on {names[1]}")
+        device = footprint.device.name
+        if not record.device or record.device.name != device:
+            other = record.device.name if record.device else "an unknown device"
+            raise InputError(f"{record.cell} trained on {other}, not on {device}")
         predicted = estimate(record.recipe, data.rows, footprint, measured=True)
+        low, high = predicted.hours[device]
         hours = training.seconds / 3600
-        span = predicted.hours.get(names[0])
-        phase = memory.phases.get("train")
-        gib = phase and (phase.allocated_peak_gib or phase.rss_peak_gib)
+        phase = memory.phases["train"]
         yield (
             record.cell,
             str(record.seeds.seed),
             f"{training.updates} of {predicted.updates}",
-            "-".join(f"{end:.2f}" for end in span) if span else "-",
+            f"{low:.2f}-{high:.2f}",
             f"{hours:.2f}",
-            f"{100 * hours / span.high:.0f} %" if span else "-",
-            f"{predicted.gib:.2f}" if predicted.gib else "-",
-            f"{gib:.2f}" if gib else "-",
+            f"{100 * hours / high:.0f} %",
+            show(predicted.gib, ".2f"),
+            show(phase.allocated_peak_gib or phase.rss_peak_gib, ".2f"),
         )
 
 

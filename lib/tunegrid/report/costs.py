@@ -18,6 +18,7 @@ from tunegrid.grid.recipes import EVAL_BATCH, Hyperparameters, Precision
 from tunegrid.grid.tasks import Carve, Task
 from tunegrid.machine import GIB
 from tunegrid.record import Record
+from tunegrid.report.tables import MISSING, show
 from tunegrid.runs.files import read_list
 from tunegrid.words import count
 
@@ -126,7 +127,9 @@ def measured_seconds(work: Work, footprint: Record) -> Range | None:
     rate = footprint.flops and footprint.flops.achieved_flops_per_second
     if not rate:
         return None
-    gain = BATCH_GAIN if footprint.recipe.rows_per_update == 1 else 1.0
+    gain = 1.0
+    if footprint.recipe.rows_per_update == 1:
+        gain = BATCH_GAIN
     return Range(FILL * work.train_flops / (gain * rate), work.train_flops / rate)
 
 
@@ -228,14 +231,16 @@ class Costs:
         return f"  {'updates':>7}  {'GiB':>5}{names}"
 
     def columns(self, cell_id: str) -> str:
-        """A cell's columns; "-" where nothing is known."""
+        """A cell's columns, with a dash where nothing is known."""
         estimate = self.cells.get(cell_id)
         if estimate is None:
-            return f"  {'-':>7}  {'-':>5}" + f"  {'-':>9}" * len(self.devices)
-        gib = "-" if estimate.gib is None else f"{estimate.gib:.1f}"
-        hours = [estimate.hours.get(name) for name in self.devices]
-        texts = "".join(f"  {span.text() if span else '-':>9}" for span in hours)
-        return f"  {estimate.updates:>7}  {gib:>5}{texts}"
+            return f"  {MISSING:>7}  {MISSING:>5}" + f"  {MISSING:>9}" * len(self.devices)
+        gib = show(estimate.gib, ".1f")
+        hours = ""
+        for name in self.devices:
+            span = estimate.hours.get(name)
+            hours += f"  {span.text() if span else MISSING:>9}"
+        return f"  {estimate.updates:>7}  {gib:>5}{hours}"
 
     def notes(self) -> Iterator[str]:
         """Yields the sums, and what the estimates rest on."""

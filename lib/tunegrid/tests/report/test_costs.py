@@ -99,7 +99,7 @@ def test_what_was_predicted_is_printed_beside_what_was_measured():
     [row] = cost_rows([record], {"bert_sa_lora": footprint()})
     assert row[2:] == ("2 of 1", "0.00-0.00", "0.00", "750 %", "2.01", "1.25")
     other = altered(record, "device.name", "another CPU")
-    with pytest.raises(InputError, match="trained on another CPU"):
+    with pytest.raises(InputError, match="trained on another CPU, not on a CPU"):
         next(cost_rows([other], {"bert_sa_lora": footprint()}))
 
 
