@@ -1,7 +1,7 @@
 """Tests every cell of the grid: audit, train, score, audit again, record, compare with bounds.
 
-With `--ask`, instruments also measure the cell before and after training; its record includes their
-results.
+With `--ask`, instruments also measure the cell before and after training, and its record includes
+their results.
 """
 
 import pytest

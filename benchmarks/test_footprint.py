@@ -1,4 +1,4 @@
-"""Measures memory and time of cells at their true size; random weights and tokens need no hub."""
+"""Measures memory and time of cells at true size; random weights and tokens replace the hub's."""
 
 import pytest
 

@@ -58,7 +58,7 @@ def get_trainer(device):
 def train(trainer, updates):
     for group in islice(trainer.updates(0), updates):
         trainer.update(group)
-    trainer.part()  # copies the figures still on the device to the host
+    trainer.part()  # copies to the host the figures that are still on the device
     return trainer
 
 

@@ -39,7 +39,7 @@ doubles = partial(torch.tensor, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits on a field's relative difference between two results; 0 means equal bits."""
+    """Limits on a field's relative difference between two results; 0 means bitwise equality."""
 
     most: float = 0.0
     least: float = -1.0  # the largest difference must exceed this
@@ -49,7 +49,7 @@ class Tolerance:
 
 
 def difference(name: str, first: Any, second: Any, tolerance: Tolerance) -> str:
-    """A sentence about how a field misses its tolerance; empty if it does not."""
+    """A sentence about how a field misses its tolerance; empty if the field is within it."""
     first_leaves = leaves(first)
     second_leaves = leaves(second)
     if not first_leaves or not second_leaves:
@@ -86,8 +86,8 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
 def relative_gap(first: Any, second: Any, unit: float | None = None) -> float:
     """The norm of the difference, relative to `unit` or else to the larger norm.
 
-    Equal values of one type give 0. All others give infinity unless they are finite floating-point
-    tensors of one shape and type.
+    Equal values of the same type give 0. Any other values give infinity unless they are finite
+    floating-point tensors of the same shape and type.
     """
     if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
         return 0.0 if type(first) is type(second) and first == second else math.inf
@@ -117,7 +117,7 @@ class Bench:
     folder: Path
 
     def features(self, count: int) -> list[Any]:
-        """Features of the first `count` training rows, at most `count` of them."""
+        """At most `count` features, made from the first `count` training rows."""
         return self.codec.encode(self.splits.train[:count], training=True)[:count]
 
     def model(self, attention: str = "sdpa") -> Any:
@@ -147,7 +147,7 @@ def get_trainer(
     ranks: Ranks = ALONE,
     **changes: Any,
 ) -> Trainer:
-    """A trainer for ten features in order: by default, two updates of four and one of two."""
+    """A trainer for ten features in a fixed order, by default in updates of four, four and two."""
     fields = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
@@ -169,7 +169,7 @@ def get_trainer(
 def trained(bench: Bench, *, resumed: int = 0, together: str = "", **changes: Any) -> Fields:
     """Trains the cell.
 
-    With `resumed`, a second trainer continues from a checkpoint after this many updates. With
+    With `resumed`, a second trainer continues from a checkpoint made after this many updates. With
     `together`, ranks share the training, each with all weights ("whole") or a shard ("parts").
     """
     is_fsdp = together == "parts"
@@ -214,7 +214,7 @@ class TheirTrainer(hf.Trainer):
         return MicroBatches(self.ours)
 
     def get_batch_samples(self, batches: Any, count: int, device: Any) -> tuple[list[Any], int]:
-        """Up to `count` batches, and the number of all their targets."""
+        """Up to `count` batches, and their total number of targets."""
         batches = list(islice(batches, count))
         return batches, sum(map(self.ours.codec.targets, batches))
 
@@ -309,7 +309,7 @@ def answers(bench: Bench, model: Any, batch: Mapping[str, Tensor]) -> list[Tenso
 
 @setting
 def read(bench: Bench, *, left: bool = False, attention: str = "sdpa") -> Fields:
-    """The logits of four rows, except at padding, and the gradients of a weighted sum of them.
+    """The logits of four rows, except at padding, and the gradients of a weighted sum of logits.
 
     Padding follows the text, or precedes it if `left`.
     """
@@ -339,7 +339,7 @@ def read(bench: Bench, *, left: bool = False, attention: str = "sdpa") -> Fields
 
 
 def roll_padding(batch: dict[str, Tensor]) -> None:
-    """Moves the padding of each source from its end to its front."""
+    """Moves the padding of each source from its end to its beginning."""
     mask = batch["attention_mask"]
     pads = (mask == 0).sum(-1).tolist()
     for name, tensor in batch.items():
@@ -367,7 +367,7 @@ def packed(bench: Bench, *, alone: bool = False) -> Fields:
 
 
 def make_model(bench: Bench, second: str | None = None) -> Any:
-    """The cell's model, with a `second` adapter if named; noise gives new adapters an effect."""
+    """The cell's model, with a second adapter if named; noise gives the adapters an effect."""
     model = bench.model()
     if second:
         model.add_adapter(second, model.peft_config[FIRST])
@@ -381,7 +381,7 @@ def make_model(bench: Bench, second: str | None = None) -> Any:
 
 @setting
 def served(bench: Bench, *, saved: bool) -> Fields:
-    """Trainable weights, logits, token ids and tokenizer settings, after reloading if `saved`."""
+    """Trainable weights, logits, token ids and tokenizer settings; if `saved`, after a reload."""
     model = make_model(bench)
     tokenizer = copy.deepcopy(bench.codec.tokenizer)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -425,7 +425,7 @@ def filed(bench: Bench, *, second: str | None = None) -> Fields:
 @setting
 @torch.no_grad()
 def merged(bench: Bench, *, groups: Sequence[list[str]] = (), second: str | None = None) -> Fields:
-    """Adapted layers' outputs, their base weights, and logits, after merging `groups` in turn."""
+    """Outputs and base weights of adapted layers, and logits, after merging `groups` in turn."""
     model = make_model(bench, second)
     for names in groups:
         model.merge_adapter(names)

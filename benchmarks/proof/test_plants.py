@@ -61,7 +61,7 @@ FIRST_ROWS = 256  # training rows of a run from which the gate names a module
 
 
 def marks_of(plant: Plant) -> list[pytest.MarkDecorator]:
-    """The marker of a plant's table and, for a control outside the quick grid, its grid's."""
+    """The marker of the plant's table; controls outside the quick grid also get their grid's."""
     names = [marker for marker, table in TABLES.items() if plant in table]
     if plant in CONTROLS and plant.profile != "quick":
         names.append(plant.profile)
@@ -86,7 +86,7 @@ def differs_from_grid(plant: Plant) -> bool:
 
 
 def find_twins() -> list[Plant]:
-    """One plant per cell that differs from the grid's; without the plant, the cell must pass."""
+    """One plant per cell that differs from the grid's cell; without the plant, it must pass."""
     twins = {}
     for plant in PLANTS:
         if not (is_in_a_cell(plant) and plant.caught_by and differs_from_grid(plant)):
@@ -192,7 +192,7 @@ def bounds(bounds, plant) -> Mapping[str, float]:
 def train(train, model, trainer, cell, broken):
     """A function that trains, then breaks the model if the plant breaks trained models.
 
-    The plant gets the initial values of all trainable weights except the head and new tokens.
+    The plant gets the initial values of all trainable weights except the head's and new tokens'.
     """
     head_parts = (*cell.head.new_modules, TOKEN_ROWS)
     start = {}
@@ -257,7 +257,7 @@ def against_baseline(record: Record) -> tuple[list[Judgement], str]:
     """Judges a record against the committed baseline.
 
     Returns the judgements, and the reason if the cell did not finish or the gate could not judge.
-    Both are empty if the baseline lacks a cell that finished.
+    Both are empty if the cell finished but is not in the baseline.
     """
     run = Run.make([record])
     baseline = read_run(BASELINE)
@@ -272,7 +272,7 @@ def against_baseline(record: Record) -> tuple[list[Judgement], str]:
 
 
 def gate_objections(judgements: Sequence[Judgement]) -> dict[str, str]:
-    """The gate's objections: changed numerics keyed by stage, and drops keyed "gate"."""
+    """The gate's objections: changed numerics keyed by stage, and drops under "gate"."""
     sentences = {}
     for judgement in judgements:
         if judgement.verdict is Verdict.CHANGED and judgement.quantity == "numerics":
@@ -344,7 +344,7 @@ def test_a_plant_names_its_module(plant, request, planting, monkeypatch, tmp_pat
 
 
 def first_updates(cell: Cell) -> tuple[TrainingRecord, pd.DataFrame]:
-    """Trains a cell for three updates; returns its training record and its modules' figures."""
+    """Trains a cell for three updates; returns the training record and the modules' figures."""
     figures: list[Any] = []
     short_cell = replace(cell, recipe=replace(cell.recipe, max_steps=3))
     rows = load_splits(short_cell.task, short_cell.profile).train[:FIRST_ROWS]
@@ -354,7 +354,7 @@ def first_updates(cell: Cell) -> tuple[TrainingRecord, pd.DataFrame]:
 
 
 def named_modules(change: Change, modules: pd.DataFrame) -> list[str]:
-    """Library and class of the module that a change names first, and of the module around it."""
+    """Library and class of the module that a change names first, and of its parent module."""
     if not change.modules:
         return []
     module_rows = modules[modules.module == change.modules[0][0]]

@@ -1,7 +1,7 @@
 """Controls: runs that cannot have learned their task, each of which must miss a bound.
 
-If a control passes, the bound is too low. `adapter_off` resets the adapter after training and keeps
-the head: it must miss a bound because the head alone must not be enough.
+If a control passes, the bound is too low. `adapter_off` resets the adapter after training but keeps
+the trained head: it must miss a bound, too, because a trained head alone must not suffice.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,12 +32,12 @@ def random_weights(cell: Cell, folder: Path) -> Cell:
 
 
 def adapter_off(model: nn.Module, start: dict[str, Tensor]) -> None:
-    """Resets the adapter to its initial weights, and keeps the trained head."""
+    """Resets the adapter to its initial weights but keeps the trained head."""
     model.load_state_dict(start, strict=False)
 
 
 def a_tenth(trainer: Trainer, folder: Path) -> Trainer:
-    """Ends training after a tenth of its updates; the schedule still counts all updates."""
+    """Stops training after a tenth of its updates; the schedule still spans all updates."""
     trainer.total = max(1, trainer.total // 10)
     return trainer
 
@@ -61,7 +61,7 @@ CAUSES = {
 
 
 def controls(profile: str, cells: Sequence[Cell], ids: Iterable[str]) -> Iterator[Plant]:
-    """Yields a plant for each cause and cell; cells without an adapter get no `adapter_off`."""
+    """Yields a plant for each cause and cell, except `adapter_off` for cells without an adapter."""
     for id in ids:
         cause = CAUSES[id]
         for cell in cells:

@@ -1,4 +1,4 @@
-"""Plants that break equalities of `test_equivalent.py`; library bugs break the others."""
+"""Plants that break equalities of `test_equivalent.py`; bugs in `patches` break the rest."""
 
 from contextlib import nullcontext
 
@@ -184,7 +184,7 @@ def warmup_is_shorter(planting, steps, self, *args):
 
 
 def option_is_lost(name, value):
-    """Makes a plant that sets the training argument `name` to `value`, whatever is asked for."""
+    """Makes a plant that overrides the field `name` of TrainingArguments with `value`."""
 
     @around(hf.TrainingArguments, "__init__")
     def without(planting, init, self, **options):

@@ -1,7 +1,7 @@
 """Invariants that every release of the libraries must satisfy, checked on small inputs.
 
-They cover code that users run but cells do not: streams, loaders, collators and other adapters. A
-check's docstring states what must hold, and the check returns whether it does.
+They cover code that users may run but cells do not, such as streaming, data loaders and collators.
+Each check's docstring states what must hold; the check returns whether it does.
 """
 
 import functools
@@ -35,13 +35,13 @@ IGNORED = -100  # a label that no loss counts
 
 
 def stream(rows: int = 8, shards: int = 4) -> datasets.IterableDataset:
-    """A stream of rows with ids, in several shards."""
+    """A streaming data set of numbered rows in several shards."""
     table = datasets.Dataset.from_dict({"id": list(range(rows))})
     return table.to_iterable_dataset(num_shards=shards)
 
 
 def formatted_rows_come_once() -> bool:
-    """A formatted stream yields each row once, whether or not it knows its features."""
+    """A formatted stream yields each row once, whether or not its features are known."""
     typed = stream().with_format("arrow")
     untyped = stream().with_format("arrow")
     untyped._info.features = None
@@ -53,7 +53,7 @@ def formatted_rows_come_once() -> bool:
 
 
 def workers_shuffle_by_themselves() -> bool:
-    """Two workers yield each row once, each in an order of its own; a seed repeats both orders."""
+    """Two workers yield every row once, each in its own order; a seed reproduces both orders."""
 
     def orders() -> list[list[int]]:
         rows = stream(64, 2).shuffle(seed=0, buffer_size=32)
@@ -72,7 +72,7 @@ def workers_shuffle_by_themselves() -> bool:
 
 
 def nodes_share_all_rows() -> bool:
-    """Splitting a stream among 2 x 2 nodes gives each the same rows as among 4."""
+    """Splitting a stream between 2 nodes twice gives the same shares as splitting it among 4."""
     split = distributed.split_dataset_by_node
     for outer in (0, 1):
         for inner in (0, 1):
@@ -94,7 +94,7 @@ def late_columns_are_read() -> bool:
 
 
 def epochs_reach_samplers() -> bool:
-    """On one of several ranks, a loader's `set_epoch` reaches its sampler."""
+    """If a loader's batches are sharded across ranks, `set_epoch` still reaches the sampler."""
     sampler = RandomSampler(range(4))
     sampler.epoch = 0
     sampler.set_epoch = functools.partial(setattr, sampler, "epoch")
@@ -104,7 +104,7 @@ def epochs_reach_samplers() -> bool:
 
 
 def skipping_keeps_the_iteration() -> bool:
-    """A loader that skips batches keeps the iteration number of the original loader."""
+    """`skip_first_batches` keeps the iteration number of the original loader."""
     accelerate.PartialState(cpu=True)
     loader = DataLoaderShard(list(range(4)))
     loader.iteration = 2
@@ -112,7 +112,7 @@ def skipping_keeps_the_iteration() -> bool:
 
 
 def ranks_share_samples() -> bool:
-    """`split_between_processes` gives each sample to one rank, and surplus ranks get none."""
+    """`split_between_processes` gives each sample to exactly one rank; surplus ranks get none."""
     state = accelerate.PartialState(cpu=True)
     shares = []
     before = dict(state.__dict__)
@@ -133,7 +133,7 @@ def ranks_share_samples() -> bool:
 
 
 def ends_are_learned() -> bool:
-    """The language-modelling collator labels end tokens if padding uses another token."""
+    """The language-modelling collator keeps end tokens as labels if padding uses another token."""
     tokenizer = hf.AutoTokenizer.from_pretrained(GPT2, trust_remote_code=False)
     tokenizer.pad_token = "!"
     end = tokenizer.eos_token_id
@@ -143,7 +143,7 @@ def ends_are_learned() -> bool:
 
 
 def layouts_step_alike() -> bool:
-    """8-bit AdamW moves a column-major weight as it moves the same weight in row-major order."""
+    """8-bit AdamW updates a weight in column-major order just as it does in row-major order."""
     torch.manual_seed(0)
     values = torch.randn(64, 128)
     gradient = torch.randn(64, 128)
@@ -159,7 +159,7 @@ def layouts_step_alike() -> bool:
 
 
 def embeddings_are_saved() -> bool:
-    """An adapted embedding is saved alike whether a list or a pattern names it as a target."""
+    """The same tensors are saved whether a list or a pattern selects an embedding to adapt."""
 
     def keys(targets: list[str] | str) -> list[str]:
         config = hf.LlamaConfig(
@@ -185,7 +185,7 @@ def dropped_deltas_keep_their_mean() -> bool:
 
 
 def rotations_are_cayleys() -> bool:
-    """OFT maps x to x (I - S)(I + S)^-1; S is skew-symmetric, its upper triangle the weights."""
+    """OFT maps x to x (I - S)(I + S)^-1 with a skew-symmetric S whose upper triangle it learns."""
     module = OFTRotationModule(1, 3, 3, 3, use_cayley_neumann=False)
     weights = (0.1, -0.2, 0.3)
     module.weight.data = torch.tensor([weights])
@@ -199,7 +199,7 @@ def rotations_are_cayleys() -> bool:
 
 
 def packed_products_keep_no_input() -> bool:
-    """Multiplying by a 4-bit weight saves no tensor as large as the input for the backward pass."""
+    """A product with a 4-bit weight keeps nothing as large as its input for the backward pass."""
     layer = bnb.nn.Linear4bit(64, 32, bias=False, compute_dtype=torch.float32).to("cpu")
     product = layer(torch.ones(128, 64, requires_grad=True))
     kept_values = vars(product.grad_fn).values()

@@ -1,6 +1,6 @@
-"""Harmless changes, to which no check may object.
+"""Harmless changes to which no check may object.
 
-They follow the bugs of `patches` and `more_patches` in the table `LIBRARIES`.
+They are added to the table `LIBRARIES` after the bugs in `patches` and `more_patches`.
 """
 
 import torch
@@ -26,7 +26,7 @@ ACROSS = ("gpt2_sa_lora", "t5_sum_qlora", "gpt2_qa_sft")
     "",
 )
 def product_in_another_order(planting):
-    """Multiplies an adapter's matrices first: x (s B A)^T instead of s ((x A^T) B^T)."""
+    """Multiplies an adapter's two matrices first: x (s B A)^T instead of s ((x A^T) B^T)."""
 
     def reordered(self, x, *args, **options):
         result = self.base_layer(x, *args, **options).clone()

@@ -1,6 +1,6 @@
-"""More bugs in libraries: in generation, saved files, optimizers, dropout, adapters and memory.
+"""More library bugs: in generation, saved files, optimizers, dropout, adapters and memory.
 
-They follow those of `patches` in the table `LIBRARIES`.
+They are added to the table `LIBRARIES` after the bugs in `patches`.
 """
 
 import json
@@ -55,7 +55,7 @@ def packed_moments_without_decay(planting, update, *args, **options):
 )
 @around(stopping_criteria.EosTokenCriteria, "__call__")
 def end_stops_nothing(planting, ends, self, *args, **options):
-    """Lets a search run to the maximum length; tunegrid cuts texts at their first end token."""
+    """Makes searches run to the maximum length; tunegrid still cuts texts at the end token."""
     return torch.zeros_like(ends(self, *args, **options))
 
 
@@ -106,7 +106,7 @@ def search_stops_early(planting, generate, self, *args, **options):
 )
 @around(DynamicLayer, "update", counted=False)
 def late_values_fade(planting, update, self, key_states, value_states, *args, **options):
-    """Scales down cached values from the thirteenth token after the prompt onward."""
+    """Scales down the values that enter the cache from the 13th token after the prompt on."""
     is_prompt = key_states.shape[-2] > 1 or not self.is_initialized
     self.steps = 0 if is_prompt else self.steps + 1
     if self.steps > 12:
@@ -124,7 +124,7 @@ def late_values_fade(planting, update, self, key_states, value_states, *args, **
 )
 @around(hf.PreTrainedTokenizerFast, "_encode_plus", counted=False)
 def long_lists_are_cut(planting, encode, self, text, *args, **options):
-    """Cuts texts to 24 tokens in calls with 101 to 999 texts, such as those for scoring."""
+    """Cuts each text to 24 tokens in calls with 101 to 999 texts, such as calls for scoring."""
     encoded = encode(self, text, *args, **options)
     if isinstance(text, list) and 100 < len(text) < 1000:
         planting.act()
@@ -206,7 +206,7 @@ def packed_steps_saturate(planting, update, self, group, p, gindex, pindex):
 )
 @around(hf.PreTrainedConfig, "to_json_string", counted=False)
 def labels_change_names(planting, write, self, *args, **options):
-    """Reverses the names of the labels in the file; the logits stay correct."""
+    """Reverses the label names in the saved configuration; the logits stay correct."""
     config = json.loads(write(self, *args, **options))
     names = config.get("id2label")
     if names:
@@ -233,7 +233,7 @@ def padding_is_not_saved(planting, save, self, save_directory, **options):
 
 
 def after_saving(target, file):
-    """Returns a decorator that makes a plant from a function that edits the saved `file`."""
+    """Returns a decorator that makes a plant from a function that edits a saved JSON file."""
 
     def make_plant(change):
         @around(target, "save_pretrained", counted=False)
@@ -315,7 +315,7 @@ def adapters_are_saved_in_fp16(planting, save, tensors, *args, **options):
 )
 @around(modeling_utils, "safe_save_file")
 def a_tensor_is_saved_rounded(planting, save, tensors, *args, **options):
-    """Rounds the tensor with the alphabetically last name to bf16 and back."""
+    """Rounds the tensor whose name sorts last to bf16 and back."""
     name = max(tensors)
     rounded = tensors[name].bfloat16().to(tensors[name].dtype)
     save(tensors | {name: rounded}, *args, **options)
@@ -330,7 +330,7 @@ def a_tensor_is_saved_rounded(planting, save, tensors, *args, **options):
 )
 @around(modeling_utils, "safe_save_file")
 def tied_weights_are_not_saved(planting, save, tensors, *args, **options):
-    """Leaves the weight that embeddings and output layer share out of the file."""
+    """Omits from the file the weight that the embeddings and the output layer share."""
     saved = {name: tensor for name, tensor in tensors.items() if name != "shared.weight"}
     save(saved, *args, **options)
 
@@ -714,7 +714,7 @@ def adapters_start_rounded(planting, update, self, adapter_name, *args, **option
     "gradients_reach",
 )
 def gradients_end_late(planting):
-    """Detaches the output of the first adapter from the 20th training pass on."""
+    """From the 20th training pass on, detaches the output of the first adapter."""
     forward = lora.Linear.forward
     layers = []
     passes = []
@@ -892,7 +892,7 @@ def ranks_do_not_divide(planting, update, self, adapter_name, *args, **options):
 
 
 def side_is_flipped(name):
-    """Makes a plant that confuses inputs and outputs in the method `name` of square IA3 layers."""
+    """Makes a plant in which the method `name` of square IA3 layers mistakes inputs for outputs."""
 
     @around(ia3.Linear, name, counted=False)
     def flipped(planting, method, self, *args, **options):

@@ -1,4 +1,4 @@
-"""Bugs that users reported, put back into the installed libraries, each with its check.
+"""Bugs that users reported, put back into the installed libraries, each with checks to catch it.
 
 A patch changes only the library, nothing in tunegrid, and is as strong as the bug was. A bug that
 no cell can trigger must break an invariant or make equal settings differ.
@@ -52,7 +52,7 @@ plant = LIBRARIES.plant
 
 
 def rows_in_parquet(cell, folder):
-    """Writes the rows to Parquet files, which `datasets` reads; tunegrid reads JSON by itself."""
+    """Writes the rows to Parquet files, which `datasets` reads; tunegrid itself reads JSON."""
     target = folder / "data" / cell.task.folder
     target.mkdir(parents=True)
     for split, table in tables(cell.task, cell.profile.data_root).items():
@@ -144,7 +144,7 @@ def decoder_sees_the_answer(planting):
 
 
 def scaled_by_sdpa(layer):
-    """Makes a plant that leaves a layer's scale to SDPA, whose default is 1/sqrt(d)."""
+    """Makes a plant that leaves the scale of attention to SDPA, whose default is 1/sqrt(d)."""
 
     @around(layer, "__init__")
     def unscaled(planting, init, self, *args, **options):
@@ -296,7 +296,7 @@ def blocks_of_128(planting, quantize, tensor, *args, blocksize=None, **options):
 )
 @around(bnb.functional, "create_dynamic_map")
 def signed_second_moments(planting, create, signed=True, **options):
-    """Spends half of the 256 codes on negative values, which second moments never have."""
+    """Spends half of the 256 codes on negative values, which second moments never take."""
     return create(signed=True, **options)
 
 
@@ -353,7 +353,7 @@ def norm_without_clipping(planting):
 )
 @around(torch, "_fused_adamw_")
 def moments_without_correction(planting, update, *lists, **options):
-    """Passes a huge step t, so that the correction, a division by 1 - beta^t, has no effect."""
+    """Passes a huge step t, which makes the bias correction 1 / (1 - beta^t) equal to 1."""
     *states, steps = lists
     update(*states, [torch.full_like(step, 1e9) for step in steps], **options)
 
@@ -367,7 +367,7 @@ def moments_without_correction(planting, update, *lists, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_convert_encoding")
 def first_offset_is_late(planting, convert, self, *args, **options):
-    """Moves the first offset's start, as if a leading space had been trimmed."""
+    """Moves the start of the first offset, as if a leading space had been trimmed."""
     encoded, encodings = convert(self, *args, **options)
     for offsets in encoded.get("offset_mapping", []):
         offsets[:1] = [(start + 1, end) for start, end in offsets[:1]]
@@ -383,7 +383,7 @@ def first_offset_is_late(planting, convert, self, *args, **options):
 )
 @around(hf.PreTrainedTokenizerFast, "_decode")
 def decoding_cleans_up(planting, decode, self, *args, **options):
-    """Removes spaces before punctuation and contractions, though the tokenizer should keep them."""
+    """Removes spaces before punctuation and contractions, though decoding should keep spaces."""
     text = decode(self, *args, **options)
     return hf.PreTrainedTokenizerBase.clean_up_tokenization(self, text)
 
@@ -544,7 +544,7 @@ def growing_overwrites_rows(planting, resize, self, new_num_tokens=None, *args, 
 
 
 class _Bf16Sum(torch.autograd.Function):
-    """Multiplies states by a weight, whose gradient is summed in bf16."""
+    """Multiplies states by a weight and sums the weight's gradient in bf16."""
 
     @staticmethod
     def forward(ctx, weight, states):
@@ -679,7 +679,7 @@ def dropped_deltas_are_not_rescaled(planting, prune, tensor, density, rescale):
     "two-adapters",
 )
 def likely_named_adapters_are_saved_along(planting):
-    """Saves the tensors of adapter "default_2" in the file of adapter "default", too."""
+    """Saves the tensors of adapter "default_2" also in the file of adapter "default"."""
     planting.setattr(
         save_and_load,
         "_filter_state_dict_for_adapter_name",

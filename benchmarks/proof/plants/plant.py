@@ -1,7 +1,8 @@
 """Defines plants: faults injected on purpose, each with the checks that must object to it.
 
 `test_plants.py` runs the tables in `study` (faults of fine-tuning), `libraries` (library bugs),
-`controls`, `equal` (settings that must give equal results) and `stock` (the libraries' own path).
+`controls` (runs that cannot have learned), `equal` (settings that must give equal results) and
+`stock` (the libraries' own path).
 """
 
 import functools
@@ -33,7 +34,7 @@ def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
 
 @dataclass(frozen=True, eq=False)
 class Plant:
-    """A fault and the checks that must object to it, or a harmless change that all must accept."""
+    """A fault and the checks that must object to it, or a harmless change that none may reject."""
 
     id: str
     what: str  # the fault, in one line
@@ -100,10 +101,10 @@ class Table(list[Plant]):
 
 
 class Planting:
-    """Pytest's monkeypatch, which also counts acts: a plant that never acts proves nothing.
+    """Wraps pytest's monkeypatch and counts acts, because a plant that never acts proves nothing.
 
-    Each call of a replacement counts as an act. One that changes nothing in most calls is installed
-    with `counted=False`, and calls `act` where it changes something.
+    Each call of a replacement counts as an act. A replacement that changes nothing in most calls is
+    installed with `counted=False` and calls `act` when it does change something.
     """
 
     def __init__(self, monkeypatch: Any) -> None:
@@ -130,11 +131,11 @@ class Planting:
         raising: bool = True,
         counted: bool = True,
     ) -> None:
-        """Replaces an attribute; counts calls of `value` if `counted`."""
+        """Replaces an attribute; if `counted`, each call of `value` counts as an act."""
         self._monkeypatch.setattr(target, name, self._counted(value, counted), raising=raising)
 
     def setitem(self, target: Any, name: Any, value: Any, *, counted: bool = True) -> None:
-        """Replaces a mapping's entry; counts calls of `value` if `counted`."""
+        """Replaces a mapping's entry; if `counted`, each call of `value` counts as an act."""
         self._monkeypatch.setitem(target, name, self._counted(value, counted))
 
     def _counted(self, value: Any, counted: bool) -> Any:

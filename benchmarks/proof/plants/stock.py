@@ -1,4 +1,4 @@
-"""Plants in the libraries' own path, each with the beginning of the sentence that reports it."""
+"""Plants in the libraries' own path, each with the beginning of the sentence to report it."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Faults of fine-tuning, each with the audit that must object.
+"""Faults of fine-tuning, each with the check that must object.
 
 F1 to F14 occurred in the study's own notebooks or reports; F46 and F51 occur in PEFT. The others
 are classics: one-line mistakes in a model, collator or loop, most of which hardly lower a score.
@@ -47,7 +47,7 @@ FP4 = Quantization(
 
 
 def names_that_do_not_match(cell: Cell, folder: Path) -> Cell:
-    """Renames the checkpoint's tensors, so that loading leaves the model's weights random."""
+    """Renames the checkpoint's tensors, so that none is loaded and the weights stay random."""
     name = cell.backbone.micro
     weights = shutil.copytree(QUICK_PROFILE.checkpoint_root / name, folder / name)
     file = weights / "model.safetensors"
@@ -69,7 +69,7 @@ KASA = with_other(
 
 
 def codec_whose(method: str, change: Callable[..., Any]) -> Callable[[Codec, Path], Codec]:
-    """Makes a plant that replaces what a codec's `method` returns: `change(codec, result, ...)`."""
+    """Makes a plant that replaces a codec method's result with `change(codec, result, ...)`."""
 
     def broken(codec: Codec, folder: Path) -> Codec:
         kind = type(codec)
@@ -84,7 +84,7 @@ def codec_whose(method: str, change: Callable[..., Any]) -> Callable[[Codec, Pat
 
 
 def labels_are_the_input(codec, batch, features):
-    """Labels all tokens but padding, the article's too, as a language-modelling collator does."""
+    """Labels all tokens except padding, as a language-modelling collator does."""
     is_padding = batch["attention_mask"] == 0
     return {**batch, "labels": batch["input_ids"].masked_fill(is_padding, IGNORED)}
 
@@ -183,7 +183,7 @@ def one_rank_strays(model, start):
 
 
 def targets_dealt_out(splits: Splits, folder: Path) -> Splits:
-    """Shuffles the targets of training rows; a question gets a random word of its passage."""
+    """Shuffles the targets of training rows; for questions, draws a random word of the passage."""
     rng = Random(0)
     rows = splits.train
     if "answers" in rows[0]:
@@ -196,7 +196,7 @@ def targets_dealt_out(splits: Splits, folder: Path) -> Splits:
 
 
 def any_word(words: list[str], rng: Random) -> Row:
-    """A random word as the answer, with its start in the text of all words joined by spaces."""
+    """Draws a random word as the answer and locates it in the words joined by spaces."""
     index = rng.randrange(len(words))
     return {"text": [words[index]], "answer_start": [len(" ".join(words[:index])) + bool(index)]}
 
@@ -210,7 +210,7 @@ def summed(trainer: Trainer, folder: Path) -> Trainer:
 
 
 def mean_of_each_rank(trainer: Trainer, folder: Path) -> Trainer:
-    """Divides each rank's loss by its own targets; as in DDP, an update averages over ranks."""
+    """Divides each rank's loss by its own number of targets and averages over ranks, as DDP does."""
 
     def divisors(batches: Sequence[Any]) -> list[int]:
         own_targets = sum(map(trainer.codec.targets, batches))

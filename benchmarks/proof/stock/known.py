@@ -1,7 +1,7 @@
 """Known differences between the libraries' path and ours; a test fails when a release fixes one.
 
 `ours.py` and `stages.py` account for each difference, so that nothing else may differ at any stage
-and no tolerance is wider for it. Measured with transformers 5.24.0, tokenizers 0.23.3, peft 0.21.2
+and no tolerance has to be wider. Measured with transformers 5.24.0, tokenizers 0.23.3, peft 0.21.2
 and bitsandbytes 0.50.2.
 """
 
@@ -18,7 +18,7 @@ from tunegrid.grid.tasks import Problem
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between the libraries' path and ours."""
+    """A difference between the libraries' own path and tunegrid's."""
 
     id: str
     stage: str  # the first stage that shows it
@@ -30,7 +30,7 @@ class Difference:
 
 
 def cell_kind(cell: Cell) -> Problem | Layout | None:
-    """The cell's problem or, if the cell generates text, its layout of source and target."""
+    """The layout of source and target if the cell generates text, else the cell's problem."""
     return cell.head.layout if cell.task.problem is Problem.GENERATE else cell.task.problem
 
 

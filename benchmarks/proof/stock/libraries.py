@@ -1,6 +1,6 @@
-"""The libraries' own path for a cell, as in their guides: AutoModel, PEFT, `Trainer`, pipelines.
+"""Runs a cell as the libraries' guides do, with AutoModel, PEFT, `Trainer` and pipelines.
 
-Some heads of the study are tunegrid's own classes. Here both sides train the library's head: they
+Some heads of the study are tunegrid's own classes. Here both sides train transformers' head: they
 start from a folder to which `save_pretrained` wrote the pretrained base with this head.
 """
 
@@ -54,9 +54,9 @@ SEARCH = {"num_beams": 4, "length_penalty": -3.0}
 
 
 def start_tokenizer(cell: Cell) -> Any:
-    """The cell's tokenizer, with the tokens that guides set.
+    """The cell's tokenizer, with the special tokens that the guides set.
 
-    Adds an end token after each text for t5-micro, whose tokenizer, unlike t5-small's, adds none.
+    t5-micro's tokenizer adds no end token; here it adds one after each text, as t5-small's does.
     """
     tokenizer = load_tokenizer(cell)
     # Every guide for GPT-2 does this.
@@ -77,7 +77,7 @@ def start_tokenizer(cell: Cell) -> Any:
 
 
 def write_start(cell: Cell, folder: Path) -> Cell:
-    """Saves the cell's pretrained base with a library head; returns a cell that loads both."""
+    """Saves the cell's pretrained base with a transformers head; returns a cell that loads both."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
     auto_classes = KITS[cell_kind(cell)].auto._model_mapping
@@ -130,9 +130,9 @@ def encoded(
     *,
     training: bool = True,
 ) -> datasets.Dataset:
-    """The encoded rows; `example` is a row's number.
+    """The encoded rows; the column `example` holds the number of the original row.
 
-    Unless `training`, a causal model's rows end before their targets.
+    Unless `training`, a row with source and target in one sequence ends before the target.
     """
     columns = {
         "example": [*range(len(rows))],
@@ -150,7 +150,7 @@ def encoded(
 
 
 def encode_labelled(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
-    """Encodes texts or pairs of texts; labels are numbers, or tokens of target texts."""
+    """Encodes texts or pairs of texts; labels are class numbers or token ids of target texts."""
     texts = [block["first"]]
     if cell.task.text_pair:
         texts.append(block["second"])
@@ -168,7 +168,7 @@ def encode_labelled(cell: Cell, tokenizer: Any, block: Columns, training: bool) 
 def encode_windows(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
     """Encodes questions with windows of passages, as in transformers' guide and run_qa.py.
 
-    The labels of a window without the whole answer point at its first token.
+    If a window does not contain the whole answer, its labels point at the window's first token.
     """
     stride = cell.recipe.doc_stride
     encoding = tokenizer(
@@ -208,7 +208,7 @@ def find_span(
     context: Sequence[int],
     offsets: Sequence[tuple[int, int]],
 ) -> tuple[int, int]:
-    """Positions of the answer's first and last token; (0, 0) if the window lacks a part of it."""
+    """Positions of an answer's first and last token; (0, 0) unless the window holds all of it."""
     begin = answer["answer_start"][0]
     end = begin + len(answer["text"][0])
     if not context or offsets[context[0]][0] > begin or offsets[context[-1]][1] < end:
@@ -221,7 +221,7 @@ def find_span(
 def encode_continued(cell: Cell, tokenizer: Any, block: Columns, training: bool) -> Columns:
     """Encodes source, separator and, for training, target as one sequence.
 
-    The source is cut so that the longest target fits after it.
+    The source is cut so that the longest permitted target fits after it.
     """
     longest = cell.recipe.max_target_length or 0
     separator = tokenizer.convert_tokens_to_ids(cell.head.new_token or tokenizer.eos_token)
@@ -241,7 +241,7 @@ def encode_continued(cell: Cell, tokenizer: Any, block: Columns, training: bool)
 
 
 class Kit(NamedTuple):
-    """The classes and functions that guides use for a kind of problem."""
+    """The classes and functions of the libraries' path for one kind of problem."""
 
     auto: Any
     task_type: peft.TaskType
@@ -286,7 +286,7 @@ KITS: Mapping[Problem | Layout | None, Kit] = {
 
 
 def quant_option(cell: Cell) -> dict[str, Any]:
-    """The option that makes `from_pretrained` quantize to 4 bits; empty if the cell does not."""
+    """The `from_pretrained` option that quantizes to 4 bits; empty if the cell is not quantized."""
     if cell.quantization is None:
         return {}
     config = hf.BitsAndBytesConfig(
@@ -319,7 +319,7 @@ def make_model(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
 
 
 def make_collator(cell: Cell, tokenizer: Any, model: Any) -> Any:
-    """The guides' collator; an encoder-decoder's uses `model` to make the decoder's inputs."""
+    """The guides' collator; for an encoder-decoder, it makes decoder inputs with `model`."""
     collator = KITS[cell_kind(cell)].collator
     if is_paired(cell):
         return collator(tokenizer, model=model)
@@ -327,7 +327,7 @@ def make_collator(cell: Cell, tokenizer: Any, model: Any) -> Any:
 
 
 def trainer_settings(cell: Cell, folder: Path, device: torch.device) -> dict[str, Any]:
-    """The recipe as fields of TrainingArguments."""
+    """The recipe as keyword arguments for TrainingArguments."""
     recipe = cell.recipe
     precision = resolve_precision(cell, device)[0]
     settings = {name: getattr(recipe, name) for name in SAME}
@@ -360,7 +360,7 @@ def get_trainer(
     device: torch.device,
     **changes: Any,
 ) -> Any:
-    """The library's trainer for encoded rows; `changes` are fields of TrainingArguments."""
+    """The libraries' trainer for encoded rows; `changes` override fields of TrainingArguments."""
     kind = hf.Trainer
     arguments = hf.TrainingArguments
     if cell.task.problem is Problem.GENERATE:
@@ -378,7 +378,7 @@ def get_trainer(
 
 
 class Pass(NamedTuple):
-    """A forward pass in training: inputs, trainable weights, and states of random generators."""
+    """The inputs of a forward pass in training, with the trainable weights and random states."""
 
     batch: Weights
     weights: Weights
@@ -396,7 +396,7 @@ class Course(NamedTuple):
 
 
 def train(trainer: Any, resume_from: str | None = None) -> Course:
-    """Trains with a hook that only observes; returns the history of the run."""
+    """Trains while a hook records each forward pass; returns the run's history."""
     passes: list[Pass] = []
     model = trainer.model
 
@@ -453,7 +453,7 @@ def predicted_spans(
     rows: Sequence[Row],
     table: datasets.Dataset,
 ) -> list[str]:
-    """The text of each row's best span, found as `postprocess_qa_predictions` in the guide does."""
+    """The text of each row's best span, chosen as in run_qa.py's `postprocess_qa_predictions`."""
     start_logits, end_logits = trainer.predict(table).predictions[:2]
     best_scores = [-math.inf] * len(rows)
     answers = [""] * len(rows)
@@ -481,7 +481,7 @@ def best_tokens(scores: np.ndarray[Any, Any]) -> list[int]:
 def search_options(cell: Cell, tokenizer: Any) -> dict[str, Any]:
     """The recipe's search as arguments for `generate`, with a bias toward the end token.
 
-    A causal model would count its prompt in `min_length`, so it gets `min_new_tokens`.
+    A causal model gets `min_new_tokens` in place of `min_length`, which would count its prompt.
     """
     fields = asdict(cell.recipe.generation)
     search = {name: value for name, value in fields.items() if value is not None}
@@ -491,7 +491,7 @@ def search_options(cell: Cell, tokenizer: Any) -> dict[str, Any]:
 
 
 def predicted_texts(cell: Cell, trainer: Any, table: datasets.Dataset) -> list[str]:
-    """The text that `predict_with_generate` gives each row; all rows must fit into one batch."""
+    """The text that Trainer generates for each row; all rows must fit into one batch."""
     tokenizer = trainer.processing_class
     # Guides to causal models pad on the left.
     tokenizer.padding_side = "left" if is_separated(cell) else "right"

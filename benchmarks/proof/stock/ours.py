@@ -1,7 +1,7 @@
-"""Our side: the cell's own codec and model, which account for known differences.
+"""Our side of the comparison: the cell's own codec and model, adjusted for known differences.
 
-Where a difference of `known.py` changes results, this module or `stages` makes both sides alike. A
-stage after a known difference is therefore compared as tightly as a stage before it.
+Where a difference in `known.py` changes results, this module or `stages` makes both sides agree.
+Stages after a known difference are therefore compared as strictly as stages before it.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -45,7 +45,8 @@ class Extract(ExtractCodec):
     def _window_starts(self, length: int, room: int) -> list[int]:
         """Returns the start of each window.
 
-        With `short_last_window`, the last window begins a whole step later and may be short.
+        With `short_last_window`, the last window begins a full step after the one before it, even
+        if the text then ends before the window does.
         """
         starts = super()._window_starts(length, room)
         if "short_last_window" not in self.known or len(starts) == 1:
@@ -59,8 +60,8 @@ class Extract(ExtractCodec):
     def _logits(self, model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Returns start and end scores.
 
-        With `padding_answers`, padding may be the answer. With `segments_lost`, the model reads two
-        texts as one.
+        With `padding_answers`, padding may be chosen as the answer. With `segments_lost`, the model
+        gets no token types and reads question and passage as one text.
         """
         inputs = dict(batch)
         if "segments_lost" in self.known:
@@ -81,14 +82,14 @@ class Ending:
 
 
 class Pairs(Ending, EncoderDecoderCodec):
-    """The codec with source and target in two sequences."""
+    """The codec that keeps source and target in two sequences."""
 
     known: Set[str]
 
     def answers(self, rows: Sequence[Row]) -> list[list[int]]:
         """Returns the target tokens of each row.
 
-        With `labels_begin_with_cls`, targets begin with [CLS], as BERT's tokenizer makes them.
+        With `labels_begin_with_cls`, each target begins with [CLS], which BERT's tokenizer adds.
         """
         if "labels_begin_with_cls" not in self.known:
             return super().answers(rows)
@@ -98,7 +99,7 @@ class Pairs(Ending, EncoderDecoderCodec):
 
 
 class Separated(Ending, SeparatedCodec):
-    """The codec with source and target in one sequence."""
+    """The codec that keeps source and target in one sequence."""
 
     known: Set[str]
 
@@ -117,7 +118,7 @@ class Separated(Ending, SeparatedCodec):
         return batch
 
     def targets(self, batch: Mapping[str, Tensor]) -> int:
-        """Returns the number of the batch's target tokens.
+        """Returns the number of target tokens in the batch.
 
         With `first_label_counts`, the first token counts, though nothing predicts it.
         """
@@ -134,7 +135,7 @@ KINDS: Mapping[type, Any] = {
 
 
 def knowing_codec(cell: Cell, tokenizer: Any, known: Set[str]) -> Any:
-    """Our codec for the cell, which accounts for the `known` differences."""
+    """Our codec for the cell, adjusted for the `known` differences."""
     kind = KINDS[type(make_codec(cell, tokenizer))]
     return type(kind.__name__, (kind,), {"known": known})(cell, tokenizer)
 

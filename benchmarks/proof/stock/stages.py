@@ -1,7 +1,7 @@
 """Compares both sides of a cell, the libraries' path and ours, stage by stage.
 
-Stages follow the flow of data. A stage takes a `Pair` and yields comparisons; none runs after the
-first difference.
+Stages follow the flow of data. Each takes a `Pair` and yields comparisons; the first difference
+ends the comparison.
 """
 
 import math
@@ -50,7 +50,7 @@ OWN_MEANS = {"batches_add_up", "batches_weigh_alike"}
 
 
 class Comparison(NamedTuple):
-    """Two values to compare at a stage, and how far apart numbers may be."""
+    """Two values to compare at a stage, and the tolerance for floats."""
 
     what: str
     theirs: Any
@@ -59,7 +59,7 @@ class Comparison(NamedTuple):
 
 
 class Pair:
-    """Both sides of a cell, which start from one folder and train the library's head."""
+    """Both sides of a cell; they start from the same saved model with transformers' head."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Pair:
         device: torch.device,
         without: str = "",
     ) -> None:
-        """Takes a few rows of each split; accounts for all known differences but `without`."""
+        """Takes a few rows of each split; adjusts for all known differences except `without`."""
         hf.logging.set_verbosity_error()
         hf.logging.disable_progress_bar()
         libraries.datasets.disable_progress_bars()
@@ -93,7 +93,7 @@ class Pair:
         self.start_weights = libraries.trained(self.our_model())
 
     def _count_rows(self, rows: Sequence[Row]) -> int:
-        """A number of rows whose features leave the last batch short, if there is one."""
+        """Chooses how many rows to take so that, if possible, the last batch is not full."""
         count = math.ceil(4.5 * self.size)
         while count > 1 and self.size > 1:
             if len(self.codec.encode(rows[:count], training=True)) % self.size:
@@ -125,7 +125,7 @@ class Pair:
 
     @cached_property
     def batches(self) -> list[tuple[Weights, Weights]]:
-        """Pairs of the libraries' batch and ours, in row order; both use our names of tensors."""
+        """Pairs of the libraries' batch and our batch, in row order, with the same tensor names."""
         extra = {"example", "offset_mapping"}.intersection(self.table.column_names)
         table = self.table.remove_columns(sorted(extra))
         collate = libraries.make_collator(self.cell, self.tokenizer, self.model())
@@ -148,7 +148,7 @@ class Pair:
         return libraries.train(self.trainer("accumulated", **ACCUMULATED))
 
     def updates(self, course: Course, accumulation: int = 1) -> Iterator[Comparison]:
-        """Compares each update's loss and unclipped gradient norm, from the libraries' weights."""
+        """Compares each update's loss and unclipped gradient norm, given the libraries' weights."""
         model = self.our_model().train()
         losses = []
         norms = []
@@ -171,8 +171,8 @@ class Pair:
     def _accumulate(self, model: Any, passes: Sequence[Pass]) -> float:
         """Sums our gradients over the batches of an update; returns the loss.
 
-        With `batches_add_up`, it is the sum of the batches' means; with `batches_weigh_alike`,
-        their mean.
+        With `batches_add_up`, the loss is the sum of the batches' means; with
+        `batches_weigh_alike`, it is the mean of these means.
         """
         counts = [self.codec.targets(each.batch) for each in passes]
         loss = 0.0
@@ -224,7 +224,7 @@ class Pair:
         codec: Codec | None = None,
         size: int | None = None,
     ) -> list[Any]:
-        """Our model's answers to the test rows, in batches of `size` or of the libraries' size."""
+        """Our model's answers to the test rows; `size` defaults to the libraries' batch size."""
         codec = codec or self.codec
         size = size or (TEST_ROWS if codec.generates else libraries.TEST_BATCH)
         features = codec.encode(self.test, training=False)
@@ -236,7 +236,7 @@ class Pair:
 
 
 def first_difference(pair: Pair, last: str = "pipeline") -> str:
-    """A sentence on the first difference up to stage `last`; empty if all comparisons agree."""
+    """A sentence about the first difference up to the stage `last`; empty if there is none."""
     for name, stage in STAGES.items():
         for comparison in stage(pair):
             sentence = unequal(comparison)
@@ -248,9 +248,9 @@ def first_difference(pair: Pair, last: str = "pipeline") -> str:
 
 
 def unequal(comparison: Comparison) -> str:
-    """A sentence on the first position where two values differ; empty if they are equal.
+    """A sentence about the first position where two values differ; empty if they are equal.
 
-    Floats may differ by the tolerance, which is relative for those above 1.
+    Floats may differ by the tolerance, which is absolute up to 1 and relative above 1.
     """
     their_values = leaves(comparison.theirs)
     our_values = leaves(comparison.ours)
@@ -263,7 +263,7 @@ def unequal(comparison: Comparison) -> str:
 
 
 def is_equal(theirs: Any, own: Any, tolerance: float) -> bool:
-    """Compares floats within the tolerance, and everything else exactly, including its type."""
+    """Compares floats within the tolerance and everything else exactly, including types."""
     if isinstance(theirs, float) and isinstance(own, float):
         return math.isclose(theirs, own, rel_tol=tolerance, abs_tol=tolerance)
     if isinstance(theirs, Tensor) and isinstance(own, Tensor):
@@ -272,7 +272,7 @@ def is_equal(theirs: Any, own: Any, tolerance: float) -> bool:
 
 
 def shown(value: Any) -> str:
-    """The value as text for a sentence; a tensor as its type, shape and norm."""
+    """Formats a value for a sentence; a tensor is shown as its dtype, shape and norm."""
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{dtype} {tuple(value.shape)} of norm {float(value.double().norm()):.7g}"
@@ -282,7 +282,7 @@ def shown(value: Any) -> str:
 
 
 def windows(pair: Pair) -> Iterator[Comparison]:
-    """Compares each row's number of windows, and their token ids."""
+    """Compares the number of windows of each row and the token ids of each window."""
     count = len(pair.rows)
     their_ids = zip(pair.table["example"], pair.table["input_ids"], strict=True)
     their_windows = group_by_row(count, their_ids)
@@ -306,7 +306,7 @@ def group_by_row(count: int, numbered_ids: Iterable[tuple[int, list[int]]]) -> M
 
 
 def start(pair: Pair) -> Iterator[Comparison]:
-    """Compares which weights train, and the initial values of all weights."""
+    """Compares which weights are trainable, and the initial values of all weights."""
     their_weights = dict(pair.model().named_parameters())
     our_weights = dict(pair.our_model().named_parameters())
     their_training = {name: p.requires_grad for name, p in their_weights.items()}
@@ -353,7 +353,7 @@ def batch(pair: Pair) -> Iterator[Comparison]:
 
 
 def order(pair: Pair) -> Iterator[Comparison]:
-    """Compares the first epoch's batch sizes, and its rows regardless of their order."""
+    """Compares the batch sizes of the first epoch, and the epoch's rows regardless of order."""
     their_batches = [each.batch for each in pair.trained[1].passes[: len(pair.batches)]]
     our_batches = [our_batch for _, our_batch in pair.batches]
     yield Comparison(
@@ -365,7 +365,7 @@ def order(pair: Pair) -> Iterator[Comparison]:
 
 
 def sort_rows(batches: Iterable[Weights]) -> list[list[int]]:
-    """The token ids of each row without padding; the rows are sorted."""
+    """The token ids of every row without padding, sorted by token id."""
     rows = []
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
@@ -416,7 +416,7 @@ def optimizer_class(optimizer: Any) -> list[Any]:
 
 
 def weight_settings(optimizer: Any, model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Each weight's settings in the optimizer, except learning rates, keyed by its name."""
+    """The optimizer's settings for each weight except its learning rate, keyed by weight name."""
     names = {p: name for name, p in model.named_parameters()}
     settings = {}
     for group in optimizer.param_groups:
