@@ -210,7 +210,7 @@ def summed(trainer: Trainer, folder: Path) -> Trainer:
 
 
 def mean_of_each_rank(trainer: Trainer, folder: Path) -> Trainer:
-    """Divides each rank's loss by its own number of targets and averages over ranks, as DDP does."""
+    """Divides each rank's loss by its own number of targets and averages over ranks, like DDP."""
 
     def divisors(batches: Sequence[Any]) -> list[int]:
         own_targets = sum(map(trainer.codec.targets, batches))
