@@ -365,7 +365,7 @@ def order(pair: Pair) -> Iterator[Comparison]:
 
 
 def sort_rows(batches: Iterable[Weights]) -> list[list[int]]:
-    """The token ids of every row without padding, sorted by token id."""
+    """The token ids of each row, without padding; the rows are in sorted order."""
     rows = []
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
