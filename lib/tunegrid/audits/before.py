@@ -136,8 +136,8 @@ def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def quantized_as_declared(evidence: Evidence) -> Answer:
     """A quantized base has all of its linear layers packed as declared, with a few exceptions.
 
-    The head's new and tied modules, and the modules that transformers keeps in fp32, must not be
-    packed. A cell without quantization must have no quantized layers.
+    The head's new and tied modules, and the modules that transformers keeps in fp32, are not
+    packed. Without quantization, a cell has no quantized layers.
     """
     modules = list(evidence.model.modules())
     packed_layers = [module for module in modules if isinstance(module, bnb.nn.Linear4bit)]
@@ -270,7 +270,7 @@ def overwritten_rows(evidence: Evidence, grown_names: Sequence[str]) -> list[int
 def packed_from_checkpoint(evidence: Evidence) -> Answer:
     """Packed weights, once unpacked, are close to the checkpoint's weights rounded to NF4.
 
-    Layers that the cell rewrites, or whose rows do not divide into whole blocks, are skipped.
+    Layers that the head or method rewrites, or whose rows are not whole blocks, are skipped.
     """
     cell = evidence.cell
     config = cell.quantization
@@ -327,7 +327,7 @@ def stored_tensor(evidence: Evidence, key: str) -> Tensor:
 def nf4(weight: Tensor) -> Tensor:
     """Rounds a weight to NF4, block by block.
 
-    Each value becomes the nearest of 16 levels, multiplied by the block's largest absolute value.
+    Each value becomes the nearest of 16 levels times the block's largest absolute value.
     """
     blocks = weight.reshape(-1, BLOCK)  # row by row
     largest = blocks.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)

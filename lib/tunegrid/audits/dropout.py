@@ -165,7 +165,7 @@ class DropoutPass:
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
-        """Checks every module call of the model while the context is open."""
+        """Checks every call of the model's modules while the context is open."""
         modules = {dropout.holder: dropout for dropout in self.dropouts if dropout.attribute == "p"}
         users: dict[nn.Module, list[Dropout]] = {}
         for dropout in self.dropouts:
@@ -356,7 +356,7 @@ def moments(
 
 
 def squares(draws: list[Tensor], values: Tensor) -> list[float]:
-    """The squared distance between each output and the output without dropout."""
+    """The squared distance of each output from the output without dropout."""
     return [float((draw.double() - values).square().sum()) for draw in draws]
 
 
@@ -366,7 +366,7 @@ def mean_and_error(numbers: list[float]) -> tuple[float, float]:
 
 
 def in_errors(deviation: float, error: float) -> float:
-    """A deviation in units of its standard error; 0 if the deviation is not positive."""
+    """A deviation in units of its standard error; 0 if it is not positive."""
     if deviation <= 0:
         return 0.0
     return deviation / error if error else math.inf

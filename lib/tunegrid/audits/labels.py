@@ -83,8 +83,7 @@ def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]
 def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list[list[int]]]:
     """The possible plans of an update: the number of rows in each forward pass, by rank.
 
-    There are several plans if one of the epoch's batches is smaller, since it may come at any
-    point.
+    There are several plans if one of the epoch's batches is smaller, since it may come anywhere.
     """
     recipe, ranks, count = trainer.cell.recipe, trainer.ranks, len(trainer.features)
     size, steps = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps

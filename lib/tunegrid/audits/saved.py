@@ -58,8 +58,8 @@ def saved_is_served(evidence: Evidence) -> Answer:
     again, they give the same tokens and logits, and the same answers if the logits are
     bit-identical. When PEFT merges an adapter into an NF4 layer, it packs the layer anew, which
     rounds away changes of less than half a step between two levels. The merged layer is therefore
-    compared with its definition, and the merged model's logits are computed with the trained layers
-    put back. A large model is not loaded.
+    compared with base plus adapter, and the merged model's logits are computed with the trained
+    layers put back. A large model is not loaded.
 
     Returns None if weights are random, outputs have no logits, or the disk has no space for a full
     model.

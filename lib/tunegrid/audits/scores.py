@@ -245,7 +245,7 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
 
     The number of predictions that differ from the most frequent one must be at least a fifth of the
     number of targets that differ from the most frequent target. A model that recognizes half of a
-    rare class is well above that; a constant answer is at 0.
+    rare class's rows is well above that; a constant answer is at 0.
     """
     task, evaluation = evidence.cell.task, evidence.scored
     rows = len(evaluation.rows)

@@ -333,8 +333,7 @@ def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[Text
 def get_rounding(beams: Beams, place: int) -> float:
     """The largest error of the scores along a row's text, in nats, measured against fp64.
 
-    It is capped at `leeway` times the largest logit, which is also the result for a model too large
-    to copy.
+    It is capped at `leeway` times the largest logit. A model too large to copy gets the cap.
     """
     evidence = beams.evidence
     logits = beams.whole[place]

@@ -116,7 +116,7 @@ def gradients_reach(evidence: Evidence) -> Answer:
     """Every trained tensor has a fresh nonzero gradient in each update, except in unused modules.
 
     Updates with almost no loss do not count, nor do updates before weights have moved, since LoRA's
-    A has no gradient while B is zero. Experts may lack a gradient in any update. Tensors of few
+    A has no gradient while B is zero. Experts may lack a gradient in every update. Tensors of few
     values, such as the bias for two labels, may lack one in a tenth of the updates, since rounded
     gradients can cancel to 0.
     """
@@ -358,9 +358,9 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
 
 
 def memory_does_not_grow(evidence: Evidence) -> Answer:
-    """Updates leave behind fewer than one tensor each, and the bytes of all tensors hardly grow.
+    """On average, updates leave behind less than one tensor, and tensors' bytes hardly grow.
 
-    The first ten or more updates do not count. The process's other memory is ignored, since oneDNN
+    The first ten or more updates do not count, nor does the process's other memory, since oneDNN
     keeps kernels for each new shape.
     """
     held = evidence.trainer.meter.held
@@ -447,7 +447,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
 def group_peaks(evidence: Evidence) -> list[dict[str, float]]:
     """The declared peak rates of the tensors in each optimizer group, by tensor name.
 
-    If the method makes its own groups or optimizer, the groups' initial rates are used instead.
+    If the method makes its own groups or optimizer, the groups' initial rates are used.
     """
     cell, trainer = evidence.cell, evidence.trainer
     kind = type(cell.method)
