@@ -1,7 +1,7 @@
-"""Checks that a cell ran as declared; each audit that applies gives a finding.
+"""Runs audits: functions that check that a cell ran as declared.
 
-An audit is a function that examines part of the `Evidence`: the model, the rows, the training or
-the predictions. Its finding has the function's name. Audits across several cells are in
+An audit examines part of the `Evidence`: the model, the rows, the training or the predictions. If
+it applies, it gives a finding named after the function. Audits across several cells are in
 `tunegrid.runs.status`.
 """
 
@@ -83,7 +83,8 @@ LATER = tuple(stage for stage in AUDITS if stage != BEFORE)
 def run_audits(evidence: Evidence, stages: Iterable[str] = tuple(AUDITS)) -> list[AuditFinding]:
     """Runs the audits of `stages` and returns the findings of those that apply.
 
-    An audit that raises AbsentError does not apply; any other exception counts as a failure.
+    An audit does not apply if it returns None or raises AbsentError. Any other exception counts as
+    a failure.
     """
     findings = []
     for audit in chain.from_iterable(AUDITS[stage] for stage in stages):

@@ -56,8 +56,8 @@ NF4_LEVELS = (
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
     """The cell's seed determines torch's random numbers and the initial trainable tensors.
 
-    The tensors are compared with those of a second model, on micro backbones only, since two larger
-    models may not fit in memory.
+    On micro backbones, the tensors are compared with those of a second model. Two larger models may
+    not fit in memory.
     """
     profile, device = evidence.cell.profile, evidence.device
     generator = torch.Generator(device).manual_seed(profile.seed)
@@ -81,7 +81,7 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
-    """Exactly the method's target layers have adapters, and each adapter is set as declared."""
+    """Exactly the method's target layers have adapters, each with the declared settings."""
     method, cell = evidence.cell.method, evidence.cell
     layers = adapted_layers(evidence.model)
     targets = method.targets(cell)
@@ -114,17 +114,17 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Checks that a layer has a PEFT adapter; an embedding with trained rows does not count."""
+    """Checks whether a layer has a PEFT adapter; an embedding with trained rows does not count."""
     return isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
 
 
 def adapted_layers(model: nn.Module) -> dict[nn.Module, str]:
-    """Maps each layer that has a PEFT adapter to its name."""
+    """Maps each layer that has a PEFT adapter to the layer's name."""
     return {module: name for name, module in model.named_modules() if is_adapted(module)}
 
 
 def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yields the model's modules with their names; an adapted layer yields only its base layer."""
+    """Yields (name, module) pairs, with each adapted layer replaced by its base layer."""
     adapter: str | None = None
     for name, module in model.named_modules():
         if adapter is not None and name.startswith(adapter):
@@ -134,10 +134,10 @@ def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def quantized_as_declared(evidence: Evidence) -> Answer:
-    """All linear layers of a quantized base are packed as declared, with a few exceptions.
+    """A quantized base has all of its linear layers packed as declared, with a few exceptions.
 
-    The head's new and tied modules, and those that transformers keeps in fp32, are not packed. A
-    model without quantization has no packed layers.
+    The head's new and tied modules, and the modules that transformers keeps in fp32, are not
+    packed. Without quantization, a cell has no quantized layers.
     """
     modules = list(evidence.model.modules())
     packed_layers = [module for module in modules if isinstance(module, bnb.nn.Linear4bit)]
@@ -169,7 +169,7 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
 
 
 def packing(layer: Any) -> tuple[str, bool, float, int] | None:
-    """A 4-bit layer's number type, double quantization, bytes per weight and weights per block.
+    """A 4-bit layer's number type, use of double quantization, bytes per weight and block size.
 
     Returns None if the layer's weight has not been packed yet.
     """
@@ -184,10 +184,10 @@ def packing(layer: Any) -> tuple[str, bool, float, int] | None:
 
 
 def checkpoint_loaded(evidence: Evidence) -> Answer:
-    """Pretrained tensors, unless packed or rewritten, start bit-identical to the checkpoint's.
+    """Pretrained tensors start bit-identical to the checkpoint's unless packed or rewritten.
 
-    The model has every layer of the stacks that it uses; loading would drop layers that the config
-    omits. An embedding that grew by a token begins with the checkpoint's rows.
+    Every stack that the model uses has all of the checkpoint's layers; loading would drop layers
+    that the config omits. An embedding that grew by a token begins with the checkpoint's rows.
     """
     cell, trainer = evidence.cell, evidence.trainer
     if cell.profile.random_weights or cell.profile.perturbation is not None:
@@ -228,7 +228,7 @@ def rewritten_modules(cell: Cell) -> tuple[str, ...]:
 def missing_layers(evidence: Evidence) -> list[str]:
     """Layers of the checkpoint that the model lacks although it has others from the same stack.
 
-    A stack that is missing as a whole, such as a decoder, is not reported.
+    A stack that the model lacks entirely, such as a decoder, is not reported.
     """
     files = evidence.checkpoint_files
     used_keys = chain.from_iterable(matching_keys(name, files) for name in evidence.trainer.before)
@@ -239,14 +239,14 @@ def missing_layers(evidence: Evidence) -> list[str]:
 
 
 def numbered_layers(keys: Iterable[str]) -> set[tuple[str, int]]:
-    """The stack and number of each layer in tensor names, such as ("encoder.layer", 2)."""
+    """The stack and number of each layer that the keys name, such as ("encoder.layer", 2)."""
     return {(match[1], int(match[2])) for match in map(LAYER.match, keys) if match}
 
 
 def overwritten_rows(evidence: Evidence, grown_names: Sequence[str]) -> list[int]:
-    """Indices of rows of a grown input embedding that differ from the checkpoint's.
+    """Indices of the rows in a grown input embedding that differ from the checkpoint's rows.
 
-    Empty once an update has been made.
+    Empty once training has made an update.
     """
     if evidence.trainer.log.updates:
         return []
@@ -268,9 +268,9 @@ def overwritten_rows(evidence: Evidence, grown_names: Sequence[str]) -> list[int
 
 
 def packed_from_checkpoint(evidence: Evidence) -> Answer:
-    """Packed weights, once unpacked, are close to their checkpoint tensors rounded to NF4.
+    """Packed weights, once unpacked, are close to the checkpoint's weights rounded to NF4.
 
-    Layers that the method rewrites, or whose rows are not whole blocks, are skipped.
+    Layers that the head or method rewrites, or whose rows are not whole blocks, are skipped.
     """
     cell = evidence.cell
     config = cell.quantization
@@ -295,10 +295,11 @@ def packed_from_checkpoint(evidence: Evidence) -> Answer:
 
 
 def rounding_gap(evidence: Evidence, name: str, weight: Any) -> float:
-    """The distance between a packed weight (out, in) and its checkpoint tensor rounded by `nf4`.
+    """The relative distance of a packed weight (out, in) from its checkpoint tensor after `nf4`.
 
-    It is relative to the tensor's norm, over at most `ROWS` rows. If several tensors match the
-    name, the first within `ROUNDED` counts, or else the closest; if none matches, it is infinite.
+    At most `ROWS` rows are compared, relative to their norm in the checkpoint. If several tensors
+    match the name, the first within `ROUNDED` counts, or else the closest. The distance is infinite
+    if none matches.
     """
     unpacked = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
     gap = math.inf
@@ -339,7 +340,7 @@ def nf4(weight: Tensor) -> Tensor:
 
 
 def labels_are_targets(evidence: Evidence) -> Answer:
-    """In sampled rows, the labels that count in the loss are the target and nothing else."""
+    """In sampled rows, the labels that count in the loss are exactly the row's target."""
     rows = evidence.train_rows
     codec = evidence.codec
     features = sample(evidence.trainer.features)
@@ -358,9 +359,9 @@ def labels_are_targets(evidence: Evidence) -> Answer:
 
 
 def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
-    """A phrase if the tokenizer decodes correct labels differently from its backend.
+    """Describes how the tokenizer decodes correct labels differently from its backend.
 
-    Otherwise the list is empty, for example if the labels are wrong.
+    Returns a list with one phrase, or an empty list, for example if the labels are wrong.
     """
     tokenizer = codec.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -377,7 +378,7 @@ def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
-    """Labelled spans cover the annotated answers, and every window with an answer is labelled."""
+    """Labelled spans cover the annotated answers; every window with a whole answer has a label."""
     codec, rows = require(evidence.codec, ExtractCodec), evidence.train_rows
     span_count = 0
     wrong_rows = []
@@ -399,7 +400,7 @@ def answers_at_annotated_start(evidence: Evidence) -> Answer:
 
 
 def offsets_show_their_tokens(evidence: Evidence) -> Answer:
-    """In sampled windows, the text at a token's offsets has the token's own letters and digits.
+    """In sampled windows, the text at a token's offsets has the token's letters and digits.
 
     Unknown tokens and non-ASCII text are skipped.
     """

@@ -46,7 +46,8 @@ TWICE = 2.0  # an arbitrary factor by which an adapter is scaled and scaled back
 def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
     """Nothing is random in evaluation mode.
 
-    A second pass gives the same bits, and a pass without gradients the same logits up to rounding.
+    A second pass gives bit-identical logits; a pass without gradients gives the same logits up to
+    rounding.
     """
     probe = evidence.full_probe
     if probe.repeated:
@@ -61,7 +62,7 @@ def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
 
 
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
-    """Rows have the same logits alone as in a padded batch, whose gradient is the sum of theirs."""
+    """Rows have the same logits alone as in a padded batch; their gradients sum to the batch's."""
     probe = evidence.full_probe
     gaps = []
     for i, row in enumerate(probe.alone):
@@ -76,9 +77,10 @@ def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
-    """The loss, without a method's penalty, is the targets' cross-entropy, computed from logits.
+    """Apart from a method's penalty, the loss equals the targets' cross-entropy.
 
-    Both are in nats. If the cell classifies, the losses of scored rows are checked, too.
+    The cross-entropy is computed here from the logits, in nats. For classification, the losses of
+    scored rows are checked, too.
     """
     trainer, probe = evidence.trainer, evidence.full_probe
     batch = trainer.codec.collate(probe.rows)
@@ -116,7 +118,7 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
 def cross_entropies(scores: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of each row of scores (N, options), in nats, computed in fp64.
 
-    It is the log of the sum of exponentials minus the label's score.
+    It is the log-sum-exp of the row's scores minus the score of the row's label.
     """
     scores = scores.double()
     largest = scores.max(1).values
@@ -125,7 +127,7 @@ def cross_entropies(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def scored_loss_gap(evidence: Evidence) -> float:
-    """The largest error of a scored row's loss, in nats; 0 unless the cell classified rows."""
+    """The largest error in the loss of a scored row, in nats; 0 unless rows were classified."""
     evaluation, task = evidence.evaluation, evidence.cell.task
     if evaluation is None or task.problem is not Problem.CLASSIFY:
         return 0.0
@@ -136,10 +138,10 @@ def scored_loss_gap(evidence: Evidence) -> float:
 
 
 def decoder_sees_no_future(evidence: Evidence) -> Answer:
-    """Changing a target's middle token does not change the logits for it and for earlier tokens.
+    """Changing a target's middle token changes no logits that predict it or earlier tokens.
 
-    Rows are compared in one batch. The last row is also compared by itself, since the model may
-    then use another mask.
+    Rows are compared in one batch. The longest row is also compared by itself, since the model may
+    use a different mask if there is no padding.
     """
     trainer = evidence.trainer
     rows = evidence.probe.rows if evidence.codec.generates else []
@@ -160,7 +162,7 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
 
 
 def changed_in_the_middle(row: Feature) -> Feature:
-    """The row with its target's middle token replaced by another of the target's, or else by 0."""
+    """The row with its target's middle token replaced by another token of the target, or by 0."""
     target = list(row.target)
     middle = len(target) // 2
     target[middle] = next((token for token in target[:-1] if token != target[middle]), 0)
@@ -170,7 +172,8 @@ def changed_in_the_middle(row: Feature) -> Feature:
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
     """A row has the same gradients right after an evaluation in the same autocast context.
 
-    Autocast caches casts of weights, and an evaluation may cache casts that carry no gradients.
+    Autocast caches the weights that it casts, and weights cached during an evaluation may carry no
+    gradients.
     """
     gap = evidence.probe.after_evaluation
     if gap is None:
@@ -183,7 +186,7 @@ def gradients_survive_evaluation(evidence: Evidence) -> Answer:
 def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
     """Layers packed to 4 bits compute in the declared type outside autocast.
 
-    The digits of a layer's output reveal its type.
+    The digits of a layer's output reveal the type it was computed in.
     """
     config, _ = resolve_quantization(evidence.cell, evidence.device)
     types = evidence.probe.computed
@@ -197,7 +200,7 @@ def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
 
 
 def output_follows_trained_tokens(evidence: Evidence) -> Answer:
-    """For trained tokens, a tied output layer has the same rows as the embedding."""
+    """For trained tokens, a tied output layer has the same weight rows as the embedding."""
     model: Any = evidence.model
     if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         return None
@@ -221,7 +224,7 @@ def output_follows_trained_tokens(evidence: Evidence) -> Answer:
 
 
 def adapters_add_as_declared(evidence: Evidence) -> Answer:
-    """Adapted layers add the declared term to their base's output; for LoRA, scale x B A x."""
+    """Adapted layers add the declared term to their base's output: for LoRA, scale * B A x."""
     method = evidence.cell.method
     names = adapted_layers(evidence.model)
     gaps: dict[str, float] = {}  # by layer, in units of the tolerance
@@ -250,7 +253,7 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
 
 
 def new_adapters_add_nothing(evidence: Evidence) -> Answer:
-    """Before the first update, layers whose adapters start at zero give their base's output."""
+    """Before the first update, adapters that start at zero do not change their layers' output."""
     trainer, cell = evidence.trainer, evidence.cell
     if not isinstance(evidence.model, PeftModel) or not cell.method.starts_at_zero(cell):
         return None
@@ -265,9 +268,10 @@ def new_adapters_add_nothing(evidence: Evidence) -> Answer:
 
 
 def adapter_survives_its_switches(evidence: Evidence) -> Answer:
-    """A disabled adapter adds nothing; enabled again, scaled and scaled back, it is unchanged.
+    """A disabled adapter adds nothing, and enabling it again restores the logits bit for bit.
 
-    Only LoRA is scaled. PEFT may change scales and which parameters train; the audit restores both.
+    LoRA adapters are also scaled and scaled back. PEFT may change scales and which parameters
+    train; the audit restores both.
     """
     model, rows = evidence.model, evidence.probe.rows[:1]
     if not isinstance(model, PeftModel) or not evidence.probe.alone:
@@ -304,9 +308,9 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
 
 
 def layers_that_add(evidence: Evidence, rows: Sequence[Feature], allowed: float = 0.0) -> list[str]:
-    """Names of adapted layers whose output differs from their base layer's.
+    """Names of adapted layers whose output differs from their base layer's output.
 
-    Differences of up to `allowed`, a share of the largest value, are ignored.
+    Differences of up to `allowed` times the largest value are ignored.
     """
     names = adapted_layers(evidence.model)
     busy: dict[str, None] = {}

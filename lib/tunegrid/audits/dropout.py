@@ -1,4 +1,4 @@
-"""The audit of dropout: its rates, its masks, and the mean and variance of outputs."""
+"""Audits dropout: its rates, its masks, and the mean and variance of outputs."""
 
 import math
 import re
@@ -41,7 +41,7 @@ HOLDERS = (nn.ModuleDict, nn.ModuleList)  # modules that are never called themse
 
 
 class Dropout(NamedTuple):
-    """A dropout rate, declared as `attribute` of `holder`; module `user` must apply it."""
+    """A dropout that module `user` must apply; its rate is stored as `attribute` of `holder`."""
 
     name: str
     holder: nn.Module
@@ -51,14 +51,14 @@ class Dropout(NamedTuple):
 
 
 def dropout_drops(evidence: Evidence) -> Answer:
-    """Dropouts have their declared rates, draw new masks for each call and row, and keep the mean.
+    """Dropouts have their declared rates, draw a new mask for each call and row, and keep the mean.
 
-    They are checked in training mode. A dropout module must not be applied twice to a tensor, and
-    must scale the values that it keeps by 1 / (1 - rate). A dropout that is only a number, such as
-    attention's under SDPA, must change its module's output when all other dropouts are off; for
-    attention, the mean and variance of many outputs must also fit the rate. A dropout without
-    effect is a fault in an adapter, and elsewhere if the backbone declares its dropouts.
-    `predicting_twice_is_the_same` checks that evaluation drops no values.
+    A dropout module must not be applied twice to a tensor, and must scale the values that it keeps
+    by 1 / (1 - rate). A dropout that is only a number, such as attention's under SDPA, must change
+    its module's output when all other dropouts are off. For attention, the mean and variance of
+    many outputs must also fit the rate. A dropout without effect is a fault if it is in an adapter
+    or if the backbone declares its dropouts. `predicting_twice_is_the_same` checks that evaluation
+    drops no values.
     """
     faults = undeclared_rates(evidence)
     if faults:
@@ -112,7 +112,7 @@ def undeclared_rates(evidence: Evidence) -> list[str]:
 
 
 def all_rates(model: nn.Module) -> dict[str, float]:
-    """Dropout rates by name, of all modules (0 if not a dropout) and all "dropout" attributes."""
+    """Dropout rates of all modules (0 if none) and their "dropout" attributes, by name."""
     rates = {}
     for name, module in model.named_modules():
         rates[name] = module.p if isinstance(module, nn.Dropout) else 0.0
@@ -122,7 +122,7 @@ def all_rates(model: nn.Module) -> dict[str, float]:
 
 
 def number_rates(module: nn.Module) -> dict[str, float]:
-    """A module's float attributes with "dropout" in their names."""
+    """A module's float attributes whose names contain "dropout"."""
     numbers = {key: value for key, value in vars(module).items() if isinstance(value, float)}
     return {key: rate for key, rate in numbers.items() if "dropout" in key}
 
@@ -144,20 +144,20 @@ def declared_dropouts(model: nn.Module) -> list[Dropout]:
 
 @dataclass
 class DropoutPass:
-    """Checks dropouts while the model, in training mode, processes a batch of two equal rows.
+    """Checks dropouts during a training-mode pass of the model over a batch of two equal rows.
 
-    Dropout modules are also called on ones, and modules whose dropout is a number are called again
-    on their inputs. Both are cheaper than more passes of the model.
+    Dropout modules are also called on tensors of ones. Modules whose dropout is a number are called
+    again on their inputs. Both are cheaper than more passes of the model.
     """
 
     dropouts: list[Dropout]
-    # The end of a sentence on what is wrong, by the dropout's name.
+    # What is wrong with a dropout, as the end of a sentence, by the dropout's name.
     faults: dict[str, str] = field(default_factory=dict)
     # The dropout modules that were called.
     called: dict[nn.Module, Dropout] = field(default_factory=dict)
     # Names of the other dropouts whose user was called.
     numbers: set[str] = field(default_factory=set)
-    kinds: Counter[type] = field(default_factory=Counter)  # counts of their users' classes
+    kinds: Counter[type] = field(default_factory=Counter)  # number of such users, by class
     closest: Measured = NO_DEVIATION  # the random deviation closest to its limit
     _last_module: nn.Module | None = None
     _last_output: Tensor | None = None
@@ -165,7 +165,7 @@ class DropoutPass:
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
-        """Checks each call of a module while the context is open."""
+        """Checks every call of the model's modules while the context is open."""
         modules = {dropout.holder: dropout for dropout in self.dropouts if dropout.attribute == "p"}
         users: dict[nn.Module, list[Dropout]] = {}
         for dropout in self.dropouts:
@@ -194,7 +194,7 @@ class DropoutPass:
             yield
 
     def _look_for_second_mask(self, module: nn.Module, values: Tensor) -> None:
-        """Notes a fault if a leaf module's input is the last dropout's output, dropped again."""
+        """Notes a fault if a leaf module's input shows that the last dropout is applied twice."""
         output = self._last_output
         if output is None or values.shape != output.shape or self._last_module is None:
             return
@@ -209,7 +209,7 @@ class DropoutPass:
             self.faults[self.called[self._last_module].name] = "is applied twice"
 
     def _look_at_module(self, dropout: Dropout, values: Tensor, output: Tensor) -> None:
-        """Checks what a dropout module does to its input and, on its first call, to ones."""
+        """Checks a dropout module's effect on its input and, on its first call, on ones."""
         module, rate = dropout.holder, dropout.rate
         self._last_module = module
         self._last_output = output
@@ -241,7 +241,7 @@ class DropoutPass:
     def _look_at_number(
         self, dropout: Dropout, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> None:
-        """Compares the user's outputs with this dropout alone to its output without any dropout."""
+        """Compares the user's outputs under this dropout alone to its output without dropout."""
         self.numbers.add(dropout.name)
         arguments = (inputs, options)
         inputs, options = tree_map(
@@ -286,9 +286,10 @@ def wrong_moments(
     draws: list[Tensor],
     call: Callable[[], Tensor],
 ) -> tuple[Measured, str]:
-    """The deviation closest to its limit, and the end of a sentence on the first fault, if any.
+    """Returns the deviation closest to its limit, and the end of a sentence on the first fault.
 
-    `draws` at the declared rate are compared with `plain` and with draws at `HIGH_RATE`.
+    The sentence is empty if there is no fault. `draws`, made at the declared rate, are compared
+    with `plain` and with new outputs at `HIGH_RATE`.
     """
     setattr(dropout.holder, dropout.attribute, HIGH_RATE)
     high_draws = [call() for _ in range(HIGH_CALLS)]
@@ -301,14 +302,14 @@ def wrong_moments(
 
 
 def is_scaled(values: Tensor, output: Tensor, rate: float) -> bool:
-    """Checks that kept values are the input times 1 / (1 - rate), up to rounding."""
+    """Checks whether kept values are the input times 1 / (1 - rate), up to rounding."""
     gap = (output * (1 - rate) - values).abs()
     tolerance = ROUNDINGS * torch.finfo(output.dtype).eps * values.abs()
     return bool(((output == 0) | (gap <= tolerance)).all())
 
 
 def repetition(results: list[Tensor], dimensions: Iterable[int]) -> str:
-    """The end of a sentence if all results are equal, or all rows along a dimension; else empty."""
+    """The end of a sentence if all results, or rows along a dimension, are equal; else empty."""
     if all(torch.equal(result, results[0]) for result in results):
         return "drops the same values each time"
     for dimension in dimensions:
@@ -321,7 +322,7 @@ def repetition(results: list[Tensor], dimensions: Iterable[int]) -> str:
 
 
 def has_equal_rows(tensor: Tensor) -> bool:
-    """Checks that a tensor consists of the same row twice."""
+    """Checks whether a tensor consists of two equal rows."""
     return len(tensor) == 2 and torch.equal(tensor[0], tensor[1])
 
 
@@ -330,9 +331,9 @@ def moments(
 ) -> Iterator[tuple[Measured, str]]:
     """Yields the deviations of the outputs' mean and variance, each with the end of a sentence.
 
-    Outputs are linear in the kept values. A value that is kept with probability 1 - p, and then
-    divided by 1 - p, keeps its mean and has a variance of p / (1 - p) times its square. This gives
-    the ratio of the variances at two rates.
+    The outputs must be linear in the kept values. A value that is kept with probability 1 - p, and
+    then divided by 1 - p, keeps its mean and has a variance of p / (1 - p) times its square. This
+    gives the ratio of the variances at two rates.
     """
     values = plain.double()
     size = float((values * values).sum())
@@ -365,14 +366,14 @@ def mean_and_error(numbers: list[float]) -> tuple[float, float]:
 
 
 def in_errors(deviation: float, error: float) -> float:
-    """A deviation in units of its standard error; 0 unless it is positive."""
+    """A deviation in units of its standard error; 0 if it is not positive."""
     if deviation <= 0:
         return 0.0
     return deviation / error if error else math.inf
 
 
 def is_linear(user: nn.Module) -> bool:
-    """Checks that a module is an attention module that contains no norm.
+    """Checks whether a module is an attention module that contains no norm.
 
     Its output is then linear in the values that dropout keeps.
     """
@@ -382,9 +383,10 @@ def is_linear(user: nn.Module) -> bool:
 
 
 def repeatable(value: Any) -> Any:
-    """Prepares an argument for repeated calls: repeats the first of two rows, and drops a cache.
+    """Prepares an argument for repeated calls.
 
-    A cache would grow with every call.
+    Replaces the second of two rows with the first, and drops a cache, which would grow with every
+    call.
     """
     if isinstance(value, Cache):
         return None

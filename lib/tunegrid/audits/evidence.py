@@ -39,7 +39,7 @@ class AbsentError(Exception):
 
 
 def require(value: object, kind: type[T]) -> T:
-    """Narrows a piece of evidence to `kind`; raises AbsentError if it has another type."""
+    """Returns `value` if it is an instance of `kind`; otherwise raises AbsentError."""
     if not isinstance(value, kind):
         raise AbsentError
     return value
@@ -49,7 +49,7 @@ def require(value: object, kind: type[T]) -> T:
 class Evidence:
     """The objects that a cell's run leaves behind.
 
-    `splits` is None if there was no text; `evaluation` is None unless rows were scored.
+    `splits` is None if the run used no text; `evaluation` is None unless rows were scored.
     """
 
     cell: Cell
@@ -76,7 +76,7 @@ class Evidence:
 
     @property
     def train_rows(self) -> Sequence[Row]:
-        """The training rows; raises AbsentError if there was no text."""
+        """The training rows; raises AbsentError if the run used no text."""
         return require(self.splits, Splits).train
 
     @property
@@ -108,7 +108,7 @@ class Evidence:
 
     @cached_property
     def not_from_checkpoint(self) -> frozenset[str]:
-        """Names of parameters whose initial values equal no checkpoint tensor of the same name.
+        """Names of parameters whose initial values match no checkpoint tensor of the same name.
 
         A parameter whose name the checkpoint lacks is compared with all of the checkpoint's
         tensors. If the weights are random, all names are returned.
@@ -124,7 +124,7 @@ class Evidence:
 
     @cached_property
     def probe(self) -> Probe:
-        """The trained model's answers to a few training rows."""
+        """The results of probing the trained model with a few training rows."""
         return probe(self.trainer)
 
     @property
@@ -143,21 +143,21 @@ def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
 
 
 def copies(cell: Cell, rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
-    """Indices of rows with the same text as one of `others` in all columns that the cell reads."""
+    """Indices of rows whose text in the columns that the cell reads also occurs in `others`."""
     columns = (*cell.text, *cell.task.context_columns)
     known_texts = {identity(row, columns) for row in others}
     return [i for i, row in enumerate(rows) if identity(row, columns) in known_texts]
 
 
 def expect_none(faults: Sequence[Any], detail: str, predicate: str) -> tuple[bool, str]:
-    """A pass if there are no faults; otherwise a failure with their number and the first three."""
+    """Passes if there are no faults; otherwise fails with their number and the first three."""
     if not faults:
         return True, detail
     return False, f"{detail}; {len(faults)} {predicate}: {', '.join(map(str, faults[:3]))}"
 
 
 def worst_gap(gaps: Iterable[float]) -> float:
-    """The largest gap. A NaN, which `max` might pass over, counts as the largest."""
+    """The largest gap; NaN, which `max` might pass over, counts as the largest."""
     return max(gaps, key=lambda gap: (math.isnan(gap), gap))
 
 

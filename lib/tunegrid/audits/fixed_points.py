@@ -86,7 +86,7 @@ CLASS_POINTS = {
 
 
 def wrong_points(problem: Problem) -> Iterator[str]:
-    """A sentence for each score of the fixed predictions that is not the one worked out by hand."""
+    """Yields a sentence for each fixed prediction's score that differs from the expected one."""
     if problem is Problem.CLASSIFY:
         scores = classification_scores(*CLASSES, 3)
         for name, expected in CLASS_POINTS.items():

@@ -22,11 +22,11 @@ ATTENTION_CALL = "scaled_dot_product_attention"
 
 
 def updates_run_as_labelled(evidence: Evidence) -> Answer:
-    """The first and last updates ran as the record says: micro-batches, precision and so on.
+    """The first and last updates ran as recorded, for example in micro-batches and precision.
 
-    Hooks noted the rows of each forward pass, the layers that ran again, at least in part, in the
-    backward pass, and the types and devices of linear layers' outputs. Attention is checked
-    afterwards, in training mode.
+    Hooks noted the number of rows in each forward pass, the layers that were at least partly
+    recomputed in the backward pass, and the types and devices of linear layers' outputs. Attention
+    is checked afterwards, in training mode.
     """
     trainer = evidence.trainer
     watched = trainer.log.watched
@@ -59,7 +59,10 @@ def updates_run_as_labelled(evidence: Evidence) -> Answer:
 
 
 def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each difference between an update and the record; all ranks must call this."""
+    """Yields a sentence for each difference between an update and the record.
+
+    All ranks must call this.
+    """
     trainer = evidence.trainer
     rows = trainer.ranks.gather(facts["rows"])
     plans = planned_passes(trainer, facts["update"], facts["micro_batch"])
@@ -80,7 +83,7 @@ def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]
 def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list[list[int]]]:
     """The possible plans of an update: the number of rows in each forward pass, by rank.
 
-    There are several if one of the epoch's batches is smaller, since it may come anywhere.
+    There are several plans if one of the epoch's batches is smaller, since it may come anywhere.
     """
     recipe, ranks, count = trainer.cell.recipe, trainer.ranks, len(trainer.features)
     size, steps = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
@@ -109,7 +112,8 @@ def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list
 def rank_passes(rows: int, rank: int, ranks: Ranks, micro_batch: int) -> list[int]:
     """The number of rows in each of a rank's passes.
 
-    Rows are dealt out in turn. A rank makes up for missing passes with single rows of weight 0.
+    Rows are dealt to the ranks in turn. A rank with too few passes adds passes over a single row of
+    weight 0.
     """
     passes = [len(piece) for piece in chunks(range(rank, rows, ranks.count), micro_batch)]
     least = math.ceil(rows / (ranks.count * micro_batch)) if ranks.holds_parts else 1
@@ -133,7 +137,7 @@ class FunctionCalls(TorchFunctionMode):
 
 
 def attention_calls(evidence: Evidence) -> Counter[str]:
-    """Counts calls of SDPA and of softmax in one row's forward pass in training mode."""
+    """Counts the calls of SDPA and softmax in a training-mode forward pass over one row."""
     trainer = evidence.trainer
     calls = FunctionCalls()
     rows = evidence.probe.rows[:1]

@@ -1,4 +1,4 @@
-"""The audit of the saved model: its files, and its answers after loading and after merging."""
+"""Audits the saved model: its files, and its output after loading and after merging."""
 
 import shutil
 import warnings
@@ -54,13 +54,15 @@ LARGEST_GIB = 4.0
 def saved_is_served(evidence: Evidence) -> Answer:
     """The saved model equals the trained model in its files, after loading, and after merging.
 
-    Files hold the trained tensors bit for bit, and the trained objects' settings. Loaded again,
-    they give the same tokens and logits, and the same answers if logits are equal bit for bit.
-    PEFT packs a merged NF4 layer anew, which rounds away changes of less than half a step between
-    two levels. The layer is therefore compared with its definition, and the merged model's logits
-    are computed with the trained layers put back. A large model is not loaded.
+    The files hold the trained tensors bit for bit, and the settings of the trained objects. Loaded
+    again, they give the same tokens and logits, and the same answers if the logits are
+    bit-identical. When PEFT merges an adapter into an NF4 layer, it packs the layer anew, which
+    rounds away changes of less than half a step between two levels. The merged layer is therefore
+    compared with base plus adapter, and the merged model's logits are computed with the trained
+    layers put back. A large model is not loaded.
 
-    Returns None if weights are random, or if the disk has no space for a whole model.
+    Returns None if weights are random, outputs have no logits, or the disk has no space for a full
+    model.
     """
     if evidence.cell.profile.random_weights:
         return None
@@ -150,28 +152,29 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
 
 
 def _several(kind: str, faults: Sequence[str]) -> str:
-    """The number of faults, with `kind`, and the first two; a single fault as it is."""
+    """Sums up faults by their number and the first two; returns a single fault unchanged."""
     if len(faults) == 1:
         return faults[0]
     return f"{len(faults)} {kind} differ: {faults[0]}; {faults[1]}"
 
 
 def _texts(evidence: Evidence) -> list[str]:
-    """Texts for both tokenizers: scored rows, the new token, and a long, partly non-ASCII text."""
+    """Texts for both tokenizers: sampled rows, the new token and a long text, partly non-ASCII."""
     texts = [evidence.codec.text(row) for row in served_rows(evidence)]
     long_text = " ".join([BEYOND_ASCII] * LONG + texts)
     return [*texts, evidence.cell.head.new_token or "", long_text]
 
 
 def served_rows(evidence: Evidence) -> list[Row]:
-    """Samples a few scored rows; empty if no rows were scored."""
+    """A small sample of the scored rows; empty if no rows were scored."""
     return sample(evidence.evaluation.rows, SERVED) if evidence.evaluation else []
 
 
 def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) -> Iterator[str]:
-    """A sentence if the saved tokenizer or model processes a pair of texts differently.
+    """Yields a sentence if the saved tokenizer or model handles a pair of texts differently.
 
-    The models get every key that the tokenizer returns.
+    The trained tokenizer and model are the reference. Both models get every key that the tokenizer
+    returns.
     """
     codec, device = evidence.codec, evidence.device
     inputs = dict(codec.tokenizer(*PAIR))
@@ -195,10 +198,10 @@ def other_pair(evidence: Evidence, served: Any, tokenizer: Any, limit: float) ->
 
 
 def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[str]:
-    """A sentence for each sampled scored row that the saved model answers differently.
+    """Yields a sentence for each sampled scored row that the saved model answers differently.
 
-    The saved model uses its own tokenizer and search settings. Since a batch always gives the same
-    bits, it must find the same texts.
+    The saved model uses its saved tokenizer and search settings. Its logits must be bit-identical
+    to the trained model's, so that rounding cannot explain another answer.
     """
     rows, device = served_rows(evidence), evidence.device
     answers: list[list[Any]] = []
@@ -223,9 +226,9 @@ def other_answers(evidence: Evidence, served: Any, tokenizer: Any) -> Iterator[s
 def _check_merge(
     evidence: Evidence, served: Any, rows: Sequence[Feature], logits: Tensor, limit: float
 ) -> tuple[bool | Measured, str]:
-    """Compares the trained model's logits with those of the loaded adapter merged into its base.
+    """Merges the loaded adapter into its base and compares the logits with the trained model's.
 
-    Over a packed base, merged layers are compared by weights, then replaced by the trained layers.
+    Merged layers over a packed base are compared by weights, then replaced by the trained layers.
     """
     is_packed = evidence.cell.quantization is not None
     try:
@@ -256,7 +259,7 @@ def _check_merge(
 
 
 def wrong_share(evidence: Evidence, layer: Any, merged: nn.Module) -> float:
-    """The share of a merged layer's weights that are not base plus the method's contribution.
+    """The share of a merged layer's weights that differ from base plus the method's contribution.
 
     The base is unpacked first. The share is 0 if the method defines no contribution to the layer.
     """
@@ -288,7 +291,7 @@ def pack_weight(weight: Tensor, like: Any) -> Any:
 
 
 def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Tensor:
-    """A model's flattened logits for some rows, without autocast; empty if its output has none.
+    """A model's flattened logits for some rows, without autocast; empty if it returns no logits.
 
     If the cell generates text, only logits that predict target tokens are returned.
     """

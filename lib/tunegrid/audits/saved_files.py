@@ -1,4 +1,4 @@
-"""Compares a saved model's files with the trained model: tensors bit by bit, settings by field.
+"""Compares saved files with the trained model: tensors bit by bit, settings field by field.
 
 Expected values come from the cell, its checkpoint and the trained objects, never from the saved
 files. Comparisons yield a sentence for each difference.
@@ -113,7 +113,7 @@ SEARCH_DEFAULTS = {"length_penalty": 1.0}  # transformers' own default, which it
 
 
 def other_tensors(evidence: Evidence, folder: Path) -> Iterator[str]:
-    """A sentence for each tensor that differs between the trained model and its files."""
+    """Yields a sentence for each tensor that differs between the trained model and its files."""
     model: Any = evidence.model
     if not isinstance(model, PeftModel):
         yield from other_model(model, folder)
@@ -130,7 +130,7 @@ def other_tensors(evidence: Evidence, folder: Path) -> Iterator[str]:
 
 
 def other_model(model: nn.Module, folder: Path) -> Iterator[str]:
-    """A sentence for each tensor that differs between a whole model and its files."""
+    """Yields a sentence for each tensor that differs between a full model and its files."""
     tensors = dict(named_tensors(model))
     buffers = {name for name, _ in model.named_buffers()}
     temporary = buffers - model.state_dict().keys()
@@ -138,7 +138,10 @@ def other_model(model: nn.Module, folder: Path) -> Iterator[str]:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Buffers, parameters and packed weights' quantization states, under all their tied names."""
+    """Yields the names and tensors of buffers, parameters and packed weights' quantization states.
+
+    A tied tensor is yielded under each of its names.
+    """
     yield from model.named_buffers(remove_duplicate=False)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         yield name, parameter.detach()
@@ -149,7 +152,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def adapter_key(name: str) -> str:
-    """A tensor's name in an adapter's file, where PEFT omits the adapter's name."""
+    """The name of a tensor in an adapter's file, from which PEFT omits the adapter's name."""
     key = name.replace(".modules_to_save.default.", ".").replace(".default", "")
     for end, saved_end in RENAMED.items():
         if key.endswith(end):
@@ -170,10 +173,10 @@ def kept_ranks(model: Any, name: str, tensor: Tensor) -> Tensor:
 
 
 def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str]) -> Iterator[str]:
-    """A sentence for each difference between files and `tensors`, compared by name.
+    """Yields a sentence for each tensor that differs between files and `tensors`, by name.
 
-    Files are read one tensor at a time. For each of `names`, a file must hold that tensor or one
-    tied to it.
+    Files are read one tensor at a time. For each of `names`, a file must hold that tensor or a
+    tensor tied to it.
     """
     saved = set[Any]()
     for path in paths:
@@ -193,10 +196,10 @@ def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str])
 
 
 def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:
-    """A sentence for each parameter that is loaded differently from how it was trained.
+    """Yields a sentence for each parameter that differs between the loaded and the trained model.
 
-    Parameters that a method adds but does not train are skipped, since they may be drawn anew, as
-    are the unused originals of a new head, which PEFT keeps.
+    Skips parameters that the method adds but does not train, since they may be drawn anew, and the
+    unused original modules that PEFT keeps beside a new head.
     """
     cell, model = evidence.cell, evidence.model
     loaded = dict(served.named_parameters())
@@ -221,7 +224,7 @@ def storage(tensor: Tensor) -> Any:
 
 
 def tensor_difference(trained: Tensor, other: Tensor) -> str:
-    """The end of a sentence on how a tensor differs from the trained one; empty if bits agree."""
+    """The end of a sentence on how `other` differs from `trained`; empty if the bits agree."""
     kind, other_kind = (
         f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}" for tensor in (trained, other)
     )
@@ -267,7 +270,7 @@ def expected_settings(evidence: Evidence) -> dict[str, Fields]:
 
 
 def other_settings(settings: Settings, tokenizer: Any, folder: Path) -> Iterator[str]:
-    """A sentence for each missing file and each field that differs in a file or after loading."""
+    """Yields a sentence for each missing file and each field that was saved or loaded wrongly."""
     for name, expected in settings.items():
         path = folder / name
         if not path.parent.is_dir():  # no base was saved
@@ -290,7 +293,7 @@ def other_settings(settings: Settings, tokenizer: Any, folder: Path) -> Iterator
 
 
 def field_difference(name: str, expected: Fields, file: Fields, loaded: Fields) -> str:
-    """The end of a sentence on a field that differs in its file or after loading.
+    """The end of a sentence on how a field differs in its file or after loading.
 
     Empty if the field is as expected. A file may omit a field if loading restores its value.
     """
@@ -308,7 +311,7 @@ def field_difference(name: str, expected: Fields, file: Fields, loaded: Fields) 
 
 
 def loaded_fields(path: Path, tokenizer: Any) -> Fields:
-    """A settings file's fields as its library loads them; `tokenizer` is already loaded."""
+    """The fields of a settings file as its library loads them; `tokenizer` is already loaded."""
     if path.name == TOKENIZER_CONFIG_FILE:
         return tokenizer_fields(tokenizer)
     if path.name == CONFIG_NAME:
@@ -320,7 +323,7 @@ def loaded_fields(path: Path, tokenizer: Any) -> Fields:
 
 
 def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
-    """The expected fields of PEFT's config, as the method declares them, or else as trained."""
+    """The expected fields of PEFT's config, from the method's declaration or the trained model."""
     cell, config = evidence.cell, model.active_peft_config
     fields = peft_fields(config)
     method: Any = cell.method
@@ -349,7 +352,7 @@ def adapter_fields(evidence: Evidence, model: Any, base: Any) -> Fields:
 
 
 def config_fields(evidence: Evidence, model: Any) -> Fields:
-    """The expected fields of the model's config, from cell or checkpoint, or else as trained."""
+    """The model config's expected fields, from the cell, the checkpoint or the trained model."""
     cell = evidence.cell
     fields = plain(model.config)
     original = checkpoint_fields(cell, CONFIG_NAME)
@@ -376,7 +379,7 @@ def config_fields(evidence: Evidence, model: Any) -> Fields:
 
 
 def tokenizer_fields(tokenizer: Any) -> Fields:
-    """A tokenizer's attributes and special tokens."""
+    """A tokenizer's public attributes and special tokens."""
     fields = plain(public(tokenizer))
     special_tokens = plain(tokenizer.special_tokens_map)
     fields["special_tokens_map"] = sorted(special_tokens.items())
@@ -394,7 +397,7 @@ def checkpoint_fields(cell: Cell, name: str) -> Fields:
 
 
 def read_fields(path: Path) -> Fields:
-    """Reads the fields of a JSON file; sorts lists if it is a PEFT config."""
+    """Reads the fields of a JSON file; sorts the lists in a PEFT config."""
     fields: Fields = json.loads(path.read_text(encoding="utf-8"))
     return ordered(fields) if path.name == peft.utils.CONFIG_NAME else fields
 
@@ -406,7 +409,7 @@ def peft_fields(config: Any) -> Fields:
 
 
 def ordered(fields: Fields) -> Fields:
-    """Sorts each list among the fields, in place, and returns the fields."""
+    """Replaces each list among the fields with a sorted list, and returns the fields."""
     for name, value in fields.items():
         if isinstance(value, list):
             fields[name] = sorted(value, key=str)
@@ -414,7 +417,7 @@ def ordered(fields: Fields) -> Fields:
 
 
 def flat(fields: Fields) -> Fields:
-    """Flattens nested fields into dotted names, for example decoder.hidden_size."""
+    """Flattens nested fields and joins their names with dots, as in decoder.hidden_size."""
     flat_fields: Fields = {}
     for name, value in fields.items():
         if not isinstance(value, dict) or not value:
@@ -426,7 +429,7 @@ def flat(fields: Fields) -> Fields:
 
 
 def drop_none(fields: Fields) -> Fields:
-    """The fields that are not None."""
+    """The fields whose values are not None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -442,7 +445,7 @@ def public(value: Any) -> Fields:
 
 
 def plain_object(value: Any) -> Any:
-    """Converts an object that JSON cannot hold into a simpler value."""
+    """Converts an object that JSON cannot represent into a simpler value."""
     if isinstance(value, set | frozenset):
         return sorted(value)
     if isinstance(value, torch.dtype):
@@ -468,7 +471,7 @@ def tokenizer_json(tokenizer: Any) -> Fields:
 
 
 def other_tokenizer(expected: Fields, folder: Path) -> Iterator[str]:
-    """A sentence for each field of tokenizer.json that differs from the trained tokenizer's."""
+    """Yields a sentence for each field of tokenizer.json that differs from the expected one."""
     path = folder / FULL_TOKENIZER_FILE
     if not expected or not path.is_file():
         return
@@ -482,7 +485,7 @@ def other_tokenizer(expected: Fields, folder: Path) -> Iterator[str]:
 
 
 def other_tokens(trained: Any, saved: Any, texts: Iterable[str]) -> Iterator[str]:
-    """A sentence for each text that the saved tokenizer splits differently from the trained one."""
+    """Yields a sentence for each text that the two tokenizers split differently."""
     for text in texts:
         ids = trained(text, verbose=False)["input_ids"]
         saved_ids = saved(text, verbose=False)["input_ids"]
@@ -491,7 +494,7 @@ def other_tokens(trained: Any, saved: Any, texts: Iterable[str]) -> Iterator[str
 
 
 def tokens_difference(tokenizer: Any, ids: Sequence[int], saved_ids: Sequence[int]) -> str:
-    """A phrase on where two tokenizations of a text first differ, with the text before it."""
+    """Describes where two tokenizations of a text first differ, with the text before that point."""
     start = first_difference(ids, saved_ids)
     context = tokenizer.decode(ids[max(0, start - 5) : start])
     tokens = tokenizer.convert_ids_to_tokens(list(ids[start : start + 3]))

@@ -60,10 +60,10 @@ def selection_apart_from_test(evidence: Evidence) -> Answer:
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
-    """Truncated prompts keep their frame, and batching does not change a scored row's tokens.
+    """Prompts keep their frame and the length limit, and batching does not change their tokens.
 
     The frame surrounds the text: special tokens, a prefix, a separator or a chat template. Up to
-    `ENCODED` rows are encoded again, one by one, which must give the tokens that were scored.
+    `ENCODED` rows are encoded again, one by one, and must give the tokens that were scored.
     """
     evaluation = evidence.scored
     begin, end = evidence.codec.frame()
@@ -82,7 +82,7 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
 
 
 def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
-    """A phrase for each row, of up to `ENCODED`, whose tokens change if it is encoded by itself."""
+    """Describes the rows, among up to `ENCODED`, whose tokens change if a row is encoded alone."""
     # Tokenizers written in Python encode one text at a time anyway.
     if getattr(codec.tokenizer, "backend_tokenizer", None) is None:
         return []
@@ -105,7 +105,7 @@ def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
 class LoneTokenizer:
     """A tokenizer that encodes one text at a time.
 
-    It bypasses transformers with a copy of the tokenizer's backend, without truncation and padding.
+    It bypasses transformers with a copy of the tokenizer's backend, without truncation or padding.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -116,7 +116,7 @@ class LoneTokenizer:
         self._file.no_padding()
 
     def __getattr__(self, name: str) -> Any:
-        """Looks up the tokenizer's own attribute."""
+        """Looks up an attribute of the original tokenizer."""
         return getattr(self._tokenizer, name)
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ class LoneTokenizer:
         return len(self._tokenizer)
 
     def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[Any]]:
-        """Returns the ids and offsets of all texts' tokens, without special tokens."""
+        """Returns the token ids and offsets of each text, without special tokens."""
         encoded = [self._file.encode(text, add_special_tokens=False) for text in texts]
         return {
             "input_ids": [tokens.ids for tokens in encoded],
@@ -133,7 +133,7 @@ class LoneTokenizer:
 
 
 def windows_map_to_examples(evidence: Evidence) -> Answer:
-    """Every row has windows, and the tokens of sampled windows come from their row's context."""
+    """Every row has a window, and the tokens of sampled windows come from their row's context."""
     codec, evaluation = require(evidence.codec, ExtractCodec), evidence.scored
     rows, features = evaluation.rows, evaluation.features
     faults = []
@@ -162,10 +162,10 @@ def generation_not_truncated(evidence: Evidence) -> Answer:
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
-    """Scores are possible and fit the rows' points, which do not depend on other rows.
+    """Scores are possible and fit the rows' points; a row's points do not depend on other rows.
 
-    Rows are scored again one by one, generated texts only in a sample. Fixed predictions must get
-    the scores worked out by hand, and generated texts must match their tokens.
+    Rows, or a sample of generated texts, are scored again one by one. Fixed predictions must get
+    the scores worked out by hand, and generated texts must be what their tokens decode to.
     """
     evaluation, task = evidence.scored, evidence.cell.task
     count = len(evaluation.rows)
@@ -185,7 +185,7 @@ def metric_invariants(evidence: Evidence) -> Answer:
 
 
 def impossible_scores(task: Task, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each score that no predictions can have, or that is not its rows' mean."""
+    """Yields a sentence for each score that is impossible or not the mean of its rows' points."""
     examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
     for name, points in examples.items():
         if len(points) != count:
@@ -204,7 +204,10 @@ def impossible_scores(task: Task, evaluation: Evaluation) -> Iterator[str]:
 
 
 def other_points(task: Task, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each score of a row that differs if the row is scored alone; samples texts."""
+    """Yields a sentence for each score of a row that differs if the row is scored alone.
+
+    Only a sample of generated texts is scored.
+    """
     indices: Iterable[int] = range(len(evaluation.rows))
     if task.problem is Problem.GENERATE:
         indices = sorted(sample(range(len(evaluation.rows)), 2 * SAMPLE))
@@ -218,7 +221,7 @@ def other_points(task: Task, evaluation: Evaluation) -> Iterator[str]:
 
 
 def wrong_texts(codec: Codec, evaluation: Evaluation) -> Iterator[str]:
-    """A sentence for each generated text that is not what its tokens decode to."""
+    """Yields a sentence for each generated text that is not what its tokens decode to."""
     if not isinstance(codec, GenerateCodec) or type(codec).decode is not GenerateCodec.decode:
         return
     for i, prediction in enumerate(evaluation.predictions):
@@ -240,9 +243,9 @@ ALONE: dict[Problem, Callable[[Task, Row, Any], dict[str, list[float]]]] = {
 def predictions_not_collapsed(evidence: Evidence) -> Answer:
     """Predictions are not nearly all the same class, answer or text when targets vary.
 
-    The rows whose prediction is not the most frequent one must number at least a fifth of the rows
-    whose target is not the most frequent one. A model that recognizes every second row of a rare
-    class is well above that; a model that always answers the same is at 0.
+    The number of predictions that differ from the most frequent one must be at least a fifth of the
+    number of targets that differ from the most frequent target. A model that recognizes half of a
+    rare class's rows is well above that; a constant answer is at 0.
     """
     task, evaluation = evidence.cell.task, evidence.scored
     rows = len(evaluation.rows)
@@ -256,10 +259,10 @@ def predictions_not_collapsed(evidence: Evidence) -> Answer:
 
 
 def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float]]:
-    """Scores beat the best answers without a model and are no worse than before training.
+    """Scores beat the best answers that need no model, and are no worse than before training.
 
-    Gains and drops count if they exceed three standard errors. A checkpoint may already know the
-    task, as T5's knows SQuAD, so a healthy run need not improve on it.
+    Gains and drops count if they exceed three standard errors. A healthy run need not improve on
+    its checkpoint, which may already know the task, as T5's knows SQuAD.
     """
     task, evaluation = evidence.cell.task, evidence.scored
     train_rows = evidence.train_rows
@@ -350,7 +353,7 @@ def scored_rows(evaluation: Evaluation) -> list[int]:
 
 
 def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
-    """A few scored features get the same scores by themselves as they got in their batches."""
+    """A few scored features get the same scores alone as they got in their batches."""
     evaluation, codec, device = evidence.scored, evidence.codec, evidence.device
     if codec.generates:
         return None

@@ -1,8 +1,8 @@
-"""Audits that check generated texts and scores against a search and passes without a cache.
+"""Audits that recompute generated texts and their scores without a cache.
 
-Two searches may diverge at a tie and find different texts. Rounding decides ties, so where a text
-differs, a copy of the model in fp64 measures the rounding. The search here is written without any
-library's search code.
+Two searches may diverge at a tie, which rounding decides, and find different texts. Where a text
+differs, rounding is therefore measured with a copy of the model in fp64. The search here is written
+without any library's search code.
 """
 
 import copy
@@ -64,10 +64,11 @@ Search = Generator[Sequence[Text], Tensor, "list[Beam]"]
 
 
 def cache_changes_nothing(evidence: Evidence) -> Answer:
-    """The library's search with a cache scores tokens as a pass without a cache does.
+    """The library's search, which uses a cache, scores tokens as a pass without a cache does.
 
     The rows with the longest text and the shortest prompt are searched again in one padded batch. A
-    text's score must be the sum of its tokens' scores over its length to the power of the penalty.
+    text's score must be the sum of its tokens' scores, divided by its length to the power of the
+    length penalty.
     """
     if not isinstance(evidence.codec, GenerateCodec):
         return None
@@ -91,12 +92,12 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
 
 
 def texts_are_the_models(evidence: Evidence) -> Answer:
-    """The recipe's search, run as defined and without a cache, finds a sample of the scored texts.
+    """For a sample of rows, the search defined here finds the texts that were scored.
 
-    The sample contains evenly spread texts and those closest to losing to another text. In fp32, a
-    few more rows are searched under rules that all take effect, and all their beams are compared.
-    In coarser arithmetic, beams tie too often. On a CPU, true-size models would take minutes and
-    are skipped.
+    The search uses the recipe's settings and no cache. The sample contains evenly spread texts and
+    the texts closest to losing to another text. In fp32, a few more rows are searched under rules
+    that all take effect, and all their beams are compared; in coarser arithmetic, beams tie too
+    often. True-size models would take minutes on a CPU and are skipped there.
     """
     codec = evidence.text_codec
     evaluation = evidence.scored
@@ -121,7 +122,7 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
 
 
 def leeway(evidence: Evidence) -> float:
-    """The largest relative gap between scores that rounding may explain.
+    """The largest relative gap between scores that rounding can explain.
 
     It is larger for a 4-bit or 16-bit base and for evaluation in 16 bits.
     """
@@ -135,7 +136,7 @@ def leeway(evidence: Evidence) -> float:
 
 
 def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
-    """Indices of the scored texts closest to losing to another text, and of evenly spread ones."""
+    """Indices of the scored texts closest to losing to another text, and of evenly spread texts."""
     micro = evidence.cell.profile.micro
     indices = spread_indices(len(evaluation.outputs), CANDIDATES if micro else FEW_CANDIDATES)
     lengths = get_lengths(evaluation.features)
@@ -158,10 +159,10 @@ def spread_indices(count: int, most: int) -> range:
 
 
 def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> float:
-    """The largest lead over `text` that another could gain by leaving it and then being certain.
+    """The largest lead over `text` that another text could gain by branching off at some token.
 
-    `scores` (T, V) are the log-probabilities of each next token. If the lead is far below 0, no
-    other text comes close.
+    The other text is assumed to lose no score after that token. `scores` (T, V) are the
+    log-probabilities of each next token. If the lead is far below 0, no other text comes close.
     """
     own_scores = token_scores(scores, text)
     tokens = torch.tensor(text, device=scores.device).unsqueeze(1)
@@ -173,7 +174,7 @@ def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> flo
 
 
 def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
-    """Compares all beams of the library's search under `PROVOKING` with the search as defined."""
+    """Searches under `PROVOKING` with the library and with `beam_search`; compares all beams."""
     codec = evidence.text_codec
     lengths = get_lengths(evaluation.features)
     shortest = sorted(range(len(lengths)), key=lambda i: lengths[i])[:PROVOKED]
@@ -198,7 +199,7 @@ def read_backwards(codec: GenerateCodec, row: Feature) -> Feature:
 
 
 class Gap(NamedTuple):
-    """A row's texts, the texts that the search finds, and the noise that explains the gap."""
+    """A row's texts, the texts that the search finds, and the noise that explains a difference."""
 
     texts: Sequence[Text]
     expected: Sequence[Text]
@@ -206,14 +207,14 @@ class Gap(NamedTuple):
 
 
 class Beams:
-    """The logits after each beginning of some rows' texts, from passes over whole texts."""
+    """Runs searches with logits computed by passes over whole texts, and stores these logits."""
 
     def __init__(
         self, evidence: Evidence, rows: Sequence[Feature], texts: Sequence[Sequence[int]]
     ) -> None:
-        """Gets the logits after each beginning of each row's text, in one pass over all rows.
+        """Computes the logits after each beginning of each row's text, in one pass over all rows.
 
-        The search is likely to find exactly these texts.
+        A search is likely to find exactly these texts.
         """
         self.evidence = evidence
         self.rows = rows
@@ -234,7 +235,7 @@ class Beams:
             self.learn(i, tuple(text), self.whole[i])
 
     def ask(self, requests: Mapping[int, Sequence[Text]]) -> None:
-        """Computes the logits after each row's unfinished texts, unless they are known already."""
+        """Computes the logits after each row's unfinished texts, unless they are already known."""
         drafts = []
         for i, beginnings in requests.items():
             for ids in beginnings:
@@ -265,9 +266,10 @@ class Beams:
         noise: float = 0.0,
         draw: int = 0,
     ) -> list[list["Beam"]]:
-        """The finished beams of a search for each row in `indices`, best first.
+        """Runs a search for each row in `indices` and returns its finished beams, best first.
 
-        Normal noise of `noise` nats, drawn with the seed `draw`, is added to all scores.
+        Normal noise with a standard deviation of `noise` nats and the seed `draw` is added to all
+        scores.
         """
         generator = torch.Generator().manual_seed(draw)
         searches = {i: beam_search(rules, self.codec.end_id) for i in indices}
@@ -301,7 +303,7 @@ def search_gaps(
     rules: Generation,
     pools: Sequence[Sequence[Text]],
 ) -> list[Gap]:
-    """Compares each row's best texts with the same number of texts that the search finds."""
+    """Compares each row's texts in `pools` with as many of the best texts that the search finds."""
     gaps: list[Gap] = []
     batch_size = AT_ONCE if evidence.cell.profile.micro else 1
     for start in range(0, len(rows), batch_size):
@@ -331,7 +333,7 @@ def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[Text
 def get_rounding(beams: Beams, place: int) -> float:
     """The largest error of the scores along a row's text, in nats, measured against fp64.
 
-    The cap, `leeway` times the largest logit, is also the result for a model too large to copy.
+    It is capped at `leeway` times the largest logit. A model too large to copy gets the cap.
     """
     evidence = beams.evidence
     logits = beams.whole[place]
@@ -414,9 +416,9 @@ class Beam(NamedTuple):
 def beam_search(rules: Generation, end: int) -> Search:
     """Finds one text per beam, best first, each ending with token `end` or at the token limit.
 
-    With a single beam, the search takes the likeliest token each time. An unfinished text scores
-    the sum of its tokens' scores. A finished text scores that sum divided by its length to the
-    power of the penalty.
+    With a single beam, the search takes the likeliest token at each step. An unfinished text's
+    score is the sum of its tokens' scores. A finished text's score is that sum divided by the
+    text's length to the power of the length penalty.
     """
     width = rules.num_beams
     beams = [Beam(0.0, ())]
@@ -440,7 +442,7 @@ def beam_search(rules: Generation, end: int) -> Search:
 
 
 def extend_beams(beams: Sequence[Beam], scores: Tensor, count: int) -> list[Beam]:
-    """The `count` best continuations, by one token, of the unfinished texts, best first."""
+    """The `count` best one-token extensions of the unfinished texts, best first."""
     totals = scores + torch.tensor([beam.score for beam in beams], device=scores.device).unsqueeze(
         1
     )

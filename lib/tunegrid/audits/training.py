@@ -66,7 +66,7 @@ def base_frozen(evidence: Evidence) -> Answer:
 
 
 def trains_as_declared(evidence: Evidence) -> Answer:
-    """The parameters that train are exactly those declared, each in one optimizer group.
+    """Exactly the declared parameters train, and each is in one optimizer group.
 
     `requires_grad` is compared with the method's declaration rather than trusted, since a library
     may freeze an adapter or unfreeze a base. Each new part of the head must train, too.
@@ -94,9 +94,10 @@ def named_groups(trainer: Trainer) -> list[list[tuple[str, torch.Tensor]]]:
 
 
 def idle_parts(evidence: Evidence) -> list[str]:
-    """New modules and tokens of the head of which no tensor trains.
+    """Names of the head's parts that should train but have no trained tensor.
 
-    The head says which modules train in full and which through an adapter.
+    The parts are new modules, adapted modules and a new token. If the method uses an adapter, an
+    adapted module must train through it.
     """
     head, adapts = evidence.cell.head, evidence.cell.method.adapts
     trained = set(evidence.trained)
@@ -114,9 +115,10 @@ def idle_parts(evidence: Evidence) -> list[str]:
 def gradients_reach(evidence: Evidence) -> Answer:
     """Every trained tensor has a fresh nonzero gradient in each update, except in unused modules.
 
-    Updates before weights have moved do not count, since LoRA's A has no gradient while B is zero,
-    nor do updates with almost no loss. Experts may go without, as may tensors of few values, such
-    as the bias for two labels, in a tenth of the updates: rounded gradients can cancel to 0.
+    Updates with almost no loss do not count, nor do updates before weights have moved, since LoRA's
+    A has no gradient while B is zero. Experts may lack a gradient in every update. Tensors of few
+    values, such as the bias for two labels, may lack one in a tenth of the updates, since rounded
+    gradients can cancel to 0.
     """
     log = evidence.trainer.log
     names = used_names(evidence)
@@ -174,9 +176,9 @@ def used_names(evidence: Evidence) -> list[str]:
 def trains_in_fp32(evidence: Evidence) -> Answer:
     """Trained weights and their moments are fp32, except moments that an optimizer packs by design.
 
-    Bitsandbytes keeps small tensors' moments in fp32, because the moments of norms, biases and
-    small adapters are few and matter most. Second moments are never negative, so negative levels
-    would be wasted on them.
+    Even an 8-bit optimizer must keep small tensors' moments in fp32: the moments of norms, biases
+    and small adapters are few and matter most. Second moments are never negative, so negative
+    levels would be wasted on them.
     """
     optimizer = evidence.trainer.optimizer
     trained = {name: p for name, p in evidence.trainer.stepped.items() if p.requires_grad}
@@ -258,9 +260,9 @@ def first_step(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor)
 def variant_applied(evidence: Evidence) -> Answer:
     """The trained model shows that its own method, and no other, trained it.
 
-    The parameters that the method says must move have moved, weights that it rewrites do not equal
-    the checkpoint's, and its own check of the model passes. Returns None if the method declares
-    none of these. `schedule_counts_updates` checks the method's rates.
+    The parameters in the method's `must_move` have changed, the weights that it rewrites differ
+    from the checkpoint's, and its own check of the model passes. Returns None if the method
+    declares nothing to check. `schedule_counts_updates` checks the method's rates.
     """
     method, cell = evidence.cell.method, evidence.cell
     rewrites = method.rewrites(cell)
@@ -294,7 +296,7 @@ def variant_applied(evidence: Evidence) -> Answer:
 
 
 def gradients_clipped(evidence: Evidence) -> Answer:
-    """Clipping reduces gradient norms above the recipe's bound to it and leaves others alone."""
+    """Gradient norms above the recipe's bound are clipped to it; other norms are left alone."""
     bound, log = evidence.cell.recipe.max_grad_norm, evidence.trainer.log
     if bound is None or not log.updates:
         return None
@@ -326,8 +328,8 @@ def gradients_clipped(evidence: Evidence) -> Answer:
 def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
     """The first steps and a late step moved weights as AdamW's definition says.
 
-    A reference AdamW gets the same gradients and rates. A separate weight whose gradient is zero
-    must decay, because the errors of packed moments would hide a missing decay.
+    A reference AdamW gets the same gradients and rates. Separately, a weight whose gradient is zero
+    must decay, since the errors of packed moments could hide missing weight decay.
     """
     adamw, decay = evidence.trainer.adamw, evidence.cell.recipe.weight_decay
     if adamw.gap is adamw.late_gap is None:
@@ -356,7 +358,7 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
 
 
 def memory_does_not_grow(evidence: Evidence) -> Answer:
-    """Fewer than one tensor per update is left behind, and the tensors' bytes hardly grow.
+    """On average, updates leave behind less than one tensor, and tensors' bytes hardly grow.
 
     The first ten or more updates do not count, nor does the process's other memory, since oneDNN
     keeps kernels for each new shape.
@@ -408,7 +410,7 @@ def optimizer_set_as_declared(evidence: Evidence) -> Answer:
 def schedule_counts_updates(evidence: Evidence) -> Answer:
     """Training made the planned updates, each with every tensor at its scheduled learning rate.
 
-    The rate is the schedule's share of the tensor's peak rate.
+    The scheduled rate is the tensor's peak rate times the schedule's factor.
     """
     trainer, recipe = evidence.trainer, evidence.cell.recipe
     log = trainer.log
@@ -445,7 +447,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
 def group_peaks(evidence: Evidence) -> list[dict[str, float]]:
     """The declared peak rates of the tensors in each optimizer group, by tensor name.
 
-    If a method makes its own groups or optimizer, the groups' own rates are used.
+    If the method makes its own groups or optimizer, the groups' initial rates are used.
     """
     cell, trainer = evidence.cell, evidence.trainer
     kind = type(cell.method)
@@ -461,7 +463,7 @@ def group_peaks(evidence: Evidence) -> list[dict[str, float]]:
 
 
 def declared_peak(cell: Cell, name: str) -> float:
-    """The peak rate of a parameter: the head's, the method's or the recipe's."""
+    """A parameter's peak rate: the head's rate, or the recipe's rate times the method's factor."""
     recipe = cell.recipe
     if recipe.head_learning_rate is not None and is_part(name, cell.head.new_modules):
         return recipe.head_learning_rate
@@ -472,7 +474,7 @@ def declared_peak(cell: Cell, name: str) -> float:
 
 
 def planned_share(recipe: Hyperparameters, step: int, total: int) -> float:
-    """The share of the peak rate at a step of the schedule, as transformers documents it."""
+    """The factor on the peak rate at a step of the schedule, as transformers documents it."""
     name = recipe.lr_scheduler_type
     if name == "constant":  # without a warm-up
         return 1.0
@@ -522,7 +524,7 @@ def batch_gradients(
     features: Sequence[Feature],
     names: Sequence[str],
 ) -> tuple[float, list[torch.Tensor]]:
-    """The mean loss of some rows and its gradients, with the penalty's gradients added.
+    """The mean loss of some rows, and the gradients of that loss plus the method's penalty.
 
     The rows are split into several batches only if they exceed training's micro-batch.
     """
@@ -552,7 +554,7 @@ def batch_gradients(
 
 
 def ranks_train_as_one(evidence: Evidence) -> Answer:
-    """Without dropout, the first update's loss and gradients are those of a single process."""
+    """Without dropout, the first update's loss and gradients equal those of a single process."""
     trainer = evidence.trainer
     if trainer.ranks.count == 1:
         return None
