@@ -68,7 +68,7 @@ def device_record(device: torch.device, attention: str) -> DeviceRecord:
 
 
 def library_lack(cell: Cell, device: torch.device) -> str:
-    """A message if the installed bitsandbytes lacks the cell's optimizer on CPUs, or an empty string."""
+    """A message if the installed bitsandbytes lacks the cell's optimizer on CPUs, else empty."""
     installed = versions()["bitsandbytes"]
     if device.type != "cpu" or cell.optimizer is not adamw_bnb_8bit or not installed:
         return ""
@@ -187,7 +187,7 @@ def resolve_quantization(
     cell: Cell,
     device: torch.device,
 ) -> tuple[Quantization | None, str | None]:
-    """The base's quantization, and a sentence if its compute type changes for lack of bf16 units."""
+    """The base's quantization, and a sentence if lack of bf16 units changes its compute type."""
     requested = cell.quantization
     if requested is None or requested.bnb_4bit_compute_dtype != "bfloat16":
         return requested, None

@@ -149,7 +149,7 @@ class FirstUpdates:
         return {"gradients": sizes, "reached": counts, "drawn": digest(state.tolist())}
 
     def movement(self) -> dict[str, Any]:
-        """The distance moved by each group's sampled values; empty without a call of `gradients`."""
+        """The distance that each group's sampled values moved; empty before a `gradients` call."""
         if not self._start:
             return {}
         ends = sampled_values({name: self.parameters[name] for name in self._start})
