@@ -77,7 +77,7 @@ class Checkpoints:
             self.save_error = first_line(error)
 
     def restore(self, target: "Trainer") -> None:
-        """Restores `target` if `resume` is set and all ranks' files are readable and equally recent."""
+        """Restores `target` if `resume` is set and all ranks can read files of the same update."""
         state = self._read_state() if self.resume and self.path.is_file() else None
         updates = self.ranks.gather(state and state["log"]["updates"])
         # A kill may leave ranks with files from different updates.

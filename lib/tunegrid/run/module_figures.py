@@ -51,7 +51,7 @@ class ModuleFigures:
 
     @contextmanager
     def watch(self, phase: str, passes: int | None = None) -> Iterator[None]:
-        """Records calls in the first `passes` (default: all) forward passes; none on an exception."""
+        """Records calls in the first `passes` forward passes (default: all) if no exception occurs."""
         names = {module: name for name, module in self.model.named_modules()}
         call_count = len(self._calls)
         open_calls: list[dict[str, Any]] = []
@@ -197,7 +197,7 @@ def tensor_figures(tensor: Tensor) -> Projected:
 
 @lru_cache(maxsize=256)
 def random_vectors(length: int, device: torch.device) -> Tensor:
-    """Normal numbers (PROJECTIONS, length), scaled so that projections are about as large as norms."""
+    """Normal numbers (PROJECTIONS, length), scaled to make projections about as large as norms."""
     numbers = torch.randn(PROJECTIONS, length, generator=torch.Generator().manual_seed(length))
     return (numbers / numbers.square().mean(1, keepdim=True).sqrt()).to(device)
 

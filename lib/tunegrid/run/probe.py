@@ -123,8 +123,8 @@ def largest_distance(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> fl
 def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | None:
     """The largest relative error of the norms and gradients that the trainer's clipping yields.
 
-    Tries gradients with norms above and below the bound. None if the recipe does not clip, if all gradients
-    are zero, or if a loss scale or sharded weights complicate clipping.
+    Tries gradients with norms above and below the bound. None if the recipe does not clip, if all
+    gradients are zero, or if a loss scale or sharded weights complicate clipping.
     """
     bound = trainer.cell.recipe.max_grad_norm
     size = norm(gradients.values())
@@ -311,8 +311,8 @@ def run_search(
     """Generates from all prompts in one batch; `rules` and `options` override the recipe's search.
 
     The search uses a cache. Its scores are compared with scores from passes over whole texts, one
-    row's beams at a time. A second search cannot be the reference, because two beams may nearly tie,
-    which is no fault.
+    row's beams at a time. A second search cannot be the reference, because it may decide a near-tie
+    between beams differently.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"
@@ -433,7 +433,7 @@ def distance(values: Tensor, expected: Tensor) -> float:
 
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
-    """The largest `distance` that rounding may cause: `fine` if everything is fp32, else `coarse`."""
+    """The largest `distance` that rounding may cause: `fine` if all is in fp32, else `coarse`."""
     return fine if has_fp32_base(trainer) and trainer.log.precision == "fp32" else coarse
 
 

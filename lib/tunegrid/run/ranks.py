@@ -124,7 +124,7 @@ class Ranks:
         return ddp_model
 
     def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
-        """A context in which DDP keeps gradients local; under FSDP, these might not fit."""
+        """A context in which DDP keeps gradients local; FSDP always shards them, to save memory."""
         if isinstance(ddp_model, DistributedDataParallel):
             return ddp_model.no_sync()
         return nullcontext()
@@ -158,7 +158,7 @@ class Ranks:
         *,
         back: bool = False,
     ) -> None:
-        """With FSDP, copies trained weights from the shards to `model`, or the other way if `back`."""
+        """With FSDP, copies trained weights from the shards to `model`, or in reverse if `back`."""
         if not self.holds_parts:
             return
         pairs = zip(model.parameters(), sharded_model.parameters(), strict=True)
@@ -220,7 +220,7 @@ def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers to gather one at a time: list members of classes that transformers never splits."""
+    """The layers to gather one at a time: items of module lists that transformers never splits."""
     names: set[str] = set()
     for module in model.modules():
         names.update(getattr(module, "_no_split_modules", None) or ())

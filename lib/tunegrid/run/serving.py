@@ -1,7 +1,7 @@
 """Saves, reloads and merges trained models as transformers and PEFT document; writes their cards.
 
-An adapter is loaded over a fresh base. If the method, random initialization or a perturbation
-has changed the base, no checkpoint contains it, so it is saved beside the adapter, as PEFT documents
+An adapter is loaded over a fresh base. If no checkpoint holds that base, because the method, random
+initialization or a perturbation changed it, the base is saved beside the adapter, as PEFT documents
 for PiSSA and OLoRA.
 """
 
@@ -65,10 +65,10 @@ AUTO_PEFT: Mapping[str | None, str] = {  # by the adapter's task type
 
 
 class Serving:
-    """Saves, loads and merges a cell's trained model; tests that inject faults replace this class."""
+    """Saves, loads and merges a cell's trained model; tests may replace it to inject faults."""
 
     def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Saves the tokenizer, model or adapter, search settings, and a base that has changed."""
+        """Saves tokenizer, model or adapter, search settings, and a base that no checkpoint holds."""
         tokenizer.save_pretrained(folder)
         cell.method.save(model, cell, folder)
         codec = make_codec(cell, tokenizer)
@@ -108,7 +108,7 @@ class Serving:
 
 
 def saved_search(codec: GenerateCodec) -> dict[str, Any]:
-    """The recipe's search settings; without beams, with the only length penalty allowed then, 1."""
+    """The recipe's search settings; without beams, resets the length penalty to 1."""
     search = codec.search
     if codec.generation.num_beams <= 1:
         search["length_penalty"] = 1.0
@@ -145,7 +145,7 @@ def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
 
 
 def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
-    """Loads an adapter's base: the copy saved beside the adapter, or else the backbone's checkpoint."""
+    """Loads an adapter's base: the one saved beside the adapter, or else the cell's base model."""
     base_folder = folder / BASE
     if base_folder.is_dir():
         return load_whole(cell, base_folder, device)

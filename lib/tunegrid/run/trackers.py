@@ -23,7 +23,7 @@ from tunegrid.run.train import Trainer, TrainingLog
 
 
 class Trackers:
-    """A cell's trackers, which start at its first losses; one that fails is dropped with a warning."""
+    """A cell's trackers, started with its first losses; warns of a tracker that fails and drops it."""
 
     def __init__(self, cell: Cell, options: Mapping[str, Mapping[str, Any]], lock: Path) -> None:
         """Takes each tracker's `options`, by name.
