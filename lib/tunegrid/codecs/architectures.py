@@ -44,7 +44,7 @@ class T5EncoderHead(hf.T5EncoderModel):
     """Base class for T5 encoders with a new linear layer, initialized as in BERT and GPT-2."""
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initializes new layers; T5's large states with torch's default would give extreme logits."""
+        """Initializes new layers; with T5's large states, torch's default gives extreme logits."""
         super()._init_weights(module)
         # T5's own layers have no bias.
         if isinstance(module, nn.Linear) and module.bias is not None:

@@ -155,7 +155,7 @@ class Codec(ABC):
 
     @abstractmethod
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that a feature's collated labels, except ignored ones, match the target of `row`."""
+        """Checks that a feature's collated labels, ignored ones aside, match its row's target."""
 
     def scores(self, output: Any) -> list[float]:
         """The scores by which the model chose an output; empty if the output has none."""
@@ -242,7 +242,7 @@ def token_counts(batch: Batch) -> tuple[int, int]:
 
 
 def alphanumeric(text: str) -> str:
-    """A text's ASCII letters and digits without case and accents, as all tokenizers preserve them."""
+    """A text's ASCII letters and digits, lowercase and unaccented; tokenizers preserve them."""
     return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text.lower()))
 
 

@@ -30,7 +30,7 @@ Piece = tuple[list[int], bool]  # tokens, and whether they are learned
 
 
 class Surrounding(NamedTuple):
-    """Template text next to a turn (`text`), its tokens (`ids`), and the `spaces` that follow it."""
+    """Template text next to a turn, its token `ids`, and the `spaces` after the text."""
 
     text: str
     ids: list[int]
@@ -161,7 +161,7 @@ class ChatCodec(CausalCodec):
             del turns[len(system) : len(system) + 2]  # a user turn and its reply
 
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[Piece]:
-        """The tokens of the template and of the turns, in order; only assistant turns are learned."""
+        """The tokens of the template and the turns, in order; only assistant turns are learned."""
         roles = tuple(role for role, _ in turns)
         frames = self._frames(roles)
         pieces: list[Piece] = [(frames[0].ids, False)]
@@ -213,9 +213,8 @@ class ChatAnswerCodec(ChatCodec):
     """Generates answers; the user's turn is prefix + context, a blank line and the question.
 
     Every row is used in training, even if truncation removes the answer from the context.
-    `ExtractCodec` drops such a row because it contains no span to learn; here, the text of the answer
-    can still be learned, and scored rows are truncated in the same way. The training rows therefore
-    do not depend on `max_length`.
+    `ExtractCodec` drops such a row because it has no span to learn. A generated answer always has
+    its text, though, and scored rows are truncated in the same way.
     """
 
     def text(self, row: Row) -> str:

@@ -44,7 +44,7 @@ class ClassifyCodec(Codec):
         second: Sequence[int] | None,
         label: int,
     ) -> Feature:
-        """Makes a feature of one or two texts; `extra` is the position at which the second begins."""
+        """Makes a feature of one or two texts; `extra` is the position where the second begins."""
         if second is None:
             return Feature(example=example, input_ids=self.fit(first), target=label)
         first_count, second_count = longest_first(len(first), len(second), self.room)
@@ -54,14 +54,14 @@ class ClassifyCodec(Codec):
 
     @property
     def room(self) -> int:
-        """The number of text tokens that fit beside the special tokens and the separator of a pair."""
+        """The number of text tokens that fit beside special tokens and the separator of a pair."""
         room = super().room
         if self.task.text_pair:
             room -= len(self.between)
         return room
 
     def draw_feature(self, rng: Random) -> Feature:
-        """A random feature of `max_length` tokens with a random label; texts of a pair get half each."""
+        """A random feature of `max_length` tokens with a random label; a pair is split in half."""
         words = self.tokenizer.draw(rng, self.room)
         label = rng.randrange(len(self.task.labels))
         if self.task.text_pair:

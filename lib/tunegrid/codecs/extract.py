@@ -146,7 +146,7 @@ class ExtractCodec(Codec):
         return [output[0]]
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that the label is the first annotated answer, or (0, 0) if that is not in the window."""
+        """Checks that the label is the first annotated answer, or (0, 0) if the window lacks it."""
         first, last = label.tolist()
         if (first, last) == (0, 0):
             return not self.holds_answer(row, feature)
@@ -169,7 +169,7 @@ class ExtractCodec(Codec):
         return tokens, context(self.task, row)[offsets[0][0] : offsets[-1][1]]
 
     def labelled_tokens(self, feature: Feature) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """Character spans of the first and last token of the labelled answer; None without a label."""
+        """Character spans of the labelled answer's first and last token; None without a label."""
         if feature.target == (0, 0):
             return None
         first, last = feature.target

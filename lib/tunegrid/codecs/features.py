@@ -1,8 +1,8 @@
 """Caches the features that a codec makes from rows, in memory or on disk.
 
 If the profile has a cache folder, features go there for other runs and processes: `datasets` writes
-them to an Arrow file and maps the file into memory. Otherwise they stay in memory for later cells of
-the same process. The key is a hash of everything that determines the features: the rows, the
+them to an Arrow file and maps the file into memory. Otherwise they stay in memory for later cells
+of the same process. The key is a hash of everything that determines the features: the rows, the
 tokenizer, the task's columns, the recipe's lengths and texts, the tokens around a text, the code
 that encodes, and the code of the libraries that tokenize.
 """
@@ -110,7 +110,7 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
 
 
 def _load_table(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool) -> Any:
-    """Loads the table from its file; if that is missing or damaged, rebuilds the file in blocks."""
+    """Loads the table from its file; rebuilds a missing or damaged file in blocks."""
     import datasets
     import pyarrow
 

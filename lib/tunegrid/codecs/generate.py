@@ -198,7 +198,7 @@ class GenerateCodec(Codec):
         return bool(output) and output[-1] == self.end_id
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that labels are the row's target and the end token; only overlong targets may be cut."""
+        """Checks that labels are the row's target and end token; an overlong target may be cut."""
         target_ids = label[label != IGNORED].tolist()
         if not self.has_end(target_ids) or len(target_ids) > self.max_target_length:
             return False
@@ -248,7 +248,7 @@ class CausalCodec(GenerateCodec):
         return super().room - self.max_target_length
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Whole sequences (B, S + T), padded on the right; only target and end token have labels."""
+        """Sequences (B, S + T), padded on the right; only targets and end tokens have labels."""
         batch = self.inputs([[*feature.input_ids, *feature.target] for feature in features])
         labels = [[*[IGNORED] * len(feature.input_ids), *feature.target] for feature in features]
         return {**batch, "labels": pad(labels, IGNORED)}

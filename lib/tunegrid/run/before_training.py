@@ -126,7 +126,7 @@ def before_training(
 def weight_types(trainer: Trainer) -> dict[str, str]:
     """Each parameter's dtype or 4-bit format, by name.
 
-    Over an fp32 base, a LoRA A whose values all fit a 16-bit type is described as rounded to it.
+    Over an fp32 base, a LoRA A whose values fit a 16-bit type is described as rounded.
     """
     has_drawn_fp32 = has_fp32_base(trainer)  # otherwise PEFT draws LoRA's A in the base's type
     types = {}
@@ -210,8 +210,8 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
 def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
     """Generates texts for the shortest and the longest of `rows` with the untrained model.
 
-    Returns a digest of the texts, the largest error in their scores, and the number of tokens that
-    were embedded.
+    Returns a digest of the texts, the largest error in their scores, and the number of tokens
+    embedded.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these generate"

@@ -161,8 +161,8 @@ def base_type(cell: Cell) -> torch.dtype:
 def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     """Loads the base model, quantized if the method says so; initializes new modules randomly.
 
-    If the profile asks for random weights, all modules are initialized randomly. Raises InputError
-    if the checkpoint lacks other weights.
+    If the profile asks for random weights, this includes all modules. Raises InputError if the
+    checkpoint lacks other weights.
     """
     head = cell.head
     kind = architecture(head.architecture)
@@ -308,8 +308,8 @@ def unpack_weight(parameter: Any) -> Tensor:
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
     """Sums each tensor's bits, read as integers, over all elements and over every second element.
 
-    These checksums are not cryptographic, but they distinguish trained weights from unchanged
-    weights and are computed on the device.
+    These checksums are not cryptographic, but they distinguish trained from unchanged weights and
+    are computed on the device.
     """
     names = []
     sums = []

@@ -1,7 +1,7 @@
 """Measures the FLOPs and bytes that a cell takes at its full size; needs no checkpoint.
 
-Two updates warm up the device: FLOPs are counted in the first and bytes traced in the second. The
-updates after them are timed.
+Before the timed updates, two others warm up the device: FLOPs are counted in the first, bytes in
+the second.
 """
 
 import math

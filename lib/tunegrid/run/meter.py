@@ -156,8 +156,8 @@ class Meter:
     def gather_ranks(self, ranks: Ranks) -> RanksRecord:
         """Gathers each rank's figures, and sums the sizes in `updates` over the ranks.
 
-    All ranks must call this.
-    """
+        All ranks must call this.
+        """
         memory = self.memory()
         rates = self.throughput()
         record = {
@@ -183,8 +183,8 @@ class Meter:
     def memory(self, ledger: Ledger | None = None, *, contended: bool | None = False) -> Memory:
         """The measurements of each phase, and the ledger.
 
-    Energy is None if the GPU is `contended`. Without a ledger, its fields are None.
-    """
+        Energy is None if the GPU is `contended`. Without a ledger, its fields are None.
+        """
         ledger = ledger or Ledger(**dict.fromkeys(Ledger.__annotations__))
         resets: dict[str, Any] = {"gpu_energy_joules": None} if contended else {}
         phases = {name: replace(phase, **resets) for name, phase in self.phases.items()}

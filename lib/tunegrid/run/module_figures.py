@@ -51,7 +51,7 @@ class ModuleFigures:
 
     @contextmanager
     def watch(self, phase: str, passes: int | None = None) -> Iterator[None]:
-        """Records calls in the first `passes` forward passes (default: all) if no exception occurs."""
+        """Records calls in the first `passes` (or all) forward passes, unless the block raises."""
         names = {module: name for name, module in self.model.named_modules()}
         call_count = len(self._calls)
         open_calls: list[dict[str, Any]] = []

@@ -60,7 +60,7 @@ class Probe:
 def probe(trainer: Trainer) -> Probe:
     """Probes a short and a long row, each on its own and both as one batch.
 
-    The batch's gradient is computed only if micro-batches in training have two rows or more.
+    The batch's gradient is computed only if training's micro-batches hold two rows.
     """
     answer = Probe(rows=spread_features(trainer.features[:FIRST_ROWS], 2))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
@@ -227,7 +227,7 @@ def get_logits(
 ) -> tuple[list[Tensor], Batch]:
     """Collates features into a batch; returns a model's logits, each (B, ...), and the batch.
 
-    The model is the trainer's by default.
+    `model` defaults to the trainer's.
     """
     batch = move_batch(trainer.meter.device, trainer.codec.collate(features))
     return logits_and_loss(trainer, batch, model)[0], batch

@@ -68,7 +68,7 @@ class Serving:
     """Saves, loads and merges a cell's trained model; tests may replace it to inject faults."""
 
     def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Saves tokenizer, model or adapter, search settings, and a base that no checkpoint holds."""
+        """Saves tokenizer, model or adapter, search settings, and any base not in a checkpoint."""
         tokenizer.save_pretrained(folder)
         cell.method.save(model, cell, folder)
         codec = make_codec(cell, tokenizer)

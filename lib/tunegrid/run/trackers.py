@@ -23,7 +23,7 @@ from tunegrid.run.train import Trainer, TrainingLog
 
 
 class Trackers:
-    """A cell's trackers, started with its first losses; warns of a tracker that fails and drops it."""
+    """A cell's trackers, started with its first losses. Failing ones are dropped with a warning."""
 
     def __init__(self, cell: Cell, options: Mapping[str, Mapping[str, Any]], lock: Path) -> None:
         """Takes each tracker's `options`, by name.

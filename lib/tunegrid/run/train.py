@@ -1,4 +1,4 @@
-"""Trains a model on a codec's features as the recipe says, and keeps a log; serves all cells.
+"""Trains a model on a codec's features as the recipe says; one loop serves all cells.
 
 The loop's unit is the update: one or more micro-batches, one optimizer step, one schedule step. The
 loss of an update is the mean over all its targets, however they are split into micro-batches.
@@ -238,7 +238,7 @@ class Trainer:
         progress("train", log.updates, self.total, text)
 
     def part(self) -> TrainingRecord:
-        """The record's part on training so far, with tokens of all ranks; all ranks must call it."""
+        """The record of training so far, with tokens of all ranks; all ranks must call this."""
         self._fetch()
         log = self.log
         tokens = sum(update.tokens for update in self.meter.updates)
