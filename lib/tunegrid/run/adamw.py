@@ -53,7 +53,7 @@ class AdamW:
     _state: dict[str, AdamState] = field(default_factory=dict, init=False)
 
     def before_step(self, update: int, total: int) -> None:
-        """Makes the reference's step for `update`, counted from 0, if it follows the optimizer."""
+        """Makes the reference's step if `update`, counted from 0, is one of the updates to follow."""
         if update in (0, max(MOVED, int(LATE * total))):
             self._follow(update)
         gradients = {}

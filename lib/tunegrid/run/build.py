@@ -306,7 +306,7 @@ def unpack_weight(parameter: Any) -> Tensor:
 
 
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
-    """Sums each tensor's bits, read as integers, over all elements and over every second element.
+    """Sums each tensor's bits, read as integers, over all elements and over every second one.
 
     These checksums are not cryptographic, but they distinguish trained from unchanged weights and
     are computed on the device.
@@ -348,7 +348,7 @@ def weight_files(cell: Cell) -> list[Path]:
 
 @cache
 def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
-    """Maps the name of each tensor in a checkpoint to the file that contains the tensor."""
+    """Maps the name of each tensor in a checkpoint to the file that contains it."""
     file_of: dict[str, Path] = {}
     for path in files:
         with safe_open(path, "pt") as file:

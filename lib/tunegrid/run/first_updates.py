@@ -1,7 +1,7 @@
 """Computes figures of parameter groups, such as norms, that reveal a change without statistics.
 
-The training loop computes figures of its first updates, and `tunegrid.run.before_training` computes
-figures of the untrained model.
+The training loop computes figures of its first updates; `tunegrid.run.before_training` does so for
+the untrained model.
 """
 
 import math
@@ -127,7 +127,7 @@ def sampled_values(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[s
 
 @dataclass
 class FirstUpdates:
-    """Measures a cell's gradients in the first update and its movement over up to three updates."""
+    """Measures the first update's gradients, and the weights' movement over up to three updates."""
 
     cell: Cell
     model: nn.Module

@@ -183,7 +183,7 @@ class Meter:
     def memory(self, ledger: Ledger | None = None, *, contended: bool | None = False) -> Memory:
         """The measurements of each phase, and the ledger.
 
-        Energy is None if the GPU is `contended`. Without a ledger, its fields are None.
+        Energy is None if the GPU is `contended`. Without `ledger`, the ledger's fields are None.
         """
         ledger = ledger or Ledger(**dict.fromkeys(Ledger.__annotations__))
         resets: dict[str, Any] = {"gpu_energy_joules": None} if contended else {}
@@ -281,7 +281,7 @@ def peaks(device: torch.device, seconds: float) -> Phase:
 def held_tensors(device: torch.device, updates: int, expected: Collection[Tensor]) -> Held:
     """Counts this process's tensors, except `expected`, and the bytes held after `updates` updates.
 
-    On CUDA, the bytes are all that the allocator has allocated.
+    On CUDA, the bytes are the allocator's total.
     """
     expected_ids = set(map(id, expected))
     tensors = []

@@ -1,4 +1,4 @@
-"""Reduces the inputs, outputs and gradients of each of a model's modules to a few figures."""
+"""Reduces each module's inputs, outputs and gradients to a few figures."""
 
 import math
 import weakref

@@ -201,8 +201,8 @@ def logit_gradients(
 ) -> list[Tensor]:
     """Gradients of a fixed weighted sum of logits (B, ...); zero if the sum needs no gradient.
 
-    The sum skips padding by cutting row i to the shape of `alone[i]`. Unlike the gradients of
-    a loss, these do not vanish when the model is confident.
+    The sum skips padding by cutting row i to the shape of `alone[i]`. Unlike the gradients of a
+    loss, these do not vanish when the model is confident.
     """
     sums = []
     for i, row_logits in enumerate(alone):
@@ -311,8 +311,8 @@ def run_search(
     """Generates from all prompts in one batch; `rules` and `options` override the recipe's search.
 
     The search uses a cache. Its scores are compared with scores from passes over whole texts, one
-    row's beams at a time. A second search cannot be the reference, because it may decide a near-tie
-    between beams differently.
+    row's beams at a time. A second search cannot be the reference, since it may decide near-ties
+    differently.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"

@@ -84,8 +84,8 @@ class Serving:
     def load(self, cell: Cell, folder: Path, device: torch.device) -> tuple[Any, Any]:
         """Loads the model and the tokenizer that `save` wrote, with Auto classes where they exist.
 
-        Passes only options that no saved file states. Raises InputError if a model that
-        was saved whole lacks tensors.
+        Passes only options that no saved file states. Raises InputError if a model that was saved
+        whole lacks tensors.
         """
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if (folder / peft.utils.CONFIG_NAME).is_file():
