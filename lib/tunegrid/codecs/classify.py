@@ -44,7 +44,7 @@ class ClassifyCodec(Codec):
         second: Sequence[int] | None,
         label: int,
     ) -> Feature:
-        """Makes a feature of one or two texts; `extra` is the position where the second begins."""
+        """A feature of one or two texts; `extra` is the position where the second begins."""
         if second is None:
             return Feature(example=example, input_ids=self.fit(first), target=label)
         first_count, second_count = longest_first(len(first), len(second), self.room)

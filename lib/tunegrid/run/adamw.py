@@ -53,7 +53,7 @@ class AdamW:
     _state: dict[str, AdamState] = field(default_factory=dict, init=False)
 
     def before_step(self, update: int, total: int) -> None:
-        """Makes the reference's step if `update`, counted from 0, is one of the updates to follow."""
+        """Makes the reference's step if `update`, counted from 0, is one of those to follow."""
         if update in (0, max(MOVED, int(LATE * total))):
             self._follow(update)
         gradients = {}
@@ -93,7 +93,7 @@ class AdamW:
             self._state[name] = AdamState(start, *moments)
 
     def after_step(self, update: int) -> None:
-        """Sets `gap` or `late_gap` after the last of the updates to follow."""
+        """Sets `gap` or `late_gap` after the last update to follow."""
         if not self._state or update < self._last:
             return
         gap = 0.0

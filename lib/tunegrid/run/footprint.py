@@ -125,7 +125,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors on a CPU, whose allocator keeps no count."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Starts with `tensors`; adds operators' floating-point outputs, except fp64 and scalars."""
+        """Starts with `tensors`; adds operators' floating-point outputs except fp64 and scalars."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = {t.untyped_storage().data_ptr() for t in tensors}
         self.live = self.peak = tensor_bytes(tensors)
@@ -239,7 +239,7 @@ def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
 
 
 def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> list[str]:
-    """Checks that the device holds the ledger's bytes, allowing for rounding by CUDA's allocator."""
+    """Checks that the device holds the ledger's bytes, up to the rounding of CUDA's allocator."""
     expected = ledger.tensor_bytes or 0
     allowed_error = CUDA_ROOM * expected if device.type == "cuda" else 0
     if abs(footprint.live_bytes - expected) <= allowed_error:

@@ -118,7 +118,7 @@ def saved_search(codec: GenerateCodec) -> dict[str, Any]:
 def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
     """Loads an adapter over its base.
 
-    PEFT finds the base itself, unless the base was saved beside the adapter or has a class of ours.
+    PEFT finds the base, unless it was saved beside the adapter or its class is ours.
     """
     is_own = not architecture(cell.head.architecture).__module__.startswith("transformers.")
     if is_own or (folder / BASE).is_dir():
