@@ -1,6 +1,6 @@
-"""Looks up model classes by name for `Head.architecture`: transformers' and four of our own.
+"""Looks up the model class that `Head.architecture` names: one of transformers' or our own four.
 
-All load with `from_pretrained`, so transformers quantizes them and reports missing weights.
+All classes load with `from_pretrained`, so transformers quantizes them and reports missing weights.
 """
 
 from difflib import get_close_matches
@@ -41,10 +41,10 @@ class BertMLPClassifier(hf.BertPreTrainedModel):
 
 
 class T5EncoderHead(hf.T5EncoderModel):
-    """The base of T5 encoders with a new linear layer, initialized as in BERT and GPT-2."""
+    """Base class for T5 encoders with a new linear layer, initialized as in BERT and GPT-2."""
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initializes new layers; torch's default, with T5's large states, gives extreme logits."""
+        """Initializes new layers; with T5's large states, torch's default gives extreme logits."""
         super()._init_weights(module)
         # T5's own layers have no bias.
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -53,7 +53,7 @@ class T5EncoderHead(hf.T5EncoderModel):
 
 
 class T5EncoderClassifier(T5EncoderHead):
-    """A linear classifier on the mean of T5's states, padding excluded, since T5 has no [CLS]."""
+    """A linear classifier on the mean hidden state of T5's encoder, since T5 has no [CLS] token."""
 
     def __init__(self, config: Any) -> None:
         """Builds the layers; `classifier` is not pretrained."""
@@ -97,7 +97,7 @@ class T5EncoderSpan(T5EncoderHead):
 
 
 class BertToBert(hf.EncoderDecoderModel):
-    """BERT2BERT: two untied copies of one BERT checkpoint (Rothe et al. 2020)."""
+    """BERT2BERT: encoder and decoder are untied copies of one checkpoint (Rothe et al. 2020)."""
 
     checkpoint_class = hf.BertForPreTraining
 
@@ -146,7 +146,7 @@ class BertToBert(hf.EncoderDecoderModel):
 
 
 def paired_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies the weights of one `BertForPreTraining` for both halves of a `BertToBert`."""
+    """Copies a `BertForPreTraining`'s weights, named for both halves of a `BertToBert`."""
     state = {}
     for name, tensor in bert.items():
         if name.startswith("bert."):
@@ -168,9 +168,9 @@ OWN: dict[str, type[Any]] = {
 
 
 def architecture(name: str | type[Any]) -> Any:
-    """The class called `name`, ours or transformers'; raises InputError if it is unknown.
+    """Looks up the class called `name`, ours or transformers'; returns a class unchanged.
 
-    If `name` is a class, it is returned unchanged.
+    Raises InputError if the name is unknown.
     """
     if isinstance(name, type):
         return name

@@ -38,7 +38,7 @@ class Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One row's output: `value` is a label or a text; `loss` is in nats, None if not computed."""
+    """The prediction for a row: `value` is a label or a text; `loss` is in nats, or None."""
 
     value: Any
     loss: float | None = None
@@ -91,7 +91,7 @@ class Codec(ABC):
 
     @property
     def room(self) -> int:
-        """How many tokens of text fit into `max_length`."""
+        """The number of text tokens that fit into `max_length`."""
         return self.recipe.max_length - len(self.before) - len(self.after)
 
     def text(self, row: Row) -> str:
@@ -99,7 +99,7 @@ class Codec(ABC):
         return self.recipe.prefix + stitch(row, self.cell.text)
 
     def fit(self, tokens: Sequence[int]) -> list[int]:
-        """Puts the tokens, truncated on the right to fit, between `before` and `after`."""
+        """Truncates the tokens on the right, and puts them between `before` and `after`."""
         return [*self.before, *tokens[: self.room], *self.after]
 
     def frame(self) -> tuple[list[int], list[int]]:
@@ -121,14 +121,14 @@ class Codec(ABC):
 
     @abstractmethod
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """One padded batch, with "labels"."""
+        """Collates features into one padded batch, with "labels"."""
 
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """Moves the batch to a device; may add tensors that speed up `loss` without changing it."""
         return move_batch(device, batch)
 
     def targets(self, batch: Batch) -> int:
-        """The number of items that the batch's loss is summed over: one per row or window."""
+        """The number of items over which the batch's loss is summed: one per row or window."""
         return len(batch["labels"])
 
     @abstractmethod
@@ -155,10 +155,10 @@ class Codec(ABC):
 
     @abstractmethod
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that a feature's collated labels, except ignored ones, are its row's target."""
+        """Checks that a feature's collated labels, ignored ones aside, match its row's target."""
 
     def scores(self, output: Any) -> list[float]:
-        """The scores by which the model chose an output; empty if the output lacks them."""
+        """The scores by which the model chose an output; empty if the output has none."""
         return []
 
     def restore_feature(self, values: dict[str, Any]) -> Feature:
@@ -242,7 +242,7 @@ def token_counts(batch: Batch) -> tuple[int, int]:
 
 
 def alphanumeric(text: str) -> str:
-    """A text's ASCII letters and digits, lowercase and unaccented, which tokenizers preserve."""
+    """A text's ASCII letters and digits, lowercase and unaccented; tokenizers preserve them."""
     return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text.lower()))
 
 
@@ -266,7 +266,7 @@ class SyntheticTokenizer:
         self._added: list[str] = []
 
     def __len__(self) -> int:
-        """The number of ids, including those of added tokens."""
+        """The vocabulary size, including added tokens."""
         return self._size + len(self._added)
 
     def add_tokens(self, tokens: list[str], special_tokens: bool = False) -> None:
@@ -278,7 +278,7 @@ class SyntheticTokenizer:
         return self._size + self._added.index(token)
 
     def draw(self, rng: Random, count: int) -> list[int]:
-        """Random ids, without special tokens."""
+        """Draws random ids, none of them a special token's."""
         ids = list[int]()
         while len(ids) < count:
             token = rng.randrange(self._size)

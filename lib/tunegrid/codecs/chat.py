@@ -1,7 +1,7 @@
-"""The codecs of chat models, which render a row as a conversation with the chat template.
+"""Codecs for chat models, which render each row as a conversation with the chat template.
 
 The assistant's turns are learned. If a task has no conversations, each row is a single exchange:
-the source is the user's turn, the target the assistant's.
+the source is the user's turn, and the target is the assistant's turn.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ Piece = tuple[list[int], bool]  # tokens, and whether they are learned
 
 
 class Surrounding(NamedTuple):
-    """Template text beside a turn, without trailing spaces; its tokens; and those spaces."""
+    """Template text next to a turn, its token `ids`, and the `spaces` after the text."""
 
     text: str
     ids: list[int]
@@ -38,7 +38,7 @@ class Surrounding(NamedTuple):
 
 
 class ChatCodec(CausalCodec):
-    """Trains on every assistant turn; in evaluation, only the last one is generated.
+    """Trains on every assistant turn; in evaluation, generates only the last turn.
 
     A long conversation loses its oldest turns, then the end of the prompt, but never the template
     or the system turn. A feature's `extra` holds the spans (start, end) of its learned input
@@ -48,8 +48,8 @@ class ChatCodec(CausalCodec):
     def _frames(self, roles: tuple[str, ...]) -> list[Surrounding]:
         """The template's text before each turn and after the last, for turns of these roles.
 
-        Raises InputError if the template cannot render these turns, or does not show each exactly
-        once.
+        Raises InputError if the template cannot render these turns, or does not show each turn
+        exactly once.
         """
         if roles in self._cache:
             return self._cache[roles]
@@ -131,7 +131,7 @@ class ChatCodec(CausalCodec):
         return super().target_text(row).strip()
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature per row: its input_ids are the conversation up to the target."""
+        """One feature per row; its `input_ids` are the conversation up to the target."""
         features: list[Feature] = []
         for row, answer in zip(rows, self.answers(rows), strict=True):
             ids: list[int] = []
@@ -161,7 +161,7 @@ class ChatCodec(CausalCodec):
             del turns[len(system) : len(system) + 2]  # a user turn and its reply
 
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[Piece]:
-        """The tokens of the template's parts and of the turns between them."""
+        """The tokens of the template and the turns, in order; only assistant turns are learned."""
         roles = tuple(role for role, _ in turns)
         frames = self._frames(roles)
         pieces: list[Piece] = [(frames[0].ids, False)]
@@ -176,8 +176,8 @@ class ChatCodec(CausalCodec):
     def frame(self) -> tuple[list[int], list[int]]:
         """The template's tokens around an input, and the prefix except its last token.
 
-        That token may merge with the text. For conversations, the opening is only what the template
-        writes both with and without a system turn.
+        The prefix's last token may merge with the text. For conversations, the opening is only what
+        the template writes both with and without a system turn.
         """
         if self.task.messages:
             openings = (self._frames(roles)[0].ids for roles in (("system", "user"), ("user",)))
@@ -212,9 +212,9 @@ class ChatCodec(CausalCodec):
 class ChatAnswerCodec(ChatCodec):
     """Generates answers; the user's turn is prefix + context, a blank line and the question.
 
-    Every row trains, even if truncation removes the answer from the context. `ExtractCodec` drops
-    such a row because it has no span, but a generated answer always has its text, and scored rows
-    are truncated in the same way. The training rows therefore do not depend on `max_length`.
+    Every row is used in training, even if truncation removes the answer from the context.
+    `ExtractCodec` drops such a row because it has no span to learn. A generated answer always has
+    its text, though, and scored rows are truncated in the same way.
     """
 
     def text(self, row: Row) -> str:

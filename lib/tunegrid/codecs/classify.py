@@ -1,4 +1,4 @@
-"""The codec of sequence classification: each row has one or two texts and gets one label."""
+"""The codec for sequence classification: each row has one or two texts and gets one label."""
 
 from collections.abc import Sequence
 from random import Random
@@ -21,7 +21,7 @@ from tunegrid.data.sources import Row, stitch
 
 
 class ClassifyCodec(Codec):
-    """Labels one text or two, encoded as `before` text `between` second text `after`.
+    """Labels one text or a pair, encoded as `before`, text, `between`, second text, `after`.
 
     Padding is on the right; decoders such as GPT-2 find the last real token by the pad id.
     """
@@ -44,7 +44,7 @@ class ClassifyCodec(Codec):
         second: Sequence[int] | None,
         label: int,
     ) -> Feature:
-        """A feature of one or two texts; `extra` is the position of the second."""
+        """A feature of one or two texts; `extra` is the position where the second begins."""
         if second is None:
             return Feature(example=example, input_ids=self.fit(first), target=label)
         first_count, second_count = longest_first(len(first), len(second), self.room)
@@ -54,14 +54,14 @@ class ClassifyCodec(Codec):
 
     @property
     def room(self) -> int:
-        """How many tokens of text fit beside the special tokens and the separator of two texts."""
+        """The number of text tokens that fit beside special tokens and the separator of a pair."""
         room = super().room
         if self.task.text_pair:
             room -= len(self.between)
         return room
 
     def draw_feature(self, rng: Random) -> Feature:
-        """`max_length` random tokens with a random label; each of two texts gets about half."""
+        """A random feature of `max_length` tokens with a random label; a pair is split in half."""
         words = self.tokenizer.draw(rng, self.room)
         label = rng.randrange(len(self.task.labels))
         if self.task.text_pair:
@@ -104,7 +104,7 @@ class ClassifyCodec(Codec):
         return list(output[2])
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that the label is the row's."""
+        """Checks that the label equals the row's label."""
         return bool(int(label) == row[self.task.target])
 
     @staticmethod
@@ -117,8 +117,8 @@ class ClassifyCodec(Codec):
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     """The lengths to which tokenizers' `truncation="longest_first"` cuts two texts.
 
-    First, the longer text is cut, at most to the shorter one's length; then, both are cut equally.
-    An odd token left over goes to the longer text, or to the second of two equally long ones.
+    First, the longer text is cut, down to the length of the shorter text if need be; then both are
+    cut equally. An odd token goes to the longer text, or to the second if they are equally long.
     """
     short, long = sorted((first, second))
     if short + long > room:

@@ -1,4 +1,4 @@
-"""The codec of extractive question answering, which answers each row with its best span.
+"""The codec for extractive question answering, which answers each row with its best span.
 
 A feature is a question, a separator, and a window of the context. Shapes: B windows, L tokens.
 """
@@ -169,7 +169,7 @@ class ExtractCodec(Codec):
         return tokens, context(self.task, row)[offsets[0][0] : offsets[-1][1]]
 
     def labelled_tokens(self, feature: Feature) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """Character spans of the labelled first and last token; None without a label."""
+        """Character spans of the labelled answer's first and last token; None without a label."""
         if feature.target == (0, 0):
             return None
         first, last = feature.target
@@ -187,7 +187,7 @@ class ExtractCodec(Codec):
 
 
 def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
-    """Positions of the first and last token of a span; (0, 0) unless the window has it all."""
+    """Positions of a span's first and last token; (0, 0) unless the window holds the whole span."""
     begin, end = characters
     offsets = window.offsets
     tokens = [i for i, (start, stop) in enumerate(offsets) if start < end and stop > begin]
@@ -199,8 +199,8 @@ def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
 def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int, int]:
     """The span with the highest start + end score: its score, first position and last position.
 
-    The end is not before the start, and the span has at most `MAX_ANSWER_TOKENS`. It is in the
-    context, since the question contains no answer.
+    The span lies within the context, has at most `MAX_ANSWER_TOKENS` tokens, and does not end
+    before it starts.
     """
     fill = torch.finfo(ends.dtype).min  # unlike -inf, turns no infinite score into NaN
     sums = crop(starts, window).unsqueeze(1) + legal_ends(crop(ends, window), fill)
@@ -215,6 +215,6 @@ def crop(scores: Tensor, window: Window) -> Tensor:
 
 
 def legal_ends(ends: Tensor, behind: float) -> Tensor:
-    """Scores (..., L, 30) of the ends allowed for each start; `behind` pads those past the text."""
+    """Scores (..., L, 30) of the ends allowed for each start; ends past the text score `behind`."""
     padded = pad(ends, (0, MAX_ANSWER_TOKENS - 1), value=behind)
     return padded.unfold(-1, MAX_ANSWER_TOKENS, 1)

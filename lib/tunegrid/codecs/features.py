@@ -1,8 +1,8 @@
-"""`get_features` caches the features that a codec makes of rows, in memory or on disk.
+"""Caches the features that a codec makes from rows, in memory or on disk.
 
 If the profile has a cache folder, features go there for other runs and processes: `datasets` writes
-them to an Arrow file, which it maps into memory. Otherwise they stay in memory, for later cells of
-the same process. The key is a hash of everything that determines the features: the rows, the
+them to an Arrow file and maps the file into memory. Otherwise they stay in memory for later cells
+of the same process. The key is a hash of everything that determines the features: the rows, the
 tokenizer, the task's columns, the recipe's lengths and texts, the tokens around a text, the code
 that encodes, and the code of the libraries that tokenize.
 """
@@ -34,7 +34,7 @@ _by_codec: dict[tuple[type[Codec], str], Sequence[Feature]] = {}
 
 
 class StoredFeatures(Sequence[Feature]):
-    """The features in a file; `lengths` holds the token count of each."""
+    """Features stored in a file; `lengths` holds the token count of each feature."""
 
     def __init__(self, table: Any, codec: Codec) -> None:
         """Takes features from a `datasets.Dataset`, which may be mapped into memory."""
@@ -61,7 +61,7 @@ def get_lengths(features: Sequence[Feature]) -> Sequence[int]:
 
 
 def get_features(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequence[Feature]:
-    """`codec.encode(rows)`, cached on disk if the profile has a usable folder, else in memory.
+    """The features of `rows`, cached on disk if the profile has a usable folder, else in memory.
 
     Lists of more than `LARGEST` features are not kept in memory.
     """
@@ -90,7 +90,7 @@ def get_features(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequen
 
 
 def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
-    """Sixteen hex digits that depend on everything that determines the features of these rows."""
+    """A hash, in sixteen hex digits, of everything that determines the features of these rows."""
     decisive = [
         f"{type(codec).__module__}.{type(codec).__qualname__}",
         training,
@@ -110,7 +110,7 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
 
 
 def _load_table(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool) -> Any:
-    """The file's table; if the file is missing or damaged, `datasets` rebuilds it in blocks."""
+    """Loads the table from its file; rebuilds a missing or damaged file in blocks."""
     import datasets
     import pyarrow
 

@@ -1,4 +1,4 @@
-"""The codecs of text generation: from each row's source, the model generates one text.
+"""Codecs for text generation: from each row's source, the model generates one text.
 
 There are two layouts. In the encoder-decoder layout (BERT2BERT, T5), source and target are
 separate. In the causal layout, they form one sequence, and the loss ignores the source:
@@ -38,7 +38,7 @@ from tunegrid.grid.recipes import Generation
 
 
 class GenerateCodec(Codec):
-    """The base class of all layouts: makes targets, generates as the recipe says, decodes texts.
+    """Base class for all layouts; makes targets, generates as the recipe says, and decodes texts.
 
     Attributes:
         generation: the recipe's generation settings.
@@ -52,10 +52,10 @@ class GenerateCodec(Codec):
     start_id: int | None = None
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """Raises InputError if the recipe lacks generation settings, or they allow too long a text.
+        """Raises InputError if generation settings are missing or allow texts that are too long.
 
-        A text that continues its prompt has at most `max_target_length` tokens, so that both fit
-        into `max_length`.
+        A text that continues its prompt may have at most `max_target_length` tokens, so that prompt
+        and text fit into `max_length`.
         """
         recipe = cell.recipe
         if not (recipe.generation and recipe.max_target_length):
@@ -85,7 +85,7 @@ class GenerateCodec(Codec):
         return token
 
     def target_text(self, row: Row) -> str:
-        """The text to learn."""
+        """The text that the model learns to generate."""
         return str(row[self.task.target])
 
     def answers(self, rows: Sequence[Row]) -> list[list[int]]:
@@ -164,7 +164,7 @@ class GenerateCodec(Codec):
         return self.inputs([feature.input_ids for feature in features], left=self.start_id is None)
 
     def cut_at_end(self, ids: list[int]) -> list[int]:
-        """The ids up to and including the first end token; all if there is none."""
+        """The ids up to and including the first end token, or all ids if they contain none."""
         return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
 
     def decode(
@@ -181,7 +181,7 @@ class GenerateCodec(Codec):
     def decode_alone(self, output: list[int]) -> str | None:
         """Decodes an output with the tokenizer's Rust backend, without transformers.
 
-        Returns None if there is no such backend, or if transformers cleans up spaces.
+        Returns None if there is no such backend, or if transformers would clean up spaces.
         """
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None or self.tokenizer.clean_up_tokenization_spaces:
@@ -198,7 +198,7 @@ class GenerateCodec(Codec):
         return bool(output) and output[-1] == self.end_id
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks for the row's target and the end token; only an overlong target may be cut."""
+        """Checks that labels are the row's target and end token; an overlong target may be cut."""
         target_ids = label[label != IGNORED].tolist()
         if not self.has_end(target_ids) or len(target_ids) > self.max_target_length:
             return False
@@ -244,11 +244,11 @@ class CausalCodec(GenerateCodec):
 
     @property
     def room(self) -> int:
-        """How many tokens of the source fit beside the longest target."""
+        """The number of source tokens that fit beside the longest target."""
         return super().room - self.max_target_length
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Whole sequences (B, S + T), padded on the right; labels for target and end token only."""
+        """Sequences (B, S + T), padded on the right; only targets and end tokens have labels."""
         batch = self.inputs([[*feature.input_ids, *feature.target] for feature in features])
         labels = [[*[IGNORED] * len(feature.input_ids), *feature.target] for feature in features]
         return {**batch, "labels": pad(labels, IGNORED)}
@@ -256,7 +256,7 @@ class CausalCodec(GenerateCodec):
     def to_device(self, batch: Batch, device: torch.device) -> Batch:
         """Moves the batch to a device, and adds `kept`, the positions whose next token is learned.
 
-        They are counted from the end, and found on the CPU so that no device has to wait.
+        Positions are counted from the end, and found on the CPU so that no device has to wait.
         """
         positions = (batch["labels"][:, 1:] != IGNORED).any(0).nonzero().flatten()
         return move_batch(device, {**batch, "kept": positions - batch["labels"].shape[1]})
@@ -265,7 +265,7 @@ class CausalCodec(GenerateCodec):
         """Cross-entropy, summed over the target tokens; each token predicts the next.
 
         For a batch from `to_device`, a model that takes `logits_to_keep` computes only the logits
-        that count, because vocabularies are large and sources long.
+        at the positions `kept`, because vocabularies are large and sources long.
         """
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         labels = batch["labels"]

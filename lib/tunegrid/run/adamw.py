@@ -24,7 +24,7 @@ PACKED_BLOCK = 256  # neighbouring values whose 8-bit moments share a scale in b
 
 
 class AdamState(NamedTuple):
-    """A tensor's sampled weights and both of their moments."""
+    """Sampled weights of a tensor, with their first and second moments."""
 
     weights: Tensor
     first: Tensor
@@ -35,11 +35,11 @@ class AdamState(NamedTuple):
 class AdamW:
     """AdamW as defined by Loshchilov and Hutter (2019, algorithm 2), run beside an optimizer.
 
-    It gets the same gradients and rates for some values of each tensor, and computes in fp64 on the
-    host, since the device's memory is measured during an update. `gap` stays None if the optimizer
-    is not plain AdamW, if training was resumed, or if it ended before the third update. One late
-    step starts from the optimizer's own weights and moments; its `late_gap` exposes an optimizer
-    that lost count of its steps.
+    It applies the same gradients and rates to a sample of each tensor's values. It computes in fp64
+    on the host, since the device's memory is measured during an update. `gap` stays None if the
+    optimizer is not plain AdamW, if training was resumed, or if it ended before the third update.
+    One late step is repeated from the optimizer's own weights and moments; `late_gap`, its error,
+    exposes an optimizer that lost count of its steps.
     """
 
     optimizer: Any
@@ -53,7 +53,7 @@ class AdamW:
     _state: dict[str, AdamState] = field(default_factory=dict, init=False)
 
     def before_step(self, update: int, total: int) -> None:
-        """Makes the reference step of `update` (0 to `total` - 1), if the reference follows it."""
+        """Makes the reference's step if `update`, counted from 0, is one of those to follow."""
         if update in (0, max(MOVED, int(LATE * total))):
             self._follow(update)
         gradients = {}
@@ -66,7 +66,7 @@ class AdamW:
             self._state[name] = adamw_step(state, gradient, update + 1, self._groups[name])
 
     def _follow(self, update: int) -> None:
-        """Starts following the optimizer at `update` if it is plain AdamW."""
+        """If the optimizer is plain AdamW, starts following it at `update`."""
         self._last = update or MOVED - 1
         kind = type(self.optimizer)
         groups = self.optimizer.param_groups
@@ -93,7 +93,7 @@ class AdamW:
             self._state[name] = AdamState(start, *moments)
 
     def after_step(self, update: int) -> None:
-        """Sets `gap` or `late_gap` after the last update that is followed."""
+        """Sets `gap` or `late_gap` after the last update to follow."""
         if not self._state or update < self._last:
             return
         gap = 0.0
@@ -116,7 +116,7 @@ class AdamW:
 
 
 def held_moments(state: Mapping[str, Any]) -> Sequence[Tensor]:
-    """Both moments of a tensor, sampled, from its state in torch's or bitsandbytes' AdamW."""
+    """Samples a tensor's two moments from its state in torch's or bitsandbytes' AdamW."""
     names = ("exp_avg", "exp_avg_sq") if "exp_avg" in state else ("state1", "state2")
     moments = [*sampled_values({name: state[name] for name in names}, exact=True).values()]
     if state[names[0]].dtype is not torch.uint8:

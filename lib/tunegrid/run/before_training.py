@@ -1,8 +1,8 @@
-"""Computes figures of a model before its first update, and restores the model's state.
+"""Computes figures of a model before its first update, without changing the model's state.
 
-The figures fill the record's `FirstStep`; `Trainer` adds those of the first updates. With equal
-seeds, rows and arithmetic, figures differ only by rounding, so `tunegrid.gate.numerics` uses them
-to compare two records.
+The figures fill the record's `FirstStep`; `Trainer` adds the figures of the first updates. In runs
+with equal seeds, rows and arithmetic, figures differ only by rounding, so `tunegrid.gate.numerics`
+uses them to compare two records.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -77,10 +77,10 @@ def before_training(
     rows: Sequence[Row],
     keep: Callable[[Columns], str | None] = lambda columns: None,
 ) -> dict[str, Any]:
-    """Figures of tokens, weights, random numbers, the untrained model, and metrics, by name.
+    """Figures of the tokens, weights, random numbers, untrained model and metrics, by name.
 
-    `rows` are the test rows. `keep` stores the figures of each module and returns the name of their
-    file for the record, or None.
+    `rows` are the test rows. `keep` stores the figures of each module; the record gets the file
+    name that it returns, or None.
     """
     features = spread_features(trainer.features, PROBED)
     modules = ModuleFigures(trainer.model)
@@ -124,7 +124,10 @@ def before_training(
 
 
 def weight_types(trainer: Trainer) -> dict[str, str]:
-    """Each parameter's dtype or 4-bit format, by name; marks a rounded LoRA A over an fp32 base."""
+    """Each parameter's dtype or 4-bit format, by name.
+
+    Over an fp32 base, a LoRA A whose values fit a 16-bit type is described as rounded.
+    """
     has_drawn_fp32 = has_fp32_base(trainer)  # otherwise PEFT draws LoRA's A in the base's type
     types = {}
     for name, p in trainer.parameters.items():
@@ -151,7 +154,7 @@ def join_types(groups: Mapping[str, Sequence[str]], types: Mapping[str, str]) ->
 def _digits(trainer: Trainer) -> dict[str, str]:
     """For each group of trained weights, the 16-bit types that hold its sampled values exactly.
 
-    If no 16-bit type holds a tensor's values, float32 is listed.
+    For a tensor that fits no 16-bit type, float32 is listed.
     """
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     types = {name: type_of_digits(values) for name, values in sampled_values(trained).items()}
@@ -159,7 +162,7 @@ def _digits(trainer: Trainer) -> dict[str, str]:
 
 
 def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
-    """The loss of a few rows without dropout, in nats per target, and norms of its gradients.
+    """The loss on `rows` without dropout, in nats per target, and the norms of its gradients.
 
     Also returns the types in which 4-bit layers compute, and records figures of all modules.
     """
@@ -205,9 +208,10 @@ def _gradients(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
 
 
 def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
-    """Generates texts for a short and a long row with the untrained model.
+    """Generates texts for the shortest and the longest of `rows` with the untrained model.
 
-    Returns a digest of the texts, the error of their scores, and the number of tokens embedded.
+    Returns a digest of the texts, the largest error in their scores, and the number of tokens
+    embedded.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these generate"
@@ -234,7 +238,7 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
 
 
 def untrained_scores(trainer: Trainer, rows: Sequence[Row]) -> dict[str, Any]:
-    """Points per row before training, and a digest of predictions unless they are generated.
+    """The untrained model's points per row; a digest of its predictions unless it generates text.
 
     Both are None if memory runs out.
     """
@@ -257,7 +261,7 @@ def untrained_scores(trainer: Trainer, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def fixed_answers(task: Task, metrics: Metrics, rows: Sequence[Row]) -> Figures:
-    """Scores of made-up answers: labels in rotation, or references without every third word."""
+    """Scores made-up answers: labels in rotation, or references with every third word left out."""
     answers: list[int | str] = []
     for index, row in enumerate(rows):
         if task.labels:

@@ -1,4 +1,4 @@
-"""Builds a cell's tokenizer and model: loads, quantizes and adapts it, and selects what trains.
+"""Builds a cell's tokenizer and its model, which is loaded, quantized and adapted for training.
 
 Also computes checksums of weights, and finds a checkpoint's files and tensors.
 """
@@ -53,7 +53,7 @@ HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)[/\\]snapshots[/\\]([0-9a-f]{40
 
 
 def load_tokenizer(cell: Cell) -> Any:
-    """The checkpoint's tokenizer (synthetic if weights are random) with the head's new token."""
+    """Loads the tokenizer (synthetic for random weights) and adds the head's new token, if any."""
     if cell.profile.random_weights:
         tokenizer: Any = SyntheticTokenizer(cell.backbone)
     else:
@@ -65,7 +65,7 @@ def load_tokenizer(cell: Cell) -> Any:
 
 
 def load_bert_scorer(profile: Profile) -> BertScorer:
-    """Loads BERTScore's encoder and tokenizer, which are those of the profile's BERT."""
+    """Loads BERTScore with the encoder and tokenizer of the profile's BERT checkpoint."""
     source, pin = checkpoint_source(BERT, profile)
     tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
     encoder = from_hub_or_folder(hf.BertModel, source, {"use_safetensors": True, **pin})
@@ -75,7 +75,7 @@ def load_bert_scorer(profile: Profile) -> BertScorer:
 def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
     """Calls the loader's `from_pretrained` without running code from the checkpoint.
 
-    Out-of-memory errors pass unchanged; any other error becomes an InputError.
+    Out-of-memory errors propagate unchanged; any other error becomes an InputError.
     """
     try:
         loaded = loader.from_pretrained(source, trust_remote_code=False, **options)
@@ -103,7 +103,7 @@ def hub_code() -> list[str]:
 
 
 def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
-    """The model to train: loaded, quantized and adapted as the cell's method says, on `device`.
+    """Builds the model to train on `device`, quantized and adapted as the cell's method says.
 
     Trained weights are fp32; frozen weights are fp32, 4-bit, or bf16 if the backbone says so.
     Raises InputError if a checkpoint, a precision or an option does not fit the model, or if code
@@ -154,14 +154,15 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
 
 
 def base_type(cell: Cell) -> torch.dtype:
-    """The dtype in which the base is loaded: the backbone's if it is frozen, fp32 if it trains."""
+    """The dtype in which the base is loaded: the backbone's dtype for adapters, otherwise fp32."""
     return BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
 
 
 def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
-    """Loads the base model, quantized if the method says so; new modules start random.
+    """Loads the base model, quantized if the method says so; initializes new modules randomly.
 
-    If the profile asks for random weights, all modules do.
+    If the profile asks for random weights, this includes all modules. Raises InputError if the
+    checkpoint lacks other weights.
     """
     head = cell.head
     kind = architecture(head.architecture)
@@ -212,7 +213,7 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
 
 
 def attention(cell: Cell) -> str:
-    """The attention implementation: torch's fused one, or eager (T5 up to transformers 5.14)."""
+    """The attention implementation: "sdpa", or "eager" for T5 up to transformers 5.14."""
     kind = architecture(cell.head.architecture)
     return FUSED if getattr(kind, "_supports_sdpa", True) else BY_HAND
 
@@ -229,7 +230,7 @@ def packing_config(cell: Cell, device: torch.device) -> Any:
 
 
 def make_base(cell: Cell, tokenizer: Any, model: Any) -> Base:
-    """Facts about the loaded model for PEFT's config, such as the embedding row of a new token."""
+    """Facts about the loaded model for PEFT's config, such as a new token's embedding row."""
     token = cell.head.new_token
     token_indices = None
     if token:
@@ -250,7 +251,7 @@ def embedding_name(model: Any) -> str:
 
 
 def train_in_fp32(model: nn.Module) -> None:
-    """Casts trained weights of other types to fp32, and from then on their modules' inputs."""
+    """Casts trained weights to fp32; modules whose weights were cast also cast their inputs."""
 
     def inputs_in_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         values = list(inputs)
@@ -286,7 +287,7 @@ def keep_packed_layers(model: nn.Module) -> None:
 
 
 def perturb(model: nn.Module, draw: int) -> None:
-    """Multiplies unpacked weights by 1 + `PERTURBATION` x normal noise; only last bits change."""
+    """Multiplies all but 4-bit weights by 1 + `PERTURBATION` x normal noise; `draw` is the seed."""
     generator = torch.Generator().manual_seed(draw)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -305,10 +306,10 @@ def unpack_weight(parameter: Any) -> Tensor:
 
 
 def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
-    """Sums each tensor's bits as integers, over all its elements and over every other one.
+    """Sums each tensor's bits, read as integers, over all elements and over every second one.
 
-    These checksums are not cryptographic, but they tell trained weights from unchanged ones
-    and are computed on the device.
+    These checksums are not cryptographic, but they distinguish trained from unchanged weights and
+    are computed on the device.
     """
     names = []
     sums = []
@@ -327,7 +328,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def weight_files(cell: Cell) -> list[Path]:
-    """The safetensors files that transformers loads: one file, or all files of an index.
+    """The safetensors files that transformers loads: one file, or all files that an index lists.
 
     Empty if the profile asks for random weights or the checkpoint has no such files.
     """
@@ -347,7 +348,7 @@ def weight_files(cell: Cell) -> list[Path]:
 
 @cache
 def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
-    """Maps the name of each tensor in a checkpoint's files to its file."""
+    """Maps the name of each tensor in a checkpoint to the file that contains it."""
     file_of: dict[str, Path] = {}
     for path in files:
         with safe_open(path, "pt") as file:
@@ -356,7 +357,7 @@ def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
 
 
 def lacking_modules(cell: Cell) -> list[str]:
-    """The head's optional modules that the checkpoint lacks, so they start random."""
+    """The head's optional modules that are missing from the checkpoint and so start random."""
     if not cell.head.optional_modules:
         return []
     names = files_by_key(tuple(weight_files(cell)))
@@ -368,9 +369,9 @@ def lacking_modules(cell: Cell) -> list[str]:
 
 
 def model_record(cell: Cell) -> ModelRecord:
-    """The record of the cell's model; its fingerprint is a revision on the hub or a hash of files.
+    """The record of the cell's model, with a fingerprint unless its weights are random.
 
-    Random weights have no fingerprint.
+    The fingerprint is the model's revision on the hub, or a hash of a local checkpoint's files.
     """
     checkpoint = f"random weights, shape of {cell.backbone.checkpoint}"
     fingerprint = None
@@ -399,7 +400,7 @@ def model_record(cell: Cell) -> ModelRecord:
 
 @cache
 def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping[str, Checksum]:
-    """Checksums of a checkpoint's tensors, by name, in the type in which the model loads them."""
+    """Checksums of a checkpoint's tensors, by name, after casting each tensor to `dtype`."""
     sums: dict[str, Checksum] = {}
     for path in files:
         tensors = load_file(path).items()
@@ -409,10 +410,10 @@ def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping
 
 @cache
 def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
-    """The checkpoint's tensor names that share the longest ending with `name`, two words or more.
+    """The tensor names in a checkpoint that share the longest ending with `name`.
 
-    A model and its checkpoint may name a tensor differently: PEFT and heads prepend words, and PEFT
-    inserts some.
+    The ending has at least two words. A model and its checkpoint may name a tensor differently:
+    PEFT and heads prepend words, and PEFT also inserts words.
     """
     end = reversed_words(name)
     lengths = {}
@@ -424,6 +425,9 @@ def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
 
 
 def reversed_words(name: str) -> list[str]:
-    """The words of a tensor's name in reverse, in the model's spelling, without base_layer."""
+    """The words of a tensor's name in reverse order, without base_layer.
+
+    They are spelled so that the names in a model and its checkpoint match.
+    """
     words = reversed(name.split("."))
     return [RENAMED_WORDS.get(word, word) for word in words if word != "base_layer"]

@@ -29,7 +29,7 @@ TENSOR = "<tensor>"
 
 @dataclass(kw_only=True)
 class Checkpoints:
-    """A training run's file: written whenever a save is due, removed once the cell is recorded."""
+    """Manages a training run's checkpoint file, which is removed once the cell is recorded."""
 
     path: Path
     every_seconds: float = 600.0  # time between two saves
@@ -55,7 +55,7 @@ class Checkpoints:
         return sentences
 
     def save_if_due(self, source: "Trainer") -> None:
-        """Writes the file if a save is due, whole or not at all; notes an error in `save_error`."""
+        """Writes the file atomically if a save is due; if that fails, sets `save_error`."""
         if not self.ranks.first(lambda: time.monotonic() - self.saved_at >= self.every_seconds):
             return
         tensors: dict[str, Tensor] = {}
@@ -85,7 +85,7 @@ class Checkpoints:
             target.load_state_dict(state)
 
     def _read_state(self) -> dict[str, Any] | None:
-        """The file's state; if it is unreadable (say, truncated), renames it and returns None."""
+        """Reads the state from the file; if the file is unreadable, renames it and returns None."""
         try:
             with safe_open(self.path, "pt") as file:
 

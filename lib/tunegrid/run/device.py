@@ -68,7 +68,7 @@ def device_record(device: torch.device, attention: str) -> DeviceRecord:
 
 
 def library_lack(cell: Cell, device: torch.device) -> str:
-    """A sentence if the installed bitsandbytes lacks the cell's optimizer on CPUs, else empty."""
+    """A message if the installed bitsandbytes lacks the cell's optimizer on CPUs, else empty."""
     installed = versions()["bitsandbytes"]
     if device.type != "cpu" or cell.optimizer is not adamw_bnb_8bit or not installed:
         return ""
@@ -79,20 +79,26 @@ def library_lack(cell: Cell, device: torch.device) -> str:
 
 
 def keeps_digits(device: torch.device) -> bool:
-    """Checks that products of fp32 matrices keep 24 significant bits; TF32 keeps 11, bf16 8."""
+    """Checks whether products of fp32 matrices keep 24 significant bits; TF32 keeps 11, bf16 8."""
     matrix = torch.full((FULL_TILES, FULL_TILES), 1 + torch.finfo(torch.float32).eps, device=device)
     product = matrix @ torch.eye(FULL_TILES, device=device)
     return bool(torch.equal(product, matrix))
 
 
 def used_by_others_gib(device: torch.device) -> float:
-    """GiB of GPU memory in use that this process did not reserve, including its CUDA context."""
+    """GiB of GPU memory in use that torch has not reserved in this process.
+
+    This includes the process's own CUDA context.
+    """
     free, total = torch.cuda.mem_get_info(device)
     return (total - free - torch.cuda.memory_reserved(device)) / GIB
 
 
 def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
-    """Raises InputError if an earlier cell or, unless `allow_busy`, others hold much GPU memory."""
+    """Raises InputError if an earlier cell or another process holds much GPU memory.
+
+    With `allow_busy`, other processes may hold it.
+    """
     if device.type != "cuda":
         return
     used_gib = 0.0 if allow_busy else used_by_others_gib(device)
@@ -111,7 +117,7 @@ def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
 def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
     """Resolves cpu, cuda, cuda:N or the default to a device; workers take GPUs in turn.
 
-    Makes a GPU the current device, and disables TF32. Raises InputError if there is no such GPU.
+    Makes a GPU the current device, and disables TF32. Raises InputError if the GPU does not exist.
     """
     requested = requested or default_device()
     device = torch.device(requested)
@@ -135,7 +141,7 @@ def default_device() -> str:
 
 
 def device_names(requested: str | None) -> list[str]:
-    """The type and names of the devices that a request may mean: the CPU, one GPU, or all GPUs."""
+    """The device type, followed by the names of all devices that `requested` may refer to."""
     requested = requested or default_device()
     if requested == "cpu":
         return ["cpu", cpu_name()]
@@ -146,7 +152,7 @@ def device_names(requested: str | None) -> list[str]:
 
 
 def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str | None]:
-    """The recipe's precision or the nearest that works here, and a sentence if it changed."""
+    """The precision to use here, and a sentence if it differs from the recipe's precision."""
     requested = cell.recipe.precision
     no_units = "for which this GPU has no units"
     if requested == "bf16" and not has_bf16_units(device):
@@ -165,7 +171,7 @@ def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str 
 
 
 def has_bf16_units(device: torch.device) -> bool:
-    """Checks that a GPU computes in bf16 without emulation; always true on CPUs.
+    """Checks whether a GPU computes in bf16 without emulation; always true on CPUs.
 
     GPUs before Ampere (V100, T4, RTX 20) only emulate bf16.
     """
@@ -181,7 +187,7 @@ def resolve_quantization(
     cell: Cell,
     device: torch.device,
 ) -> tuple[Quantization | None, str | None]:
-    """The base's quantization, and a sentence if a lack of bf16 units changes its compute type."""
+    """The base's quantization, and a sentence if lack of bf16 units changes its compute type."""
     requested = cell.quantization
     if requested is None or requested.bnb_4bit_compute_dtype != "bfloat16":
         return requested, None
@@ -210,14 +216,14 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
-    """Sets the RNGs to `states`."""
+    """Restores RNG states from `random_states`."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
 class DoesNotFit(Exception):
-    """Memory ran out."""
+    """Raised when memory runs out."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -251,7 +257,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Makes glibc return freed memory, so that a cell's resident memory is its own."""
+    """Makes glibc return freed memory, which would otherwise count as the next cell's memory."""
     trim = getattr(LIBC, "malloc_trim", None)
     if trim:
         trim(0)

@@ -29,7 +29,7 @@ ROOM = 2048
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """A model's scores on some rows, for the record, with evidence for audits."""
+    """A model's scores on some rows, with the features, outputs and predictions behind them."""
 
     part: EvaluationRecord  # the record's part: how the rows were predicted and scored
     scores: dict[str, float]  # points, 0 to 100, by metric
@@ -51,7 +51,7 @@ def evaluate(
     progress: Progress,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Predicts and scores every row; if there are several ranks, the first scores for all."""
+    """Predicts and scores every row; the first rank computes the scores for all ranks."""
     features = get_features(codec, rows, training=False)
     start = time.perf_counter()
     outputs, batch = predict(model, codec, features, device, progress, ranks)
@@ -92,10 +92,10 @@ def evaluate(
 
 
 def eval_precision(cell: Cell, device: torch.device) -> Precision:
-    """The precision for scoring: that of training, as in transformers' `Trainer` and the study.
+    """The precision for evaluation: the training precision, as in transformers' `Trainer`, or fp32.
 
     Text is generated in fp32, since one token changed by rounding can change all later ones. Micro
-    backbones are also scored in fp32.
+    backbones are also evaluated in fp32.
     """
     if cell.profile.micro or cell.recipe.generation:
         return "fp32"
@@ -110,10 +110,10 @@ def predict(
     progress: Progress,
     ranks: Ranks = ALONE,
 ) -> tuple[list[Any], int]:
-    """One output per feature, and the final batch size, halved each time memory runs out.
+    """Predicts one output per feature, and halves the batch size each time memory runs out.
 
-    Several ranks share the features; each gets all outputs and the smallest batch size. Raises
-    InputError if memory runs out for a single row.
+    Also returns the final batch size. Several ranks share the features; each returns all outputs
+    and the smallest batch size. Raises InputError if memory runs out for a single row.
     """
     lengths = get_lengths(features)
     outputs: dict[int, Any] = {}

@@ -1,6 +1,7 @@
-"""Figures, by group of parameters, that reveal a change without statistics.
+"""Computes figures of parameter groups, such as norms, that reveal a change without statistics.
 
-The training loop computes those of its first updates; `tunegrid.run.before_training`, all others.
+The training loop computes figures of its first updates; `tunegrid.run.before_training` does so for
+the untrained model.
 """
 
 import math
@@ -61,7 +62,7 @@ def names_by_group(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[s
 
 
 def norms(groups: Mapping[str, Sequence[str]], sizes: Mapping[str, float]) -> Figures:
-    """The norm of each group, computed from its tensors' norms; omits groups that have none."""
+    """Each group's norm, computed from its tensors' norms in `sizes`; omits groups without any."""
     norms_by_group = {}
     for group, names in groups.items():
         tensor_norms = [sizes[name] for name in names if name in sizes]
@@ -74,9 +75,10 @@ def gradient_figures(
     groups: Mapping[str, Sequence[str]],
     gradients: Mapping[str, Tensor],
 ) -> tuple[Figures, dict[str, int], set[str]]:
-    """Norms of gradients and counts of real ones, by group, and the names of mere rounding errors.
+    """The gradient norm and gradient count of each group, and the names of negligible gradients.
 
-    If one tensor among many loses its gradient, the norm hardly changes, but the count does.
+    The count excludes zeros and rounding errors. If one tensor among many loses its gradient, the
+    norm hardly changes, but the count does.
     """
     sizes: dict[str, float] = {}
     for name, gradient in gradients.items():
@@ -97,7 +99,7 @@ def gradient_figures(
 
 
 def figure(value: Any) -> float | None:
-    """Rounds a number for the record; None for infinity and NaN."""
+    """Rounds a number for the record; returns None for infinity and NaN."""
     number = float(value)
     return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else None
 
@@ -114,7 +116,7 @@ def digest(value: Any) -> str:
 
 
 def sampled_values(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
-    """Copies evenly spaced values of each tensor, in fp32, or in fp64 on the host if `exact`."""
+    """Copies evenly spaced values of each tensor in fp32 or, if `exact`, in fp64 on the host."""
     samples = {}
     for name, tensor in tensors.items():
         step = max(1, tensor.numel() // SAMPLED)
@@ -125,7 +127,7 @@ def sampled_values(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[s
 
 @dataclass
 class FirstUpdates:
-    """Figures of a cell's first updates: gradients in the first, movement over three at most."""
+    """Measures the first update's gradients, and the weights' movement over up to three updates."""
 
     cell: Cell
     model: nn.Module
@@ -147,7 +149,7 @@ class FirstUpdates:
         return {"gradients": sizes, "reached": counts, "drawn": digest(state.tolist())}
 
     def movement(self) -> dict[str, Any]:
-        """Norms of sampled values' movement by group; empty if `gradients` was not called."""
+        """The distance that each group's sampled values moved; empty before a `gradients` call."""
         if not self._start:
             return {}
         ends = sampled_values({name: self.parameters[name] for name in self._start})

@@ -1,6 +1,7 @@
-"""Measures what a cell costs at its true size, in FLOPs and bytes; needs no checkpoint.
+"""Measures the FLOPs and bytes that a cell takes at its full size; needs no checkpoint.
 
-Two updates warm up the device before the timed ones: one counts FLOPs, the other traces bytes.
+Before the timed updates, two others warm up the device: FLOPs are counted in the first, bytes in
+the second.
 """
 
 import math
@@ -39,7 +40,7 @@ WEIGHTS_SHARE = 0.75
 
 @dataclass(kw_only=True)
 class Footprint:
-    """FLOPs and bytes of the two traced updates, and the device's best rate."""
+    """FLOPs and bytes of the two traced updates, and the device's best FLOP rate."""
 
     flops_per_step: int  # per update: matrix products and attention, forward and backward
     # The device's best rate on large matrices, at the cell's precision.
@@ -84,7 +85,7 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
 
 
 def extra_flops() -> dict[Any, Any]:
-    """FLOP formulas of fused attention and 4-bit products that torch's counter may lack."""
+    """FLOP formulas for fused attention and 4-bit products, which torch's counter may lack."""
 
     def attention(
         query: Sequence[int],
@@ -124,13 +125,13 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors on a CPU, whose allocator keeps no count."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Starts from `tensors`; adds operators' floating-point outputs but no fp64 or scalars."""
+        """Starts with `tensors`; adds operators' floating-point outputs except fp64 and scalars."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = {t.untyped_storage().data_ptr() for t in tensors}
         self.live = self.peak = tensor_bytes(tensors)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Counts the operator's outputs until they are freed."""
+        """Runs the operator and counts its outputs until they are freed."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.ndim:
@@ -153,7 +154,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def baseline_bytes(device: torch.device) -> int:
-    """Bytes allocated on a GPU before loading a model, cuBLAS's workspaces included; 0 on a CPU."""
+    """Bytes allocated on a GPU before a model is loaded, with cuBLAS's workspaces; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     matrix = torch.ones(256, 256, device=device, requires_grad=True)
@@ -164,7 +165,7 @@ def baseline_bytes(device: torch.device) -> int:
 
 @cache
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """The best FLOP/s among repeated products of large n x n matrices, of 2 n^3 FLOPs each."""
+    """The highest FLOP/s over repeated products of large n x n matrices (2 n^3 FLOPs each)."""
     from torch.utils.benchmark import Timer  # takes 60 ms, and only footprints need it
 
     side = MATRIX[device.type]
@@ -190,13 +191,13 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 
 def complete(ledger: Ledger, footprint: Footprint) -> Ledger:
-    """Adds the peak to the ledger, and activations: the peak minus `ledger.tensor_bytes`."""
+    """Fills in the ledger's peak, and its activations: the peak minus `ledger.tensor_bytes`."""
     activations = footprint.peak_bytes - (ledger.tensor_bytes or 0)
     return replace(ledger, peak_bytes=footprint.peak_bytes, activations_bytes=activations)
 
 
 def compute_flops(footprint: Footprint, step_seconds: float | None) -> Flops:
-    """An update's FLOPs, the rate achieved, and the device's best rate."""
+    """An update's FLOPs, the FLOP rate achieved, the device's best rate, and their ratio (MFU)."""
     rate = footprint.flops_per_step / step_seconds if step_seconds else None
     peak = footprint.matmul_flops_per_second
     return Flops(
@@ -211,7 +212,10 @@ def compute_flops(footprint: Footprint, step_seconds: float | None) -> Flops:
 
 
 def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
-    """Checks how many parameters train, the bytes held, and the memory that the method saves."""
+    """Checks the number of trained parameters, the bytes held, and the memory saved by the method.
+
+    Returns a sentence for each fault.
+    """
     ledger = trainer.log.ledger
     assert ledger, "a traced trainer has made two updates"
     total_params = parameter_counts(trainer.model).total_params
@@ -223,7 +227,7 @@ def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
 
 
 def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
-    """Checks that as many parameters train as the recipe says, not counting a new token's row."""
+    """Compares the number of trained parameters, except a new token's row, with the recipe's."""
     expected = cell.recipe.trainable_params
     count = 0
     for name, p in model.named_parameters():

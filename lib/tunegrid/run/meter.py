@@ -38,10 +38,10 @@ Joules = Callable[[], float | None]  # reads a counter; None if it cannot be rea
 
 
 def gpu_counter(device: torch.device, ranks: int = 1) -> Joules | None:
-    """A function that reads the joules that NVML has counted since the GPU's driver was loaded.
+    """Returns a function that reads a GPU's energy counter: joules since its driver was loaded.
 
-    None on a CPU, without NVML, on GPUs before Volta, and with several ranks, since it would read
-    only one rank's GPU.
+    Returns None on a CPU, without NVML, on GPUs older than Volta, and with several ranks, because
+    the function would read only one rank's GPU.
     """
     if device.type != "cuda" or ranks > 1:
         return None
@@ -76,7 +76,7 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """The number and bytes of the tensors that a process holds between two updates."""
+    """The number of tensors that a process holds between two updates, and their bytes."""
 
     updates: int  # updates made so far
     tensors: int
@@ -99,7 +99,7 @@ class Meter:
     _joules: float | None = field(default=None, init=False)
 
     def mark(self) -> Any:
-        """The host's time or, on CUDA, an event that records the device's time without waiting."""
+        """The host's time or, on CUDA, a recorded event, for which the host does not wait."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -108,7 +108,7 @@ class Meter:
 
     @contextmanager
     def update(self, *, samples: int) -> Iterator[Update]:
-        """Times one update, including collation; the caller sets tokens. Omits failed updates."""
+        """Times one update with its collation; drops it if it fails. The caller counts tokens."""
         update = Update(began=self.mark(), samples=samples)
         yield update
         update.ended = self.mark()
@@ -154,7 +154,10 @@ class Meter:
             self._began = time.perf_counter()
 
     def gather_ranks(self, ranks: Ranks) -> RanksRecord:
-        """The figures of each rank; all ranks must call this. Sums `updates` over the ranks."""
+        """Gathers each rank's figures, and sums the sizes in `updates` over the ranks.
+
+        All ranks must call this.
+        """
         memory = self.memory()
         rates = self.throughput()
         record = {
@@ -178,7 +181,10 @@ class Meter:
         )
 
     def memory(self, ledger: Ledger | None = None, *, contended: bool | None = False) -> Memory:
-        """Peaks by phase (no joules if contended) and the ledger (all None if nothing trained)."""
+        """The measurements of each phase, and the ledger.
+
+        Energy is None if the GPU is `contended`. Without `ledger`, the ledger's fields are None.
+        """
         ledger = ledger or Ledger(**dict.fromkeys(Ledger.__annotations__))
         resets: dict[str, Any] = {"gpu_energy_joules": None} if contended else {}
         phases = {name: replace(phase, **resets) for name, phase in self.phases.items()}
@@ -189,7 +195,7 @@ class Meter:
         eval_samples: float | None = None,
         generated_tokens: float | None = None,
     ) -> Throughput:
-        """Training rates after warm-up (None if a run was too short) and evaluation rates."""
+        """Training rates after warm-up, None if training was too short, and evaluation rates."""
         updates = self.updates[WARMUP_UPDATES:]
         durations = self.durations(updates)
         total = sum(durations)
@@ -215,7 +221,7 @@ class Meter:
         )
 
     def durations(self, updates: Sequence[Update]) -> list[float]:
-        """Seconds of each update; on CUDA the host waits for the updates to end."""
+        """The seconds that each update took; on CUDA, the host waits for the updates to end."""
         if self.device.type != "cuda":
             return [update.ended - update.began for update in updates]
         for update in updates:
@@ -225,7 +231,7 @@ class Meter:
 
 
 def add_phases(earlier: Phase, later: Phase) -> Phase:
-    """Joins two parts of a phase: adds seconds and joules, and keeps the higher peaks.
+    """Combines two parts of a phase: adds seconds and joules, and keeps the higher peaks.
 
     A figure that is unknown for one part is unknown for the whole.
     """
@@ -254,7 +260,7 @@ def reset_peaks(device: torch.device) -> None:
 
 
 def peaks(device: torch.device, seconds: float) -> Phase:
-    """Memory peaks of the process, and of CUDA, since the last reset `seconds` ago."""
+    """Memory peaks of the process and the GPU since the last reset, `seconds` ago."""
     cuda = device.type == "cuda"
     rss_peak_gib = None
     with suppress(OSError):  # only Linux has a high-water mark that can be reset
@@ -273,7 +279,10 @@ def peaks(device: torch.device, seconds: float) -> Phase:
 
 
 def held_tensors(device: torch.device, updates: int, expected: Collection[Tensor]) -> Held:
-    """Count and bytes of this process's tensors, except `expected`, after `updates` updates."""
+    """Counts this process's tensors, except `expected`, and the bytes held after `updates` updates.
+
+    On CUDA, the bytes are the allocator's total.
+    """
     expected_ids = set(map(id, expected))
     tensors = []
     stored = []
@@ -290,7 +299,7 @@ def held_tensors(device: torch.device, updates: int, expected: Collection[Tensor
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' distinct storages on this rank; views and tied weights count once."""
+    """Total bytes of the tensors on this rank; storage that tensors share counts once."""
     sizes: dict[int, int] = {}
     for tensor in map(local_shard, tensors):
         if tensor.numel():
@@ -336,7 +345,7 @@ def state_tensors(optimizer: Any) -> list[Tensor]:
 
 
 def parameter_counts(model: nn.Module) -> Parameters:
-    """Numbers of trainable and of all parameters; 4-bit weights count with their unpacked size."""
+    """Counts trainable and all parameters; 4-bit weights count with their unpacked size."""
     trainable = 0
     total = 0
     for name, p in model.named_parameters():  # yields tied weights once

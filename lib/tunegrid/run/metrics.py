@@ -1,7 +1,7 @@
 """Scores predictions with a task's metrics, in points from 0 to 100.
 
-Scores equal those of the standard implementations: SQuAD v1.1's official script, `rouge_score` and
-scikit-learn.
+Scores equal the results of the standard implementations: SQuAD v1.1's official script,
+`rouge_score` and scikit-learn.
 """
 
 import re
@@ -30,20 +30,20 @@ TEXT_BATCH = 64  # texts embedded per batch
 
 @dataclass(kw_only=True)
 class Metrics:
-    """Settings of metrics; without `bert_scorer`, no task gets a BERTScore."""
+    """Settings of the metrics; without a `bert_scorer`, BERTScore is not computed."""
 
     bert_scorer: "BertScorer | None" = None
     own: Sequence[Metric] = ()  # the user's metrics
 
 
 def needs_bertscore(task: Task) -> bool:
-    """Checks whether any bounded score is a BERTScore; only then is its encoder loaded."""
+    """Checks whether any of the task's bounded scores is a BERTScore."""
     return any(name.startswith("bertscore_") for name in task.bounded_scores)
 
 
 @dataclass(kw_only=True)
 class Scored:
-    """Points over all rows, and per row for metrics that are means over rows."""
+    """Scores over all rows, and points per row for metrics that average over rows."""
 
     scores: Scores
     examples: PointsByMetric
@@ -98,14 +98,14 @@ def simplify(answer: str) -> str:
 
 
 def token_f1(answer: str, truth: str) -> float:
-    """The F1, from 0 to 1, of the words in a normalized answer against those in the true one."""
+    """The word-level F1 (0 to 1) of a normalized answer against a normalized true answer."""
     words, truth_words = answer.split(), truth.split()
     shared = sum((Counter(words) & Counter(truth_words)).values())
     return 2 * shared / (len(words) + len(truth_words)) if shared else 0.0
 
 
 def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> PointsByMetric:
-    """Exact match and F1 of each question, each the best over its true answers, in points."""
+    """Exact match and F1 of each question, in points; each is the maximum over the true answers."""
     exact = []
     f1 = []
     for row_truths, answer in zip(truths, answers, strict=True):
@@ -122,7 +122,7 @@ def extraction(
     rows: Sequence[Row],
     predicted: Sequence[str],
 ) -> Scored:
-    """Scores exact_match and f1, for spans and for generated answers alike."""
+    """Exact match and F1, for extracted spans and generated answers alike."""
     examples = squad_examples([answer_texts(task, row) for row in rows], predicted)
     scores = {name: fmean(points) for name, points in examples.items()}
     return Scored(scores=scores, examples=examples, sources={"squad": "built-in"})
@@ -134,7 +134,7 @@ def generation(
     rows: Sequence[Row],
     predicted: Sequence[str],
 ) -> Scored:
-    """ROUGE (F-measures, stemmed), and BERTScore if the task needs it and a scorer exists."""
+    """ROUGE F-measures with stemming, and BERTScore if the task needs it and a scorer exists."""
     references = [row[task.target] for row in rows]
     examples = rouge_examples(references, [sentence_lines(text) for text in predicted])
     sources = {"rouge": "rouge_score"}
@@ -176,7 +176,7 @@ def score_rows(
     rows: Sequence[Row],
     predicted: Sequence[Any],
 ) -> Scored:
-    """Scores predictions with the metrics of the task's problem and the user's own."""
+    """Scores predictions with the metrics for the task's problem and the user's own metrics."""
     scored = METRICS[task.problem](metrics, task, rows, predicted)
     references = [row[task.target] for row in rows]
     if task.problem is Problem.EXTRACT:
@@ -206,7 +206,7 @@ class Embedded(NamedTuple):
 
 
 class BertScorer:
-    """Matches the tokens of two texts by the cosine of their contextual embeddings."""
+    """Computes BERTScore, which matches tokens of two texts by the cosine of their embeddings."""
 
     def __init__(self, name: str, tokenizer: Any, encoder: Any) -> None:
         """Takes an encoder with its tokenizer; `name` goes into the record."""
@@ -218,7 +218,7 @@ class BertScorer:
         self._window = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
     def examples(self, references: Sequence[str], candidates: Sequence[str]) -> PointsByMetric:
-        """Each example's points; an empty text scores 0."""
+        """Precision, recall and F1 of each example, in points; an empty text scores 0."""
         points: PointsByMetric = {
             "bertscore_precision": [],
             "bertscore_recall": [],
@@ -230,7 +230,7 @@ class BertScorer:
         return points
 
     def _embed(self, texts: Sequence[str]) -> list[Embedded]:
-        """Embeds the tokens of each text that fit into the encoder's window."""
+        """Embeds each text's tokens; truncates the text to the encoder's window."""
         frame = torch.tensor([self._tokenizer.cls_token_id, self._tokenizer.sep_token_id])
         embeddings: list[Embedded] = []
         for start in range(0, len(texts), TEXT_BATCH):

@@ -1,4 +1,4 @@
-"""Figures of a model's modules: of inputs, outputs, and gradients of outputs and weights."""
+"""Reduces each module's inputs, outputs and gradients to a few figures."""
 
 import math
 import weakref
@@ -32,13 +32,13 @@ Projected = tuple[Tensor, Tensor]  # a norm and projections
 
 @dataclass
 class ModuleFigures:
-    """The figures of a model's modules, call by call, in the order in which calls end.
+    """Records figures of a model's modules, call by call, in the order in which calls end.
 
-    `tunegrid.gate.modules` compares the figures of two runs. Hooks compute them while the model
-    runs; they keep none of its tensors, and nothing waits for a GPU before `columns`. Each call is
-    a row. `source` and `maker` are the numbers of the calls that made its input and its output, or
-    -1 if no module did. The maker is an earlier call if a module returns an input, or an inner
-    module's output, unchanged.
+    `tunegrid.gate.modules` compares the figures of two runs. Hooks compute the figures while the
+    model runs; they keep none of its tensors, and nothing waits for a GPU before `columns` is
+    called. Each call is a row. Its `source` and `maker` are the numbers of the calls that made its
+    input and its output, or -1 if no call did. If a module returns an input or an inner module's
+    output unchanged, the maker is the earlier call that made it.
     """
 
     model: nn.Module
@@ -51,7 +51,7 @@ class ModuleFigures:
 
     @contextmanager
     def watch(self, phase: str, passes: int | None = None) -> Iterator[None]:
-        """Records calls in all or the first `passes` forward passes, unless the block raises."""
+        """Records calls in the first `passes` (or all) forward passes, unless the block raises."""
         names = {module: name for name, module in self.model.named_modules()}
         call_count = len(self._calls)
         open_calls: list[dict[str, Any]] = []
@@ -112,7 +112,10 @@ class ModuleFigures:
         tensors: Sequence[Tensor],
         maker: int = -1,
     ) -> tuple[Projected | None, list[int]]:
-        """Joint figures of tensors, and the calls that made them; unchanged tensors keep theirs."""
+        """The combined figures of tensors, and the number of the call that made each tensor.
+
+        Both are cached until a tensor changes.
+        """
         all_figures: list[Projected] = []
         makers: list[int] = []
         for tensor in tensors:
@@ -133,7 +136,11 @@ class ModuleFigures:
         return _sum(all_figures), makers
 
     def note_weights(self, phase: str, gradients: Mapping[str, Tensor]) -> None:
-        """Records each parameter's gradient at the first call of the module that owns it."""
+        """Adds combined figures of parameter gradients to module calls in `phase`.
+
+        Each gradient counts in the first call of the module that owns its parameter, or of the
+        nearest enclosing module that was called.
+        """
         calls = [call for call in self._calls if call["phase"] == phase]
         first_calls = {call["module"]: call for call in reversed(calls)}
         figures: dict[str, list[Projected]] = defaultdict(list)
@@ -147,7 +154,7 @@ class ModuleFigures:
             first_calls[module]["weights"] = _sum(figures[module])
 
     def columns(self) -> Columns:
-        """The figures in columns, one row per call; None if a figure is missing or not finite."""
+        """The figures in columns, one row per call; missing and non-finite figures are None."""
         for call in self._calls:
             maker = call["maker"]
             call["gradient"] = self._calls[maker].get("gradient") if maker >= 0 else None
@@ -171,7 +178,7 @@ class ModuleFigures:
 def tensor_figures(tensor: Tensor) -> Projected:
     """A tensor's norm, and its projections on random vectors that depend only on its shape.
 
-    Multiplies elementwise, because matrix multiplication may be the very change to find.
+    Multiplies elementwise, because matrix multiplication itself may have changed between runs.
     """
     # Each random vector is the outer product of a vector along the last dimension and a vector
     # along all others, so none is as long as the tensor.
@@ -190,13 +197,13 @@ def tensor_figures(tensor: Tensor) -> Projected:
 
 @lru_cache(maxsize=256)
 def random_vectors(length: int, device: torch.device) -> Tensor:
-    """Normal numbers (PROJECTIONS, length), scaled so that projections are as large as norms."""
+    """Normal numbers (PROJECTIONS, length), scaled to make projections about as large as norms."""
     numbers = torch.randn(PROJECTIONS, length, generator=torch.Generator().manual_seed(length))
     return (numbers / numbers.square().mean(1, keepdim=True).sqrt()).to(device)
 
 
 def _sum(figures: Sequence[Projected]) -> Projected | None:
-    """The tensors' joint norm, and projections weighted by position and summed; None if empty."""
+    """The norm of all tensors together, and a weighted sum of their projections; None if empty."""
     if len(figures) < 2:
         return figures[0] if figures else None
     norms = torch.stack([norm for norm, _ in figures])

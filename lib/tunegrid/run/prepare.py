@@ -37,7 +37,10 @@ CODECS: dict[tuple[Problem, Layout | None], type[Codec]] = {
 
 
 def make_codec(cell: Cell, tokenizer: Any) -> Codec:
-    """Makes the cell's codec; raises InputError if none for its problem has the head's layout."""
+    """Makes the cell's codec.
+
+    Raises InputError if no codec for the task's problem supports the head's layout.
+    """
     problem = cell.task.problem
     layouts = [layout for kind, layout in CODECS if kind is problem]
     if cell.task.messages:  # only chat codecs read the turns of a conversation
@@ -50,7 +53,7 @@ def make_codec(cell: Cell, tokenizer: Any) -> Codec:
 
 
 def layout_name(layout: Layout | None) -> str:
-    """A head's layout, as named in messages."""
+    """The name of a head's layout in messages."""
     return f"Layout.{layout.name}" if layout else "no layout"
 
 
@@ -78,7 +81,7 @@ def prepare(
 
 
 def length_doubts(cell: Cell, rows: Sequence[Row]) -> Iterator[str]:
-    """Yields sentences if rows exceed `max_length`, or if it exceeds the backbone's positions."""
+    """Yields warnings if rows exceed `max_length`, or if it exceeds the backbone's positions."""
     limit = cell.recipe.max_length
     name = cell.backbone.id
     lengths = row_lengths(cell, rows, limit)
@@ -106,7 +109,7 @@ def row_lengths(cell: Cell, rows: Sequence[Row], limit: int) -> list[int]:
 
 
 def synthetic_features(cell: Cell, codec: Codec) -> Sequence[Feature]:
-    """Full-length random features, as many as the recipe's `max_steps` updates need."""
+    """Random features of full length, enough for the recipe's `max_steps` updates."""
     rng = Random(cell.profile.seed)
     recipe = cell.recipe
     update_size = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps

@@ -1,4 +1,4 @@
-"""Computes logits, gradients and texts of a model for audits, and restores its state."""
+"""Computes a model's logits, gradients and texts for audits, and restores the model's state."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -58,7 +58,10 @@ class Probe:
 
 
 def probe(trainer: Trainer) -> Probe:
-    """Probes a short and a long row; differentiates their batch if training fitted two at once."""
+    """Probes a short and a long row, each on its own and both as one batch.
+
+    The batch's gradient is computed only if training's micro-batches hold two rows.
+    """
     answer = Probe(rows=spread_features(trainer.features[:FIRST_ROWS], 2))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     names = smallest_tensors(trained)
@@ -112,7 +115,7 @@ def gradient_mode_gap(trainer: Trainer, row: Feature) -> float:
 
 
 def largest_distance(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest `distance` between the tensors of two outputs, pair by pair."""
+    """The largest `distance` between corresponding tensors of two outputs."""
     pairs = zip(logits, expected, strict=True)
     return max(distance(tensor.detach(), wanted.detach()) for tensor, wanted in pairs)
 
@@ -120,8 +123,8 @@ def largest_distance(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> fl
 def clipping_gap(trainer: Trainer, gradients: Mapping[str, Tensor]) -> float | None:
     """The largest relative error of the norms and gradients that the trainer's clipping yields.
 
-    Tries gradients above and below the bound. None if the recipe does not clip, if all gradients
-    are zero, or if a loss scale or sharded weights complicate clipping.
+    Tries gradients with norms above and below the bound. None if the recipe does not clip, if all
+    gradients are zero, or if a loss scale or sharded weights complicate clipping.
     """
     bound = trainer.cell.recipe.max_grad_norm
     size = norm(gradients.values())
@@ -172,7 +175,7 @@ def spread_features(features: Sequence[Feature], count: int) -> list[Feature]:
 
 
 def smallest_tensors(trained: Mapping[str, Tensor]) -> list[str]:
-    """Names of the smallest tensors, up to `MOST_VALUES` values in total."""
+    """Names of the smallest tensors, which have at most `MOST_VALUES` values in total."""
     names = sorted(trained, key=lambda name: trained[name].numel())
     sizes = accumulate(trained[name].numel() for name in names)
     return [name for name, size in zip(names, sizes, strict=True) if size <= MOST_VALUES]
@@ -186,7 +189,7 @@ def relative_gap(gradients: Sequence[Tensor], expected: Sequence[Tensor]) -> flo
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
-    """The joint norm of tensors, computed in fp64 on the host, without torch's clipping."""
+    """The norm of all tensors together, computed in fp64 on the host without torch's clipping."""
     squares = [float(tensor.detach().cpu().double().square().sum()) for tensor in tensors]
     return math.sqrt(math.fsum(squares))
 
@@ -196,10 +199,10 @@ def logit_gradients(
     alone: Sequence[Sequence[Tensor]],
     parameters: Sequence[Tensor],
 ) -> list[Tensor]:
-    """Gradients of a fixed weighted sum of logits (B, ...); zeros if it depends on no parameter.
+    """Gradients of a fixed weighted sum of logits (B, ...); zero if the sum needs no gradient.
 
-    The sum skips padding by cutting row i to the shape of `alone[i]`. Unlike a loss's gradients,
-    these do not vanish when the model is confident.
+    The sum skips padding by cutting row i to the shape of `alone[i]`. Unlike the gradients of a
+    loss, these do not vanish when the model is confident.
     """
     sums = []
     for i, row_logits in enumerate(alone):
@@ -222,7 +225,10 @@ def get_logits(
     features: Sequence[Feature],
     model: nn.Module | None = None,
 ) -> tuple[list[Tensor], Batch]:
-    """The logits, each (B, ...), of `model` (default: the trainer's) on a batch, and the batch."""
+    """Collates features into a batch; returns a model's logits, each (B, ...), and the batch.
+
+    `model` defaults to the trainer's.
+    """
     batch = move_batch(trainer.meter.device, trainer.codec.collate(features))
     return logits_and_loss(trainer, batch, model)[0], batch
 
@@ -232,7 +238,7 @@ def logits_and_loss(
     batch: Batch,
     model: nn.Module | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """The logits of a batch, each (B, ...), and the codec's loss on it."""
+    """A model's logits for a batch, each (B, ...), and the codec's loss."""
     model = trainer.model if model is None else model
     outputs: list[Any] = []
     with attach([model], lambda module, inputs, output: outputs.append(output)):
@@ -268,7 +274,7 @@ def target_rows(
     batch: Batch,
     features: Sequence[Feature] | None = None,
 ) -> list[Tensor]:
-    """Picks the logits (T, V) that predict each row's target tokens from a batch's (B, L, V).
+    """Picks, from logits (B, L, V), the logits (T, V) that predict each row's target tokens.
 
     If `features` are given, targets in earlier turns of a conversation are left out.
     """
@@ -288,7 +294,7 @@ def target_rows(
 
 
 class FoundTexts(NamedTuple):
-    """Texts of all beams of a search, and the search's errors relative to the largest logit."""
+    """Texts of all beams in a search, and errors of their scores, relative to the largest logit."""
 
     texts: list[list[int]]
     gap: float  # error of a token's score, against one pass over the whole text without a cache
@@ -302,10 +308,11 @@ def run_search(
     rules: Generation | None = None,
     **options: Any,
 ) -> FoundTexts:
-    """Searches all prompts in one batch with a cache; `rules` and `options` override the recipe.
+    """Generates from all prompts in one batch; `rules` and `options` override the recipe's search.
 
-    Scores are compared with those from passes over whole texts, one row's beams at a time. A second
-    search cannot be the reference, since a near-tie between beams is no fault.
+    The search uses a cache. Its scores are compared with scores from passes over whole texts, one
+    row's beams at a time. A second search cannot be the reference, since it may decide near-ties
+    differently.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"
@@ -345,19 +352,18 @@ def run_search(
 
 
 def token_scores(scores: Tensor, ids: Sequence[int]) -> Tensor:
-    """Picks the scores (T) of a text's tokens from the scores (T, V) of all tokens."""
+    """Picks the scores (T) of a text's tokens from the scores (T, V) of the whole vocabulary."""
     return scores.gather(1, torch.tensor(ids, device=scores.device).unsqueeze(1)).squeeze(1)
 
 
 @contextmanager
 def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
-    """Records, by name, the type in which each layer packed to 4 bits computes.
+    """Records the type in which each 4-bit layer computes, by the layer's name.
 
     Such a layer casts its inputs to its compute type and its output back, so only the output's
     digits reveal that type. Each layer is therefore called again, with fp32 inputs and outside
-    autocast. Under autocast, bitsandbytes multiplies with `linear` in autocast's type, but a GPU
-    processes a few tokens with bitsandbytes' own kernel in the layer's type, so the type would also
-    depend on the batch.
+    autocast. Under autocast, the type would also depend on the batch: bitsandbytes calls `linear`
+    in autocast's type, but for few tokens on a GPU its own kernel in the layer's type.
     """
     names: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
@@ -390,7 +396,7 @@ def type_of_digits(numbers: Tensor) -> str:
 
 @contextmanager
 def keep_state(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
-    """Switches to evaluation or training mode; restores modes and random states afterwards."""
+    """Switches to evaluation or training mode; restores the mode and random state afterwards."""
     device = trainer.meter.device
     models = {trainer.model, trainer.ddp_model}
     modes: dict[nn.Module, bool] = {}
@@ -427,10 +433,10 @@ def distance(values: Tensor, expected: Tensor) -> float:
 
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
-    """The largest `distance` due to rounding: `fine` if everything is fp32, else `coarse`."""
+    """The largest `distance` that rounding may cause: `fine` if all is in fp32, else `coarse`."""
     return fine if has_fp32_base(trainer) and trainer.log.precision == "fp32" else coarse
 
 
 def has_fp32_base(trainer: Trainer) -> bool:
-    """Checks that the base computes in fp32 outside autocast."""
+    """Checks whether the base computes in fp32 outside autocast."""
     return trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32

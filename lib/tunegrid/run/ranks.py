@@ -1,10 +1,10 @@
-"""Trains one cell in several processes, its ranks, which share an update's rows and sum gradients.
+"""Trains one cell in several processes (ranks), which share each update's rows and sum gradients.
 
-The update equals that of a single process, since each rank divides its summed loss by the targets
-of all ranks; a mean would be right only if every rank had equally many targets. With DDP, every
-rank holds the whole model. With FSDP2, for models that do not fit on one GPU along with their
-optimizer, a copy sharded over the ranks trains; the model itself waits in host memory and then
-receives the copy's weights.
+A single process would make the same update, since each rank divides its summed loss by the number
+of targets on all ranks; a mean over ranks would be right only if all had equally many targets. With
+DDP, every rank holds the whole model. FSDP2 is for models that do not fit on one GPU along with
+their optimizer: it trains a copy that is sharded over the ranks, while the model itself waits in
+host memory. The model then receives the copy's weights.
 """
 
 import copy
@@ -48,7 +48,10 @@ class Ranks:
         self.holds_parts = fsdp and count > 1
 
     def share(self, group: Sequence[Sequence[Feature]], size: int) -> Sequence[Sequence[Feature]]:
-        """This rank's micro-batches of an update, of at most `size` rows each; may be empty."""
+        """This rank's share of an update's micro-batches, each with at most `size` rows.
+
+        The list, or a micro-batch, may be empty. A single rank gets `group` unchanged.
+        """
         if self.count == 1:
             return group
         rows = list(chain.from_iterable(group))
@@ -85,7 +88,7 @@ class Ranks:
         return values
 
     def sharded_model(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
-        """Makes a sharded copy for FSDP to train. Raises InputError if FSDP cannot shard it."""
+        """Makes a sharded copy of the model; raises InputError if FSDP cannot shard the model."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -121,14 +124,14 @@ class Ranks:
         return ddp_model
 
     def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
-        """A context that keeps gradients local, except with FSDP: unsharded, they might not fit."""
+        """A context in which DDP keeps gradients local; FSDP always shards them, to save memory."""
         if isinstance(ddp_model, DistributedDataParallel):
             return ddp_model.no_sync()
         return nullcontext()
 
     @contextmanager
     def train_parts(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[None]:
-        """With FSDP, keeps the whole model on the host while shards train, then updates it.
+        """With FSDP, keeps the whole model on the host while the shards train, and then updates it.
 
         Raises InputError if the whole model does not fit on the device afterwards.
         """
@@ -155,7 +158,7 @@ class Ranks:
         *,
         back: bool = False,
     ) -> None:
-        """With FSDP, copies each trained weight out of the shards, or into them if `back`."""
+        """With FSDP, copies trained weights from the shards to `model`, or in reverse if `back`."""
         if not self.holds_parts:
             return
         pairs = zip(model.parameters(), sharded_model.parameters(), strict=True)
@@ -192,7 +195,7 @@ ALONE = Ranks()
 
 
 def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
-    """A sentence on why FSDP cannot shard a cell's weights, or None if it can."""
+    """A sentence saying why FSDP cannot shard a cell's weights, or None if it can."""
     from torch.distributed.fsdp import FSDPModule
 
     method = cell.method
@@ -217,7 +220,7 @@ def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers to gather one at a time: those in module lists that transformers never splits."""
+    """The layers to gather one at a time: items of module lists that transformers never splits."""
     names: set[str] = set()
     for module in model.modules():
         names.update(getattr(module, "_no_split_modules", None) or ())
@@ -229,7 +232,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole tensor; if each rank holds a shard, all ranks must call this to gather it."""
+    """The whole tensor; if the tensor is sharded, all ranks must call this to gather it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -242,7 +245,7 @@ def _sum_bucket(
     state: object,
     bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[Tensor]:
-    """Sums a bucket of gradients over the ranks, where DDP takes the mean; DDP awaits the sum."""
+    """Sums a bucket of gradients over the ranks; DDP would average them by default."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda answer: answer.value()[0])
     return future

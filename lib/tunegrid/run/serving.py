@@ -1,8 +1,8 @@
-"""Saves, reloads and merges a trained model as transformers and PEFT document; writes its card.
+"""Saves, reloads and merges trained models as transformers and PEFT document; writes their cards.
 
-An adapter is loaded over a fresh base. If no checkpoint holds that base, because the method, a
-random start or a perturbation made it, the base is saved beside the adapter, as PEFT documents for
-PiSSA and OLoRA.
+An adapter is loaded over a fresh base. If no checkpoint holds that base, because the method, random
+initialization or a perturbation changed it, the base is saved beside the adapter, as PEFT documents
+for PiSSA and OLoRA.
 """
 
 import json
@@ -65,10 +65,10 @@ AUTO_PEFT: Mapping[str | None, str] = {  # by the adapter's task type
 
 
 class Serving:
-    """Saves, loads and merges a cell's trained model. Injected faults replace this class."""
+    """Saves, loads and merges a cell's trained model; tests may replace it to inject faults."""
 
     def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Saves tokenizer, model or adapter, search settings, and a base no checkpoint holds."""
+        """Saves tokenizer, model or adapter, search settings, and any base not in a checkpoint."""
         tokenizer.save_pretrained(folder)
         cell.method.save(model, cell, folder)
         codec = make_codec(cell, tokenizer)
@@ -84,8 +84,8 @@ class Serving:
     def load(self, cell: Cell, folder: Path, device: torch.device) -> tuple[Any, Any]:
         """Loads the model and the tokenizer that `save` wrote, with Auto classes where they exist.
 
-        Passes only options that no saved file states. Raises InputError if a full model lacks
-        tensors.
+        Passes only options that no saved file states. Raises InputError if a model that was saved
+        whole lacks tensors.
         """
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if (folder / peft.utils.CONFIG_NAME).is_file():
@@ -103,12 +103,12 @@ class Serving:
         return model, tokenizer
 
     def merge(self, model: Any) -> Any:
-        """Merges a loaded adapter into its base and returns the base; this uses up the model."""
+        """Merges a loaded adapter into its base and returns the base; invalidates `model`."""
         return model.merge_and_unload()
 
 
 def saved_search(codec: GenerateCodec) -> dict[str, Any]:
-    """The recipe's search settings; without beams, resets the penalty that transformers rejects."""
+    """The recipe's search settings; without beams, resets the length penalty to 1."""
     search = codec.search
     if codec.generation.num_beams <= 1:
         search["length_penalty"] = 1.0
@@ -116,7 +116,10 @@ def saved_search(codec: GenerateCodec) -> dict[str, Any]:
 
 
 def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
-    """Loads an adapter and its base, which PEFT finds unless it was saved or its class is ours."""
+    """Loads an adapter over its base.
+
+    PEFT finds the base, unless it was saved beside the adapter or its class is ours.
+    """
     is_own = not architecture(cell.head.architecture).__module__.startswith("transformers.")
     if is_own or (folder / BASE).is_dir():
         return load_adapter(load_below(cell, folder, tokenizer, device), folder, device)
@@ -126,7 +129,7 @@ def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 
 
 def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
-    """Options for loading the base that its checkpoint's config does not give."""
+    """Options that loading the base needs but the checkpoint's config does not give."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False, **pin)
     options: dict[str, Any] = {}
@@ -142,7 +145,7 @@ def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
 
 
 def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
-    """Loads an adapter's base, from the folder beside the adapter if there is one."""
+    """Loads an adapter's base: the one saved beside the adapter, or else the cell's base model."""
     base_folder = folder / BASE
     if base_folder.is_dir():
         return load_whole(cell, base_folder, device)
@@ -150,7 +153,7 @@ def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 
 
 def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
-    """Loads a model saved whole. Raises InputError if tensors are missing or of the wrong shape."""
+    """Loads a model that was saved whole; raises InputError for missing or misshapen tensors."""
     kind = architecture(cell.head.architecture)
     if kind.__module__.startswith("transformers."):
         kind = getattr(hf, AUTO[cell.task.problem, cell.head.layout])
@@ -184,7 +187,7 @@ def unwrap_base(model: Any) -> Iterator[Any]:
 
 
 def wrappers(model: Any) -> dict[str, nn.Module]:
-    """PEFT's outermost wrappers of the base's modules, by their names in the base."""
+    """PEFT's outermost wrappers around modules of the base, by module name."""
     modules: dict[str, nn.Module] = {}
     for name, module in model.get_base_model().named_modules():  # outer modules come first
         if _base_module(module) is None:
@@ -212,7 +215,7 @@ def save_trained(
     root: Path,
     serving: Serving,
 ) -> Path:
-    """Saves a trained model, its record and its card below `root`; returns their folder.
+    """Saves a trained model, its record and its card in a folder under `root`; returns the folder.
 
     No file contains a path on this machine. Raises InputError if the folder cannot be written.
     """

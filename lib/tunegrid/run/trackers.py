@@ -1,7 +1,7 @@
-"""Reports a cell to experiment trackers: losses, rates and norms in training, scores at the end.
+"""Reports a cell to experiment trackers: losses, rates and norms during training, then scores.
 
-The trackers are accelerate's. They only get numbers that the training log already has on the host,
-so results stay the same, bit for bit.
+The trackers are accelerate's. They receive only numbers that the training log already has on the
+host, so results stay the same, bit for bit.
 """
 
 import warnings
@@ -23,10 +23,13 @@ from tunegrid.run.train import Trainer, TrainingLog
 
 
 class Trackers:
-    """A cell's trackers, started with its first losses; a failing one is dropped with a warning."""
+    """A cell's trackers, started with its first losses. Failing ones are dropped with a warning."""
 
     def __init__(self, cell: Cell, options: Mapping[str, Mapping[str, Any]], lock: Path) -> None:
-        """Takes each tracker's `options` by name; `lock` lets processes start one at a time."""
+        """Takes each tracker's `options`, by name.
+
+        Processes hold `lock` while they start their trackers.
+        """
         self._cell = cell
         self._options = options
         self._lock = lock
@@ -64,7 +67,7 @@ class Trackers:
         self._call("store_init_configuration", cell_settings(self._cell))
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> None:
-        """Calls a method of each tracker, and drops those that fail."""
+        """Calls a method of each tracker, and drops trackers that fail."""
         for name, tracker in [*self._trackers.items()]:
             try:
                 with (

@@ -1,4 +1,4 @@
-"""Trains a model on a codec's features as a recipe says, and logs it; one loop serves all cells.
+"""Trains a model on a codec's features as the recipe says; one loop serves all cells.
 
 The loop's unit is the update: one or more micro-batches, one optimizer step, one schedule step. The
 loss of an update is the mean over all its targets, however they are split into micro-batches.
@@ -87,7 +87,7 @@ class TrainingLog:
 
 
 class Trainer:
-    """One cell's training, created before it runs; audits inspect it afterwards.
+    """Trains one cell, and keeps what audits inspect afterwards.
 
     Attributes:
         parameters: the model's parameters, by name; `before` holds their checksums before training.
@@ -180,9 +180,9 @@ class Trainer:
         *,
         first_updates: int | None = None,
     ) -> TrainingRecord:
-        """Trains to the end, or for `first_updates`; stops early if a loss is not finite.
+        """Trains to the end, or for `first_updates` updates; stops early if a loss is not finite.
 
-        Ends with the weights of the best epoch, if `validate` scored several epochs.
+        If `validate` scores several epochs, the model ends with the weights of the best epoch.
         """
         log = self.log
         self._end = min(first_updates or self.total, self.total)
@@ -238,7 +238,7 @@ class Trainer:
         progress("train", log.updates, self.total, text)
 
     def part(self) -> TrainingRecord:
-        """The record's part on training so far, with all ranks' tokens; all ranks must call it."""
+        """The record of training so far, with tokens of all ranks; all ranks must call this."""
         self._fetch()
         log = self.log
         tokens = sum(update.tokens for update in self.meter.updates)
@@ -275,7 +275,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores a `state_dict`; `run` then produces the same weights, bit for bit on a CPU."""
+        """Restores a `state_dict`; `run` then trains as if uninterrupted, bit for bit on a CPU."""
         with torch.no_grad():
             for name, tensor in state["weights"].items():
                 local_shard(self.stepped[name]).copy_(tensor)
@@ -332,7 +332,10 @@ class Trainer:
         group: Sequence[Sequence[Feature]],
         names: Iterable[str],
     ) -> tuple[Tensor, list[Tensor]]:
-        """The loss of an update on `group`, and gradients of `names`; all ranks must call this."""
+        """The loss of an update on `group`, and the gradients of the parameters in `names`.
+
+        Makes no step. All ranks must call this.
+        """
         self.optimizer.zero_grad()
         micro_batches = self.ranks.share(group, self.log.micro_batch)
         batches = [self.codec.collate(features) for features in micro_batches if features]
@@ -347,7 +350,7 @@ class Trainer:
         return loss, gradients
 
     def _halve(self, cause: str) -> None:
-        """Halves micro-batches. Raises InputError for single rows and for several ranks."""
+        """Halves the micro-batch size; raises InputError if it is 1 or there are several ranks."""
         size = self.log.micro_batch // 2
         update = f"update {self.log.updates + 1} of {self.total}"
         fault = f"{self.cell.id} does not fit: memory runs out at {update}"
@@ -420,11 +423,11 @@ class Trainer:
         return loss
 
     def _clip(self, loss: Tensor) -> None:
-        """Clips the update's gradients, logs their norms, and counts tensors without a gradient.
+        """Clips gradients, logs their norms, and counts tensors whose gradient is missing or zero.
 
-        Counting starts once an update has moved weights, since LoRA's A has no gradient while B is
-        zero. Tensors made here are freed before the optimizer's step, during which footprints count
-        bytes.
+        Counting starts once an update has moved weights, since LoRA's A has a zero gradient while B
+        is zero. Tensors made here are freed before the optimizer's step, during which footprints
+        count bytes.
         """
         log = self.log
         norm = self.stepper.clip()
@@ -455,7 +458,7 @@ class Trainer:
         return self.ranks.sum_ranks(total) if self.ranks.holds_parts else total
 
     def _fetch(self) -> None:
-        """Copies figures that updates left on the device to the host."""
+        """Copies to the host the figures that updates left on the device."""
         for name, count in zip(self.trained_names, self._idle.tolist(), strict=True):
             if count:
                 self.log.idle[name] = self.log.idle.get(name, 0) + count
@@ -493,13 +496,13 @@ class Trainer:
         return self.ranks.sum_ranks(total)
 
     def _penalize(self) -> None:
-        """Adds the gradients of the method's penalty, counted once over all ranks."""
+        """Adds the gradients of the method's penalty, which counts once across all ranks."""
         penalty = self.cell.method.penalty(self.model)
         if penalty is not None:
             self.accelerator.backward(penalty / self.ranks.count)
 
     def _keep_better(self, score: float, rows: Sequence[Row]) -> None:
-        """Keeps the epoch's weights if they score higher than every earlier epoch's."""
+        """Logs the epoch's score, and keeps the weights if no earlier epoch scored as high."""
         is_best = self.best is None or score > max(self.log.epoch_scores)
         self.log.epoch_scores.append(score)
         self.chosen_on = rows
@@ -512,7 +515,7 @@ class Trainer:
 
 
 def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
-    """Extends the hash of the row order by the rows of an update."""
+    """Extends the hash of the row order with the rows of an update."""
     examples = [feature.example for features in group for feature in features]
     return sha256(f"{order}{examples}".encode()).hexdigest()[:16]
 
@@ -520,9 +523,9 @@ def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
 class Stepper:
     """Updates weights: clips gradients, steps optimizer and schedule, and adapts the loss scale.
 
-    Only the device knows whether fp16 lost a step, and asking the device (`get_scale`) would
-    stall the host, then the GPU. The answer is therefore copied asynchronously and read when the
-    next step is due; by then the GPU has a whole pass queued.
+    Only the device knows whether a step was lost to an fp16 overflow, and asking it (`get_scale`)
+    would stall the host, then the GPU. The answer is therefore copied asynchronously and read when
+    the next step is due; by then the GPU has a whole pass queued.
     """
 
     def __init__(
@@ -533,7 +536,7 @@ class Stepper:
         accelerator: Any,
         updates: int,
     ) -> None:
-        """Plans `updates` steps on `stepped`: the cell's `model`, or its copy that FSDP shards."""
+        """Prepares `updates` steps on `stepped`, which is `model` or the copy that FSDP shards."""
         self.cell = cell
         self._model = model  # a method's `after_step` changes it
         self._accelerator = accelerator
@@ -560,7 +563,10 @@ class Stepper:
         return full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
 
     def step(self, update: int) -> tuple[list[float], float]:
-        """Steps the optimizer in update 0, 1, ...; returns all groups' rates and the schedule's."""
+        """Steps the optimizer in `update`, counted from 0.
+
+        Returns the learning rate of each parameter group, and the schedule's learning rate.
+        """
         scaler = self._accelerator.scaler
         if scaler:
             scale = scaler._get_scale_async().clone()  # `get_scale` without waiting

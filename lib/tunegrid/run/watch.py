@@ -15,12 +15,12 @@ from tunegrid.run.build import dtype_name
 
 @contextmanager
 def watch_update(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Yields a mapping that is filled at the end with plain values on how the model was used.
+    """Yields a mapping that is filled at the end of the context with facts about the update.
 
-    `rows` lists the number of rows in each forward pass. `types` counts, by type, the outputs of
-    linear layers with fp32 weights, and `devices` lists the types of their devices. `layers` lists
-    the repeated layers whose output needs a gradient, and `recomputed` those in which a module is
-    called outside a forward pass.
+    `rows` lists the number of rows in each forward pass. `types` counts the outputs of linear
+    layers with fp32 weights by dtype, and `devices` lists the device types of these outputs.
+    `layers` lists the repeated layers whose output needs a gradient. `recomputed` lists the
+    repeated layers in which a module is called outside a forward pass of the model.
     """
     layers = repeated_layers(model)
     layer_of: dict[nn.Module, str] = {}
@@ -71,7 +71,7 @@ def watch_update(model: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def repeated_layers(model: nn.Module) -> dict[nn.Module, str]:
-    """Names of the members of the model's module lists; lists inside other lists are left out."""
+    """Maps each member of the model's module lists to its name; skips lists inside other lists."""
     layers: dict[nn.Module, str] = {}
     inner: tuple[str, ...] = ()
     for name, module in model.named_modules():
