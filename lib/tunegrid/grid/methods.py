@@ -1,8 +1,8 @@
-"""Defines fine-tuning methods, which declare what weights train on top of what base.
+"""Defines fine-tuning methods: which weights train, and on top of which base.
 
-All code that depends on the method is here; the code that builds, trains and audits models calls
-it. `Method` itself is full fine-tuning, `Adapting` is any PEFT adapter, and `Lora` is LoRA with its
-variants. torch and PEFT are imported only when a model is built.
+Code that builds, trains or audits a model asks the method for everything specific to it. `Method`
+itself is full fine-tuning, `Adapting` is any PEFT adapter, and `Lora` is LoRA with its variants.
+torch and PEFT are imported only when a model is built.
 """
 
 import inspect
@@ -70,7 +70,7 @@ class Measured(NamedTuple):
 
 
 def closest_to_limit(values: Iterable[Measured]) -> Measured:
-    """The value that is largest relative to its limit; values that fail, such as NaN, go first."""
+    """The value that is largest relative to its limit; a failing one, such as NaN, wins."""
     return max(values, key=lambda measured: (not measured, measured.share))
 
 
@@ -446,7 +446,7 @@ class Lora(Adapting):
         """Rank, scale and dropout, with the options' `rank_pattern` and `alpha_pattern` applied."""
 
         def by_pattern(option: str, default: int) -> Any:
-            """The value for the first pattern that matches the layer's name or its end."""
+            """Looks up the first pattern that matches the layer's name or a suffix, as in PEFT."""
             for pattern, value in self.options.get(option, {}).items():
                 if re.fullmatch(rf"(.*\.)?({pattern})", layer):
                     return value

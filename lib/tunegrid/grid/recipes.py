@@ -65,9 +65,9 @@ class Hyperparameters:
         text: columns read as the input, joined by a line break.
         doc_stride: tokens that neighbouring windows share; None reads one window and cuts off the
             rest.
-        max_length: maximum tokens of the input, with special tokens and, in causal layouts, the
-            target.
-        max_target_length: maximum tokens of the target, with its end token.
+        max_length: maximum length of the input in tokens, including special tokens and, in causal
+            layouts, the target.
+        max_target_length: maximum length of the target in tokens, including its end token.
         warmup_steps: number of updates; overrides `warmup_ratio` unless it is 0.
         head_learning_rate: None trains the head's new modules at `learning_rate`, as the study
             does.
@@ -519,9 +519,9 @@ class Profile:
     def adjust_recipe(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> Recipe:
         """A cell's recipe under this profile; a micro profile applies the fields in `quick`.
 
-        If `changes` sets the adapter, the study's parameter counts are dropped; if it sets the
-        learning rate alone, the head's rate changes in proportion. Raises InputError if the profile
-        is micro and `quick` is None.
+        If `changes` sets a field of the adapter, the study's parameter counts no longer apply and
+        are dropped. If it sets the learning rate but not the head's, the head's changes in
+        proportion. Raises InputError if the profile is micro and `quick` is None.
         """
         if self.micro:
             if quick is None:

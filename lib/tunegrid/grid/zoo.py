@@ -168,7 +168,7 @@ class Vera(Adapting):
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """The term Lambda_b B Lambda_d A x (equation 2 of VeRA) with the layer's part of A and B."""
+        """The term Lambda_b B Lambda_d A x (equation 2 of VeRA), with the layer's slices of A, B."""
         a = exact(layer.vera_A["default"])
         b = exact(layer.vera_B["default"])
         by_rank = exact(layer.vera_lambda_d["default"])
