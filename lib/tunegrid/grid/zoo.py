@@ -98,7 +98,7 @@ class AdaLora(Adapting):
         vars(model.base_model.rankallocator).update(state)
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """The term P Lambda Q x (equation 3 of AdaLoRA), scaled by alpha / initial rank."""
+        """P Lambda Q x (equation 3 of AdaLoRA), scaled by alpha / initial rank."""
         q = exact(layer.lora_A["default"])
         p = exact(layer.lora_B["default"])
         singular_values = exact(layer.lora_E["default"]).flatten()
@@ -168,7 +168,7 @@ class Vera(Adapting):
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """The term Lambda_b B Lambda_d A x (equation 2 of VeRA), with the layer's slices of A, B."""
+        """Lambda_b B Lambda_d A x (equation 2 of VeRA), with the layer's slices of A and B."""
         a = exact(layer.vera_A["default"])
         b = exact(layer.vera_B["default"])
         by_rank = exact(layer.vera_lambda_d["default"])
@@ -191,7 +191,7 @@ class Oft(Adapting):
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """The term W R x - W x; R has blocks (I + Q) (I - Q)^-1 with learned skew-symmetric Q."""
+        """W R x - W x, where R has blocks (I + Q) (I - Q)^-1 with learned skew-symmetric Q."""
         import torch
 
         weights = exact(layer.oft_R["default"].weight)  # (blocks, values above the diagonal)
