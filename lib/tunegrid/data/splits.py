@@ -171,8 +171,8 @@ def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
     """Draws from `pool` the indices of the rows to set aside, with the seed `SPLIT_SEED`.
 
-    They are about `rule.share` of the whole table or, with `rule.group`, that share of the groups
-    in the pool.
+    About `rule.share` of the whole table is set aside or, with `rule.group`, that share of the
+    groups in the pool.
     """
     rng = Random(SPLIT_SEED)
     column = rule.stratify or rule.group

@@ -82,7 +82,7 @@ class Cell:
 
     @property
     def new_parts(self) -> str:
-        """A sentence that names the renewable modules the checkpoint lacks; empty if none."""
+        """A sentence naming the renewable modules that the checkpoint lacks; empty if none."""
         modules = " and ".join(self.head.renewed_modules)
         if not modules:
             return ""
@@ -100,8 +100,7 @@ class Grid:
 
     Attributes:
         recipes: the recipe of each cell, by cell id.
-        quick: the fields to replace in a cell's recipe for a quick run, by cell id; for cells with
-            a micro backbone.
+        quick: the fields that a quick run changes in a cell's recipe, by cell id.
         heads: heads that replace the backbone's default head, by cell id.
         shifts: changes to rows for `--ask=robustness`, in addition to the suite's own.
         instruments: measurements for `--ask`, in addition to the suite's own.

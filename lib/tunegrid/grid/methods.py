@@ -290,7 +290,7 @@ class Adapting(Method):
     Attributes:
         config: the name of PEFT's config class, such as "IA3Config".
         options: fields of the config that the record lists.
-        options_by_backbone: further fields of the config, for each backbone's layers.
+        options_by_backbone: further fields of the config, by backbone.
         layers: suffixes of the names of the layers to adapt, by backbone.
         on_targets: whether to adapt the recipe's target modules instead of `layers`.
         trains_token_rows: whether the config has `trainable_token_indices`, needed for new tokens.
@@ -352,7 +352,7 @@ class Adapting(Method):
         return config(**fields, **self.options, **self.config_fields(cell))
 
     def adapt(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
-        """Freezes the base and wraps it in a `PeftModel`; raises InputError if PEFT cannot."""
+        """Freezes the base and wraps it in a `PeftModel`; raises InputError if PEFT refuses."""
         import peft
 
         model.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A user's own score: a function of predictions and references, or a metric of `evaluate`."""
+"""A user's own score: a function of predictions and references, or a metric from `evaluate`."""
 
 import math
 import re

@@ -1,8 +1,8 @@
 """More tasks (natural language inference, conversations) and larger backbones.
 
-`-m tasks` runs micro cells of natural language inference. At full size (`-m 'full and tasks'`),
-nine inference cells follow the study's sentiment recipes, except for lengths, learning rates and
-BERT's adapter, and three cells of SmolLM2 learn to follow instructions over several turns.
+`-m tasks` runs micro cells of natural language inference (NLI). At full size
+(`-m 'full and tasks'`), nine NLI cells follow the study's sentiment recipes, except for lengths,
+learning rates and BERT's adapter, and three SmolLM2 cells learn to follow instructions in dialogue.
 `-m larger` has 36 cells of the study's tasks. None of these 48 cells has been trained to completion
 here. `SOURCED` lists learning rates published for the larger sizes. Other larger cells keep the
 smaller backbone's rate, as in the papers on T5 (Raffel et al. 2020, section 3.1.2), BERT (Devlin et
@@ -208,7 +208,7 @@ NLI_RATES = {"bert_nli_lora": 5e-3, "bert_nli_qlora": 4e-3, "bert_nli_sft": 5e-4
 
 
 def more_tasks() -> Grid:
-    """The study's grid plus cells for inference and conversations, which `-m tasks` runs."""
+    """The study's grid plus the NLI and conversation cells, which `-m tasks` runs."""
     grid = study()
     grid.add_task(NLI, like="sa", max_length=NLI_LENGTH)
     for cell_id, fields in NLI_CELLS.items():

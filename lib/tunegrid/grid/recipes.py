@@ -126,8 +126,7 @@ class Hyperparameters:
     def planned_updates(self, features: int) -> int:
         """The number of updates: `max_steps`, or as many as the epochs take if it is 0.
 
-        If `min_steps` is not 0, it is the epochs' number, but at least `min_steps` and at most
-        `max_steps`.
+        If `min_steps` is not 0, training takes as many updates as the epochs, within both limits.
         """
         if self.max_steps and not self.min_steps:
             return self.max_steps
@@ -482,7 +481,7 @@ class Profile:
         seed: for initialization, dropout and the order of rows; the splits do not depend on it.
         perturbation: seed of noise in the last digits of the initial weights, which measures the
             effect of rounding; None adds none.
-        confirms: in a second training run, the seed whose missed bound it may confirm.
+        confirms: in a second training run, the seed that missed a bound in the first.
         own_test: use a task's `own_test` split for scoring, if it has one.
         feature_cache: folder for tokenized rows; None keeps them in memory.
     """

@@ -560,7 +560,7 @@ class Record(Part):
 
     @property
     def unharmed(self) -> bool:
-        """Checks whether the cell passed, or missed only bounds that a second run did not miss."""
+        """Checks whether the cell passed, or missed only bounds that its other training reached."""
         return self.status in ("passed", "unconfirmed")
 
     @property

@@ -50,7 +50,7 @@ class Extent:
 
 
 def reason_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None:
-    """A sentence on the failed audits that keep a cell from training; None if it may train.
+    """A sentence about failed audits that keep a cell from training; None if it may train.
 
     A full cell that is wrong from the start would waste hours. A micro cell trains anyway, so that
     its record shows all faults. So does a cell on random tokens, whose rows no audit checks.
@@ -80,7 +80,7 @@ def _failed_findings(record: Record) -> list[AuditFinding]:
 def audit_sentences(record: Record) -> list[str]:
     """A sentence for each failed audit that counts.
 
-    The first sentence on an audit that more training may cure ends with advice.
+    The first sentence about an audit that more training may cure ends with advice.
     """
     sentences = []
     advice = more_training(record)
