@@ -19,7 +19,7 @@ class InputError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first nonempty line of an error's message, safe to print on a terminal.
 
-    If the message is empty or unavailable, returns the name of the exception's type.
+    If the message is empty or unavailable, returns the name of the error's type.
     """
     with suppress(Exception):  # str() of a user's own exception may fail
         return defuse(next(filter(None, str(error).splitlines())))

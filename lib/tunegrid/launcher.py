@@ -53,11 +53,11 @@ def run(
 ) -> int:
     """Run a command that starts pytest; return its exit code.
 
-    If this process is interrupted, the command is ended first.
+    If this process is interrupted, it ends the command first.
 
-    `output` receives all that the command prints, and `errors` only its standard error. Without
-    them, the command prints to this process's streams. After `limit_seconds` it is ended and
-    OVERDUE is returned.
+    `output` receives everything that the command prints; if `errors` is given, standard error goes
+    there instead. Without them, the command prints to this process's streams. After
+    `limit_seconds`, the command is ended and OVERDUE is returned.
     """
     with temporary_folder() as folder, (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -99,7 +99,7 @@ def end_with_launcher(lock: str, torchrun: int | None = None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Child:
-    """The contents of `--child FILE`, with which a session runs one test for another session.
+    """The contents of the `--child` file, with which a session runs one test for another session.
 
     The defaults describe a session that a user started.
     """
@@ -114,7 +114,7 @@ class Child:
     def option(self, path: Path) -> str:
         """Write these settings to a file and return the option that names the file.
 
-        If the option is given several times, the last one counts.
+        If the option is given several times, the last one wins.
         """
         path.write_bytes(TypeAdapter(Child).dump_json(self))
         return f"--child={path}"
@@ -145,7 +145,7 @@ class ProcessResult:
 
     @property
     def kill_cause(self) -> str:
-        """A sentence on the signal that ended the process before its test ended; else empty."""
+        """A sentence naming the signal that ended the process before its test ended; else empty."""
         rank = killed_rank(self.output)
         if self.reports or self.hung_in or not (rank or self.returncode < 0):
             return ""
@@ -155,7 +155,7 @@ class ProcessResult:
 
     @property
     def reason(self) -> str:
-        """A sentence that says why the process left no reports."""
+        """A sentence that explains why the process left no reports."""
         if self.hung_in:
             return f"ended with its process after --timeout; it hung in {self.hung_in}"
         last = (self.output.strip().splitlines() or ["it said nothing"])[-1].strip()
@@ -224,7 +224,7 @@ def decisive_reports(by_rank: Sequence[Reports], output: str) -> Reports:
 
 
 def killed_rank(output: str) -> tuple[int, str] | None:
-    """The rank that a signal ended, and the signal's name, by torchrun's report; None without one.
+    """The rank that a signal ended and the signal's name, from torchrun's report; else None.
 
     SIGTERM does not count, because torchrun ends the other ranks with it.
     """

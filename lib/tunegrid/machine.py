@@ -1,6 +1,6 @@
-"""Facts about this machine, gathered without torch, and functions that write files safely.
+"""Gathers facts about this machine, without importing torch, and writes files safely.
 
-The facts are about its CPU, cores, GPUs and libraries.
+The facts are about the CPU, cores, GPUs and libraries.
 """
 
 import base64
@@ -75,7 +75,7 @@ def cpu_name() -> str:
 
 
 def cpu_field(name: str) -> str:
-    """A field that Linux reports for the first processor, such as "flags"; empty elsewhere."""
+    """The value of a field, such as "flags", that Linux reports for the first CPU; else empty."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -129,7 +129,7 @@ def announce_threads(count: int) -> None:
 
 
 def share_threads(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment whose processes use their share of the cores, whatever torchrun sets.
+    """An environment in which processes use their share of the cores, whatever torchrun sets.
 
     If the user set a number of threads, that number still applies.
     """
@@ -356,9 +356,9 @@ def _copy_into(source: Path, path: Path) -> None:
 
 
 def _remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove the leftovers of killed writers, including those of earlier versions.
+    """Remove what killed writers, including those of earlier versions, left behind.
 
-    Living writers hold a lock on their folder.
+    A running writer holds a lock on its folder.
     """
     for path in folder.glob(f"{name}.*.part"):
         if not LEFTOVER.search(path.name) or path.is_symlink():
@@ -376,7 +376,7 @@ def _remove_leftovers(folder: Path, name: str = "*") -> None:
 
 
 def write_elsewhere(write: Callable[[Path], None]) -> Path | None:
-    """Call `write` with another folder, after writing to the intended place has failed.
+    """Call `write` with a fallback folder, after writing to the intended place has failed.
 
     Tries the user's cache, then a new temporary folder. Returns the folder, or None if both fail.
     """

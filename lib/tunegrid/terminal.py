@@ -45,7 +45,7 @@ def defuse(text: str) -> str:
 
 
 def defuse_lines(text: str) -> str:
-    """Defuse each line of a text whose line breaks are our own."""
+    """Defuse each line of a text separately, which keeps its line breaks."""
     return "\n".join(map(defuse, text.split("\n")))
 
 

@@ -14,7 +14,7 @@ NAME_WIDTH = 12  # characters for the name of a split
 
 
 def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
-    """Describes each split's size and labels, and a training row, in lines for this `width`."""
+    """Describes each split's size and labels and one training row, in lines that fit `width`."""
     lines = [f"rows of {task.id}:"]
     for name in SPLITS:
         rows: Sequence[Row] = getattr(splits, name)
@@ -56,7 +56,8 @@ def example(task: Task, row: Row) -> tuple[str, str]:
 def doubts(task: Task, splits: Splits) -> Iterator[str]:
     """Yields a sentence for each reason to doubt the scores.
 
-    Reasons are classes missing from train, scored splits with one class, and rows without text.
+    Reasons are classes missing from train, scored splits with only one class, and rows without
+    text.
     """
     if task.labels:
         numbers_by_split = {name: label_counts(task, getattr(splits, name)) for name in SPLITS}

@@ -1,8 +1,8 @@
 """Reads a task's rows from a local folder or the hub, as one `Table` per split.
 
 A folder may hold JSON, CSV, Parquet or a saved `datasets.Dataset`, with columns named as on the
-hub. A label's name is read as its number. pyarrow and `datasets` read everything except JSON, where
-they would turn some texts into dates. Other functions here return a row's texts and answers.
+hub. Label names are read as numbers. pyarrow and `datasets` read everything except JSON, where they
+would turn some texts into dates. Other functions here return a row's texts and answers.
 """
 
 import csv
@@ -28,11 +28,11 @@ from tunegrid.grid.tasks import FILE_KINDS, GZIP, Task, file_kind
 
 @cache
 def prefer_cache_if_unreachable() -> bool:
-    """Sets HF_HUB_OFFLINE for this process and returns False if the hub cannot be reached.
+    """If the hub cannot be reached, sets HF_HUB_OFFLINE for this process and returns False.
 
-    Cached files then load, and other files fail immediately. If HF_HUB_OFFLINE or a proxy is set
-    already, nothing is checked, and the result is True. Call this before huggingface_hub is
-    imported, which reads the variable once.
+    Cached files then load, and other files fail immediately. If HF_HUB_OFFLINE or a proxy is
+    already set, returns True without a check. Call this before importing huggingface_hub, which
+    reads the variable only once.
     """
     if os.environ.get("HF_HUB_OFFLINE") or any(
         name.lower() == "https_proxy" for name in os.environ
@@ -49,7 +49,7 @@ def prefer_cache_if_unreachable() -> bool:
 
 @cache
 def dataset_commit(dataset: str, config: str | None) -> str | None:
-    """The latest commit of the hub's data set; the cached copy's if the hub cannot be reached.
+    """The latest commit of a data set on the hub, or the cached copy's if the hub is unreachable.
 
     Returns None if neither is found.
     """
@@ -67,7 +67,7 @@ def dataset_commit(dataset: str, config: str | None) -> str | None:
 
 @cache
 def checkpoint_commit(checkpoint: str) -> str | None:
-    """The latest commit of the hub's checkpoint, else the cached copy's; None if there is none."""
+    """The latest commit of a checkpoint on the hub, or the cached copy's; None if there is none."""
     prefer_cache_if_unreachable()
     import huggingface_hub
 
@@ -104,7 +104,7 @@ SHARD_NUMBER = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-0
 
 @contextmanager
 def input_errors(origin: str) -> Iterator[None]:
-    """Turns any error in reading the file `origin` into an InputError of one sentence."""
+    """Turns any error while the file `origin` is read into an InputError with a short message."""
     try:
         yield
     except InputError:
@@ -147,12 +147,13 @@ class Table:
     Its rows are a list in memory, or `Lines` or a `datasets.Dataset` on disk.
 
     Attributes:
-        origin: where it came from.
+        origin: where the rows came from.
         revision: the hub's commit; None if unknown or local.
-        is_whole: whether it has all rows of its file.
-        first: the number of its first row, for messages.
-        names: the columns as stored.
-        convert: makes a row from a stored row and its place in words; None leaves rows as stored.
+        is_whole: whether the table has all rows of its file.
+        first: the number of the first row, for messages.
+        names: the names of the columns as stored.
+        convert: a function that makes a row from a stored row and a description of where it is,
+            for messages; None leaves rows as stored.
     """
 
     def __init__(
@@ -276,10 +277,10 @@ def tables(task: Task, root: Path | None, *, first: bool = False) -> Mapping[str
 
 
 def labeller(task: Task) -> Callable[[Row, str], Row]:
-    """Returns a function that replaces a label's name in a row by its number.
+    """Returns a function that replaces the name of a row's label with its number.
 
-    The function also reads numbers stored as text, as in CSV, unless a label's name is itself a
-    number.
+    The function also accepts numbers stored as text, as in CSV, unless some label's name is itself
+    a number.
     """
     numbers: dict[Any, int] = {name: number for number, name in enumerate(task.labels)}
     if not any(name.isdecimal() for name in task.labels):
@@ -329,7 +330,7 @@ def check_split(by_name: Collection[str], split: str, task: Task) -> None:
 
 
 def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
-    """The files of each split, by name: the task's own files, or those in its folder.
+    """The files of each split, by split: the task's own files, or those in its folder.
 
     A split is one file, Parquet shards named as on the hub, or a folder from `save_to_disk`. Raises
     InputError if the folder or a named file is missing, or the folder has no split.
@@ -372,8 +373,8 @@ def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
 def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
     """Reads the files of a split.
 
-    With `first`, reads only the first rows of a large file, no row of a saved `Dataset`, and does
-    not import `datasets`.
+    With `first`, does not import `datasets`, and reads only the first rows of a large file and no
+    rows of a saved `Dataset`.
     """
     path = paths[0]
     origin = str(path)
@@ -431,7 +432,7 @@ def _open(path: Path) -> Any:
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Checks that rows can be read at their offsets: neither compressed nor in a JSON array."""
+    """Checks that a file is neither compressed nor a JSON array, so that rows have offsets."""
     return not path.name.lower().endswith(GZIP) and not _is_array(path)
 
 
@@ -490,7 +491,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
 def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
     """Reads a CSV or TSV file with pyarrow, whole or in batches; the first line names the columns.
 
-    Columns declared as text, and labels, keep digits and empty values as text. Rows that are too
+    Digits and empty values in labels and in columns declared as text stay text. Rows that are too
     short are rejected; pandas, with which `datasets` reads CSV, would pad them.
     """
     import pyarrow as pa
@@ -511,7 +512,7 @@ def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
 
 
 def _separator(task: Task, path: Path) -> str:
-    """The separator with which the header names the most of the task's columns."""
+    """The separator that finds the most of the task's columns in the header."""
     with _open(path) as file:
         header = file.readline().decode("utf-8-sig", "replace")
     best = (-1, -1)
@@ -526,7 +527,7 @@ def _separator(task: Task, path: Path) -> str:
 
 
 def hub_tables(task: Task) -> dict[str, Table]:
-    """Loads the splits of the hub's data set, by name; raises InputError if that fails."""
+    """Loads a data set's splits from the hub, by name; raises InputError if that fails."""
     import datasets
 
     try:
@@ -548,12 +549,12 @@ def hub_tables(task: Task) -> dict[str, Table]:
 
 
 def stitch(row: Row, columns: Sequence[str]) -> str:
-    """Joins the columns' texts with line breaks, skipping empty texts."""
+    """Joins the texts in the given columns with line breaks, skipping empty texts."""
     return "\n".join(row[column] for column in columns if row[column])
 
 
 def identity(row: Row, columns: Sequence[str]) -> int:
-    """A hash of a row's text in some columns, ignoring case and the amount of white space.
+    """A hash of a row's text in the given columns, ignoring case and the amount of white space.
 
     Rows with the same hash count as the same text. With eight bytes, the chance that any two of
     three million texts share a hash is 2.4e-7.
@@ -564,7 +565,7 @@ def identity(row: Row, columns: Sequence[str]) -> int:
 
 
 def context(task: Task, row: Row) -> str:
-    """The context of a row in an extraction task, which contains the answers."""
+    """The passage that contains the answers of a row in an extraction task."""
     return str(row[task.text_pair[0]])
 
 

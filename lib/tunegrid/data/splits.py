@@ -38,7 +38,7 @@ TARGET_TYPES: dict[Problem, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Rows to train on, to choose a checkpoint with, and to score on.
+    """The rows to train on, to choose a checkpoint with, and to score.
 
     Attributes:
         origins: where each split came from.
@@ -78,9 +78,9 @@ class TableSlice(NamedTuple):
 def load_splits(task: Task, profile: Profile, by_name: Mapping[str, Table] | None = None) -> Splits:
     """Returns the rows of all three splits, capped and checked; no text is in two splits.
 
-    Without `by_name`, reads the rows. A text that is in test is dropped from train and validation;
-    a text that is in validation is dropped from train. With `profile.own_test`, a task that has an
-    `own_test` split is scored on it; any other task keeps its own rule.
+    `by_name` may hold tables that are already open. A text that is in test is dropped from train
+    and validation; a text that is in validation is dropped from train. With `profile.own_test`, a
+    task that has an `own_test` split is scored on that split.
 
     Raises InputError if the task, a file or a row cannot be used.
     """
@@ -132,7 +132,7 @@ def scoring_rule(task: Task, profile: Profile) -> str | Carve:
 
 
 def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[str, TableSlice]:
-    """The rows of each split, sampled down to the cap of the profile or the task."""
+    """The rows of each split, sampled down to the cap that the profile or the task sets."""
     rules = {"validation": task.validation, "test": scoring_rule(task, profile)}
     for split in (task.train, *rules.values()):
         if not isinstance(split, Carve):
@@ -169,10 +169,10 @@ def _slices(task: Task, profile: Profile, by_name: Mapping[str, Table]) -> dict[
 
 
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
-    """Draws the indices of the rows in `pool` to set aside, seeded with `SPLIT_SEED`.
+    """Draws from `pool` the indices of the rows to set aside, with the seed `SPLIT_SEED`.
 
-    Their number is about `rule.share` of the whole table. With `rule.group`, that share of the
-    pool's groups is set aside instead.
+    About `rule.share` of the whole table is set aside or, with `rule.group`, that share of the
+    groups in the pool.
     """
     rng = Random(SPLIT_SEED)
     column = rule.stratify or rule.group
@@ -197,7 +197,7 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
 
 
 def check_files(task: Task, profile: Profile) -> Splits | None:
-    """The rows of all splits, read without `datasets`; None if only a part could be checked.
+    """The rows of all splits, read without `datasets`; None if only some could be checked.
 
     Only the first rows of large files are read, and none from the hub. Raises InputError for a file
     that does not exist, or whose rows the task cannot use.
@@ -250,7 +250,7 @@ def check_task(task: Task) -> None:
 
 
 def check_classes(task: Task, labels: Collection[int], origin: str) -> None:
-    """Raises InputError if all training rows have one label, which leaves nothing to learn."""
+    """Raises InputError if all training rows have the same label, so there is nothing to learn."""
     if len(labels) == 1:
         raise InputError(
             f"{origin}: all training rows are {task.labels[min(labels)]!r}; "

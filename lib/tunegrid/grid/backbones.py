@@ -1,4 +1,4 @@
-"""Declares the study's three `Backbone`s, their heads for each problem, and their checkpoints."""
+"""Declares the study's three `Backbone`s with their heads, and finds their checkpoints."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -44,7 +44,8 @@ class Head:
     """The output layers on a backbone for one kind of problem.
 
     Attributes:
-        architecture: class, or name of a class in transformers or `tunegrid.codecs.architectures`.
+        architecture: the model class, or the name of a class in transformers or
+            `tunegrid.codecs.architectures`.
         new_modules: modules without pretrained weights. Every method trains them in full; QLoRA
             leaves them unquantized.
         adapted_modules: new modules whose random weights stay frozen under an adapter.
@@ -56,11 +57,11 @@ class Head:
             them unquantized.
         new_token: a token added to the vocabulary; every method trains its embedding row.
         layout: how source and target are arranged; None if the head generates no text.
-        start_token: the decoder's first token, as a tokenizer attribute without `_id`; None means
-            cls_token, else pad_token.
+        start_token: the tokenizer attribute, without its `_id` suffix, of the decoder's first
+            token; None means cls_token if the tokenizer has one, otherwise pad_token.
         dropouts: as in `Backbone`, for the head's own modules.
-        copied_as: a cell of the study. When a cell with this head is copied, the copy gets the
-            backbone's head instead, with that cell's adapted layers and quick learning rate.
+        copied_as: the id of a study cell. A copy of a cell with this head gets the backbone's
+            default head, with the adapted layers and quick learning rate of the cell named here.
     """
 
     architecture: str | type[Any]
@@ -85,8 +86,8 @@ class Head:
 class Wrap:
     """Special tokens around one text (`before` text `after`) or two.
 
-    Two texts are wrapped as `before` text `between` text `after`. Each token is the name of a
-    tokenizer attribute without `_id`; None adds no token.
+    Two texts are wrapped as `before` text `between` text `after`. Each field names a tokenizer
+    attribute without its `_id` suffix; None adds no token.
     """
 
     before: str | None
@@ -99,19 +100,20 @@ class Backbone:
     """A pretrained model family.
 
     Attributes:
-        checkpoint: id on the hub, pinned to `revision` (None: the newest), or a local folder;
-            `folder` is its name below a `--checkpoint-root`.
-        micro: its replacement in the quick profile, if any: a folder in `fixtures/backbones`.
+        checkpoint: id on the hub, or a local folder; `folder` is its name below a
+            `--checkpoint-root`.
+        revision: the commit to load from the hub; None loads the newest.
+        micro: the folder in `fixtures/backbones` that replaces the checkpoint in micro profiles.
         segments: whether token type ids distinguish the two texts.
         dtype: the type in which a frozen base is loaded; trainable weights are always fp32.
         overflows_fp16: whether the model's activations exceed fp16's range.
         objective: the pretraining objective, which `--ask=forgetting` needs; if it is None,
             forgetting is not measured.
         shape: the checkpoint's config, for building a model of its true size without its weights.
-        dropouts: fields of the checkpoint's config that hold dropout rates, by a pattern for module
-            names; "a or b" means b where a is null.
-        special_tokens: the tokenizer's special ids by attribute, such as "cls_token_id".
-        vocabulary: the number of ids that the tokenizer has.
+        dropouts: maps a pattern for the names of dropout modules to the field of the checkpoint's
+            config that holds their rate; "a or b" means b if a is null.
+        special_tokens: special token ids by tokenizer attribute, such as "cls_token_id".
+        vocabulary: the number of token ids in the tokenizer.
     """
 
     id: str
@@ -277,7 +279,7 @@ BERT_MLP = Head(
 
 
 def is_part(name: str, modules: Iterable[str]) -> bool:
-    """Checks that a parameter or layer belongs to one of `modules`.
+    """Checks whether a parameter or layer belongs to one of `modules`.
 
     "score.weight" belongs to "score"; "my_score" does not.
     """
@@ -285,7 +287,7 @@ def is_part(name: str, modules: Iterable[str]) -> bool:
 
 
 def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
-    """Adds the renewable modules that the user's checkpoint lacks to the head's new modules."""
+    """Adds to the head's new modules the renewable ones that the user's checkpoint lacks."""
     folder = own_checkpoint(backbone, profile)
     if folder is None or not head.renewable_modules or profile.random_weights:
         return head
@@ -319,7 +321,7 @@ def local_checkpoint(backbone: Backbone, profile: Profile) -> Path | None:
 
 
 def own_checkpoint(backbone: Backbone, profile: Profile) -> Path | None:
-    """The folder of the user's own checkpoint; None for the hub's or a micro checkpoint."""
+    """The folder of the user's own checkpoint; None if it is a micro checkpoint or on the hub."""
     folder = local_checkpoint(backbone, profile)
     if folder is None or folder.parent == QUICK_PROFILE.checkpoint_root:
         return None
@@ -330,10 +332,10 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", 
 
 
 def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
-    """Arguments of `from_pretrained`: a local folder, or the hub's id with its pinned revision.
+    """Arguments for `from_pretrained`: a local folder, or an id on the hub and its revision.
 
     Raises InputError if a local folder is missing, lacks a config, a tokenizer or safetensors
-    weights, or holds another type of model.
+    weights, or holds a model of the wrong type.
     """
     folder = local_checkpoint(backbone, profile)
     if folder is None:

@@ -44,7 +44,7 @@ class Cell:
     Attributes:
         recipe: how the cell trains, including the profile's changes.
         head: the backbone's output layers.
-        optimizers: the optimizers that recipes may name.
+        optimizers: the functions that make optimizers, by the names that recipes use.
     """
 
     backbone: Backbone
@@ -62,7 +62,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The cell's id and seed."""
+        """The cell's id and seed, as in `bert_sa_lora-seed0`."""
         return f"{self.id}-seed{self.profile.seed}"
 
     @property
@@ -82,7 +82,7 @@ class Cell:
 
     @property
     def new_parts(self) -> str:
-        """A sentence on renewable modules that the checkpoint lacks; empty if it lacks none."""
+        """A sentence naming the renewable modules that the checkpoint lacks; empty if none."""
         modules = " and ".join(self.head.renewed_modules)
         if not modules:
             return ""
@@ -99,18 +99,17 @@ class Grid:
     """Backbones, tasks and methods, and the recipes that decide which combinations exist.
 
     Attributes:
-        recipes: by cell id.
-        quick: by cell id, the fields that turn a recipe into a quick one, for cells with a micro
-            backbone.
-        heads: by cell id, heads that are not the backbone's own.
-        shifts: changes of rows for `--ask=robustness`, in addition to the suite's own.
+        recipes: the recipe of each cell, by cell id.
+        quick: the fields that a quick run changes in a cell's recipe, by cell id.
+        heads: heads that replace the backbone's default head, by cell id.
+        shifts: changes to rows for `--ask=robustness`, in addition to the suite's own.
         instruments: measurements for `--ask`, in addition to the suite's own.
-        refused: by cell id, the reason why the grid refuses the cell.
-        remarks: by cell id, doubts about a cell that can be trained; `--list-cells` prints them.
-        missing_files: by task id, an error message for tasks without quick cells, because none of
-            their files is beside the `--grid` file.
-        folder: the folder of the `--grid` file that is adding entries; its tasks' relative paths
-            start there.
+        refused: the reason why the grid refuses a cell, by cell id.
+        remarks: doubts about cells that can be trained, by cell id; `--list-cells` prints them.
+        missing_files: an error message, by task id, for each task that has no quick cells because
+            none of its files is beside the `--grid` file.
+        folder: the folder of the `--grid` file that is being run; relative paths in its tasks are
+            resolved against it.
     """
 
     backbones: dict[str, Backbone] = field(default_factory=dict)
@@ -128,10 +127,11 @@ class Grid:
     folder: Path | None = None
 
     def add_backbone(self, backbone: Backbone, **copies: Any) -> None:
-        """Adds a backbone; `like=` names another backbone, whose recipes are copied.
+        """Adds a backbone; `like=ID` copies the recipes of another backbone for it.
 
-        Other keyword arguments change fields of the copies; `quick={...}` changes fields of their
-        quick form. Raises InputError if the id is invalid or taken, or if a field is unknown.
+        Other keyword arguments set fields of the copied recipes; `quick={...}` sets fields that
+        apply in quick runs only. Raises InputError if the id is invalid or taken, or if a field is
+        unknown.
         """
         self._add_like(0, backbone, **copies)
 
@@ -139,8 +139,8 @@ class Grid:
         """Adds a task, as `add_backbone` adds a backbone.
 
         Copied recipes read the new task's `text`. They have a quick form only if the task has its
-        own files, since the micro rows belong to the study's tasks. `plan_updates` sets the
-        quick form's updates, unless `quick` sets `max_steps`.
+        own files, since the micro rows belong to the study's tasks. The quick form's number of
+        updates comes from `plan_updates`, unless `quick` sets `max_steps`.
         """
         task = task.with_files_in(self.folder)
         if task.files and not task.has_own_rows:
@@ -175,7 +175,10 @@ class Grid:
         _add(self.shifts, "shift", shift)
 
     def add_instrument(self, instrument: Any) -> None:
-        """Adds a `tunegrid.instruments.Instrument`; raises InputError for a bad or taken id."""
+        """Adds a `tunegrid.instruments.Instrument`.
+
+        Raises InputError if its id is invalid or taken.
+        """
         _add(self.instruments, "instrument", instrument)
 
     def add_metric(
@@ -220,8 +223,8 @@ class Grid:
         """Adds or replaces a cell's recipe; with `quick`, the cell also runs with -m quick.
 
         `like` names another cell, whose recipe, quick form and head are copied; `changes` and
-        `quick` change the copies. Raises InputError if the grid lacks a part of the id, or if a
-        field is unknown.
+        `quick` then set fields of the copies. Raises InputError if the grid lacks the backbone,
+        task or method in the id, or if a field is unknown.
         """
         self._parts(cell_id)
         if like is not None and recipe is None:
@@ -244,7 +247,10 @@ class Grid:
         quick: Fields | None = None,
         **changes: Any,
     ) -> None:
-        """Adds a backbone, task or method (`position` 0, 1 or 2), and copies `like`'s recipes."""
+        """Adds a backbone, task or method (`position` 0, 1 or 2) and copies the recipes of `like`.
+
+        Raises InputError as `add_backbone` does.
+        """
         entries = (self.backbones, self.tasks, self.methods)[position]
         _add(entries, ("backbone", "task", "method")[position], entry)
         quick = quick or {}
@@ -267,7 +273,8 @@ class Grid:
     def _copy(self, source: str, cell_id: str, changes: Fields, quick: Fields) -> None:
         """Copies a cell's recipe, quick form and head to another cell.
 
-        Leaves out parameter counts, the columns of another task, and a head that has `copied_as`.
+        Does not copy parameter counts, `text` columns if the tasks differ, or a head with
+        `copied_as`.
         """
         recipe = self.recipes[source]
         head = self.heads.get(source)
@@ -292,9 +299,10 @@ class Grid:
             )
 
     def _copied_quick(self, source: str, cell_id: str, changes: Fields) -> Fields | None:
-        """Copies a cell's quick form to a new cell.
+        """A cell's quick form, adapted to a new cell.
 
-        Returns None if there is no form, or the new cell lacks a micro backbone or rows.
+        Returns None if the cell has no quick form, if the new cell's backbone has no micro
+        checkpoint, or if its task differs and has no rows of its own.
         """
         form = self.quick.get(source)
         backbone, task, _ = self._parts(cell_id)
@@ -318,7 +326,7 @@ class Grid:
         return form | dict(changes)
 
     def _set(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> None:
-        """Sets a recipe and its quick form, replacing earlier ones."""
+        """Sets a cell's recipe and quick form, replacing earlier ones."""
         self.recipes[cell_id] = recipe
         self.quick.pop(cell_id, None)
         self.remarks.pop(cell_id, None)
@@ -327,17 +335,17 @@ class Grid:
             self.quick[cell_id] = quick
 
     def ids(self, profile: Profile) -> tuple[str, ...]:
-        """Ids of the cells that exist under a profile, heaviest problems first."""
+        """Ids of the cells that can be built under a profile, heaviest problems first."""
         reasons = self._reasons(profile)
         return tuple(cell_id for cell_id, reason in reasons.items() if reason is None)
 
     def unsupported(self, profile: Profile) -> dict[str, str]:
-        """The reasons why cells that have a recipe cannot be built, by cell id."""
+        """Maps the id of each cell that has a recipe but cannot be built to the reason."""
         reasons = self._reasons(profile)
         return {cell_id: reason for cell_id, reason in reasons.items() if reason is not None}
 
     def _reasons(self, profile: Profile) -> dict[str, str | None]:
-        """The `build_fault` of each cell under a profile, in order of task, backbone and method."""
+        """The `build_fault` of each cell of a profile, sorted by task, backbone and method."""
         existing = self.quick if profile.micro else self.recipes
         reasons = {}
         tasks = sorted(reversed(self.tasks.values()), key=lambda task: ORDER.index(task.problem))
@@ -364,11 +372,11 @@ class Grid:
         return method.unsupported(head)
 
     def cells(self, profile: Profile) -> tuple[Cell, ...]:
-        """Every cell under a profile, in the order of `ids`."""
+        """All cells of a profile, in the order of `ids`."""
         return tuple(self.cell(cell_id, profile) for cell_id in self.ids(profile))
 
     def cell(self, cell_id: str, profile: Profile) -> Cell:
-        """Makes a cell; raises InputError if it does not exist or its recipe cannot be followed."""
+        """Makes a cell; raises InputError if it cannot be built or its recipe is unusable."""
         self.checked_ids([cell_id])
         backbone, task, method = self._parts(cell_id)
         if profile.micro and cell_id not in self.quick and task.id in self.missing_files:
@@ -423,14 +431,17 @@ class Grid:
 
 
 def plain_targets(head: Head) -> tuple[str, ...]:
-    """The layers to adapt in a copy of a cell with this head: those of the cell `copied_as`."""
+    """The target modules for a copy of a cell with this head.
+
+    They are taken from the cell that `copied_as` names.
+    """
     adapter = RECIPES[head.copied_as].adapter if head.copied_as else None
     assert adapter, "`copied_as` names a cell with an adapter"
     return adapter.target_modules
 
 
 def _add(entries: dict[str, Any], kind: str, entry: Any) -> None:
-    """Adds an entry; raises InputError if its id is taken, or does not fit into a cell's id."""
+    """Adds an entry; raises InputError if its id is invalid or taken."""
     if not NAME.fullmatch(entry.id):
         expected = "expected lower-case letters and digits, since underscores divide a cell's id"
         raise InputError(f"invalid id of {kind} {entry.id!r}: {expected}")
@@ -440,9 +451,9 @@ def _add(entries: dict[str, Any], kind: str, entry: Any) -> None:
 
 
 def plan_updates(task: Task, copied: Fields) -> Fields:
-    """The minimum and maximum updates of a quick recipe that is copied to another task.
+    """The minimum and maximum number of updates for a quick recipe copied to another task.
 
-    Within these limits, training takes one pass over the rows. The original number is too small,
+    Within these limits, training makes one pass over the rows. The original number is too small,
     because the micro backbone was pretrained on rows like those of the original task.
     """
     copied_updates = copied.get("min_steps") or copied.get("max_steps", 0)
@@ -489,7 +500,10 @@ SMOKE = (
 
 
 def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
-    """A sort key for cells: task, backbone and method in the order of `STUDY_IDS`, others last."""
+    """A sort key that puts cells in the order of `STUDY_IDS`.
+
+    Tasks, backbones and methods that are not the study's come last.
+    """
     backbone, task, method = [*cell_id.split("_", 2), "", ""][:3]  # a file may name any cell
     order = ((task, reversed(STUDY.tasks)), (backbone, STUDY.backbones), (method, STUDY.methods))
     ranks = []
@@ -506,9 +520,10 @@ def _pop_own_modules() -> dict[str, Any]:
 
 
 def add_file(path: Path, grid: Grid) -> None:
-    """Runs a user's `--grid` file, whose hook adds to the grid.
+    """Runs a user's `--grid` file and its hook, which adds to the grid.
 
-    Raises InputError, with the line if there is one, if the file fails or has no hook.
+    Raises InputError if the file has no hook, or if it fails; the message names the line if it is
+    known.
     """
     name = f"tunegrid_grid_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -1,8 +1,8 @@
-"""Methods declare which weights train, and on top of which base.
+"""Defines fine-tuning methods: which weights train, and on top of which base.
 
-Builders, trainers and audits ask a method for everything that sets it apart. `Method` itself is
-full fine-tuning, `Adapting` is any PEFT adapter, and `Lora` is LoRA with its variants. torch and
-PEFT are imported only when a model is built.
+Code that builds, trains or audits a model asks the method for everything specific to it. `Method`
+itself is full fine-tuning, `Adapting` is any PEFT adapter, and `Lora` is LoRA with its variants.
+torch and PEFT are imported only when a model is built.
 """
 
 import inspect
@@ -52,7 +52,7 @@ TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an 
 
 
 class Measured(NamedTuple):
-    """A value that an audit measured, with its upper limit; true if the value is within it."""
+    """A value that an audit measured and its upper limit; truthy if the value is within it."""
 
     value: float
     limit: float
@@ -70,7 +70,7 @@ class Measured(NamedTuple):
 
 
 def closest_to_limit(values: Iterable[Measured]) -> Measured:
-    """The value with the largest share of its limit; a failing value, such as NaN, comes first."""
+    """The value that is largest relative to its limit; a failing one, such as NaN, wins."""
     return max(values, key=lambda measured: (not measured, measured.share))
 
 
@@ -88,12 +88,12 @@ class Quantization:
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """Facts about the loaded model for PEFT's config, under PEFT's names.
+    """Facts about the loaded model that PEFT's config needs, named as in PEFT.
 
     Attributes:
         modules_to_save: the head's new modules, which every method trains in full.
-        trainable_token_indices: rows of the embedding to train, by the embedding's name; None
-            without a new token.
+        trainable_token_indices: the embedding rows to train, by the name of the embedding; None if
+            the head adds no token.
         fan_in_fan_out: whether linear layers store weights transposed, as GPT-2's Conv1D does.
     """
 
@@ -112,13 +112,13 @@ class UpdateHooks:
         return None
 
     def plan(self, model: "nn.Module", updates: int) -> None:
-        """Called before the first update with the number of planned updates."""
+        """Called before the first update, with the number of planned updates."""
 
     def after_step(self, model: "nn.Module", update: int) -> None:
         """Called after each optimizer step, before gradients are cleared. Updates count from 0."""
 
     def state_dict(self, model: "nn.Module") -> dict[str, Any]:
-        """The state of `after_step` that a resumed run needs, as plain values and tensors."""
+        """The state that a resumed run needs for `after_step`, as plain values and tensors."""
         return {}
 
     def load_state_dict(self, model: "nn.Module", state: Mapping[str, Any]) -> None:
@@ -127,16 +127,18 @@ class UpdateHooks:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(UpdateHooks):
-    """A way to fine-tune: every parameter trains, unless a subclass says otherwise.
+    """A fine-tuning method; every parameter trains unless a subclass says otherwise.
 
     Attributes:
         adapts: whether the base is frozen, so that only the method's own parameters and the head's
             new modules train.
-        changes_inputs: whether the adapter changes its base layer's inputs; audits allow for
-            their rounding.
+        changes_inputs: whether the adapter changes the inputs of its base layer; audits then allow
+            for rounding.
         quantization: how the frozen base is quantized; None leaves it as loaded.
-        must_move: parts of names; the method's own parameters with these must change in training.
-        rate_factors: peak rates as multiples of the recipe's, by parts of parameter names.
+        must_move: substrings of parameter names; the method's own parameters whose names contain
+            one must change in training.
+        rate_factors: factors by which to multiply the recipe's learning rate, by substrings of
+            parameter names.
     """
 
     id: str
@@ -178,7 +180,7 @@ class Method(UpdateHooks):
         return frozenset(name for name, _ in model.named_parameters())
 
     def group_name(self, name: str) -> str:
-        """The group of one of the method's own parameters in gradient figures, such as "lora_A"."""
+        """Maps the name of one of the method's own parameters to its group, such as "lora_A"."""
         return name
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
@@ -210,7 +212,10 @@ class Method(UpdateHooks):
         return ()
 
     def parameter_groups(self, model: "nn.Module", cell: "Cell") -> ParameterGroups:
-        """Trainable parameters by rate, the recipe's rate first; biases and norms do not decay."""
+        """Groups trainable parameters by learning rate, starting with the recipe's rate.
+
+        Biases and norms have no weight decay.
+        """
         recipe = cell.recipe
         groups: dict[float | None, list[nn.Parameter]] = {None: []}  # None: the recipe's rate
         for name, parameter in model.named_parameters():
@@ -233,7 +238,7 @@ class Method(UpdateHooks):
         return parameter_groups
 
     def make_optimizer(self, model: "nn.Module", cell: "Cell") -> "torch.optim.Optimizer":
-        """Makes the recipe's optimizer with the method's parameter groups."""
+        """Makes the recipe's optimizer for the method's parameter groups."""
         return cell.optimizer(self.parameter_groups(model, cell), cell.recipe.learning_rate)
 
     def save(self, model: Any, cell: "Cell", folder: Path) -> None:
@@ -241,12 +246,15 @@ class Method(UpdateHooks):
         model.save_pretrained(folder)
 
     def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
-        """Checks, beyond `must_move`, that this method trained the model; None without a check."""
+        """Checks, in addition to `must_move`, that this method trained the model.
+
+        Returns None if the method has no such check.
+        """
         return None
 
 
 def head_names(model: "nn.Module", cell: "Cell") -> list[str]:
-    """Names of the parameters in the head's new modules, except originals that PEFT has copied."""
+    """Names of the parameters in the head's new modules, without the originals of PEFT's copies."""
     names = [name for name, _ in model.named_parameters() if ".original_module." not in name]
     return [name for name in names if is_part(name, cell.head.new_modules)]
 
@@ -270,7 +278,7 @@ def base_weight(layer: Any) -> "torch.Tensor":
 
 
 def get_adapter(recipe: Recipe) -> Adapter:
-    """The recipe's adapter, which the method's `check` has found."""
+    """The recipe's adapter; the method's `check` has made sure that there is one."""
     assert recipe.adapter, "checked by `check`"
     return recipe.adapter
 
@@ -281,12 +289,12 @@ class Adapting(Method):
 
     Attributes:
         config: the name of PEFT's config class, such as "IA3Config".
-        options: fields of the config that a record lists.
-        options_by_backbone: further fields of the config that depend on a backbone's layers.
+        options: fields of the config that the record lists.
+        options_by_backbone: further fields of the config, by backbone.
         layers: suffixes of the names of the layers to adapt, by backbone.
         on_targets: whether to adapt the recipe's target modules instead of `layers`.
         trains_token_rows: whether the config has `trainable_token_indices`, needed for new tokens.
-        frozen_parts: parts of the names of own parameters that never train.
+        frozen_parts: substrings of the names of the method's own parameters that never train.
     """
 
     adapts: ClassVar[bool] = True
@@ -319,7 +327,7 @@ class Adapting(Method):
         return settings
 
     def targets(self, cell: "Cell") -> tuple[str, ...]:
-        """The recipe's target modules, or the backbone's layers."""
+        """The recipe's target modules if `on_targets` is set, otherwise the backbone's `layers`."""
         if self.on_targets:
             return get_adapter(cell.recipe).target_modules
         return self.layers.get(cell.backbone.id, ())
@@ -331,7 +339,7 @@ class Adapting(Method):
     def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config for this cell.
 
-        Raises InputError if neither the field `config` nor a subclass defines it.
+        Raises InputError if `config` does not name one of PEFT's config classes.
         """
         import peft
 
@@ -386,7 +394,7 @@ class Adapting(Method):
         return frozenset(names)
 
     def declared_names(self, model: "nn.Module", cell: "Cell") -> frozenset[str]:
-        """Names of own parameters except `frozen_parts`, and of those in the head's new modules."""
+        """Names of the head's new parameters and of the method's own, except `frozen_parts`."""
         names = set(head_names(model, cell))
         for name in self.own_parameters(model):
             if not any(part in name for part in self.frozen_parts):
@@ -438,7 +446,7 @@ class Lora(Adapting):
         """Rank, scale and dropout, with the options' `rank_pattern` and `alpha_pattern` applied."""
 
         def by_pattern(option: str, default: int) -> Any:
-            """The value for the first pattern that matches a layer's name or suffix, as in PEFT."""
+            """Looks up the first pattern that matches the layer's name or a suffix, as in PEFT."""
             for pattern, value in self.options.get(option, {}).items():
                 if re.fullmatch(rf"(.*\.)?({pattern})", layer):
                     return value
@@ -462,8 +470,8 @@ class Lora(Adapting):
         """The product scale * B A x for inputs x of shape (..., in), as in equation 3 of LoRA.
 
         For DoRA (equation 5 of Liu et al. 2024), it is V x - W x, where V is W + scale * B A with
-        rows rescaled to learned norms.
-        Returns None for layers that are not linear and for other variants.
+        rows rescaled to learned norms. Returns None for other variants and for layers that are not
+        linear.
         """
         from torch import nn
 
@@ -501,7 +509,7 @@ class Lora(Adapting):
         return self.targets(cell) if start.startswith(REWRITING) else ()
 
     def save(self, model: Any, cell: "Cell", folder: Path) -> None:
-        """Saves the adapter without an initialization like PiSSA's, which loading would repeat."""
+        """Saves the adapter so that loading does not repeat an initialization such as PiSSA's."""
         config = model.peft_config["default"]
         start = config.init_lora_weights
         if self.rewrites(cell):
@@ -512,7 +520,7 @@ class Lora(Adapting):
     def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
         """Checks that the model has this variant's options and parameters, and no other variant's.
 
-        Returns None for plain LoRA without the parameters of a variant.
+        Returns None for plain LoRA if no variant's parameters are found.
         """
         groups = {self.group_name(name) for name in self.own_parameters(model)}
         faults = []

@@ -1,4 +1,4 @@
-"""A user's own score: a function of predictions and references, or what `evaluate.load` returns."""
+"""A user's own score: a function of predictions and references, or a metric from `evaluate`."""
 
 import math
 import re
@@ -25,13 +25,13 @@ class Metric:
 
     Attributes:
         function: called with `predictions=` and `references=`, two lists with one entry per row: a
-            label's number or a text. In extraction, a reference is a list of answers. It returns a
-            number, or numbers by name. An object with a `compute` method works too, such as the
-            result of `evaluate.load`.
+            label's number or a text. In extraction, a reference is a list of answers. The function
+            returns a number, or a mapping with a number under `name`. An object with a `compute`
+            method works too, such as the result of `evaluate.load`.
         worst: the number that is worth 0 points; above `best` if lower is better.
         best: the number that is worth 100 points.
-        by_row: call the function on one row at a time; the score is the mean, and a gate compares
-            rows.
+        by_row: whether to call the function on one row at a time; the score is then the mean, and a
+            gate compares the rows.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Metric:
     def points(self, predictions: Sequence[Any], references: Sequence[Any]) -> float:
         """Scores predictions in points from 0 to 100.
 
-        Raises InputError if the function fails, or does not return a number in its range.
+        Raises InputError if the function fails or returns no number between `worst` and `best`.
         """
         try:
             value = self.compute(predictions=list(predictions), references=list(references))

@@ -1,12 +1,12 @@
 """More tasks (natural language inference, conversations) and larger backbones.
 
-`-m tasks` runs micro cells of natural language inference. At full size (`-m 'full and tasks'`),
-nine cells have the study's recipes for sentiment except for lengths, rates and BERT's adapter, and
-three cells of SmolLM2 learn to follow instructions over several turns. `-m larger` has 36 cells of
-the study's tasks. None of these 48 cells has been trained to completion here. `SOURCED` lists rates
-published for the larger sizes. Other larger cells keep the smaller backbone's rate, as in the
-papers on T5 (Raffel et al. 2020, section 3.1.2), BERT (Devlin et al. 2019, appendix A.3) and LoRA
-(Hu et al. 2021, table 11).
+`-m tasks` runs micro cells of natural language inference (NLI). At full size
+(`-m 'full and tasks'`), nine NLI cells follow the study's sentiment recipes, except for lengths,
+learning rates and BERT's adapter, and three SmolLM2 cells learn to follow instructions in dialogue.
+`-m larger` has 36 cells of the study's tasks. None of these 48 cells has been trained to completion
+here. `SOURCED` lists learning rates published for the larger sizes. Other larger cells keep the
+smaller backbone's rate, as in the papers on T5 (Raffel et al. 2020, section 3.1.2), BERT (Devlin et
+al. 2019, appendix A.3) and LoRA (Hu et al. 2021, table 11).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,10 @@ from tunegrid.grid.tasks import Carve, Problem, Task
 
 
 def resize(like: Backbone, checkpoint: str, name: str, **shape: Any) -> tuple[Backbone, Backbone]:
-    """Returns `like` and a copy for a larger checkpoint; `shape` is from its `config.json`."""
+    """Returns `like` and a copy of it for a larger checkpoint.
+
+    `shape` holds the fields of the checkpoint's `config.json` that differ.
+    """
     backbone = replace(
         like,
         id=name.lower().replace("-", ""),
@@ -205,7 +208,7 @@ NLI_RATES = {"bert_nli_lora": 5e-3, "bert_nli_qlora": 4e-3, "bert_nli_sft": 5e-4
 
 
 def more_tasks() -> Grid:
-    """The study's grid plus the cells of inference and conversations, which `-m tasks` runs."""
+    """The study's grid plus the NLI and conversation cells, which `-m tasks` runs."""
     grid = study()
     grid.add_task(NLI, like="sa", max_length=NLI_LENGTH)
     for cell_id, fields in NLI_CELLS.items():
@@ -225,7 +228,7 @@ OWN_PARTS = {"larger": {backbone.id for _, backbone in LARGER}, "tasks": {NLI.id
 
 
 def belongs_to(word: str, cell_id: str) -> bool:
-    """Checks that the grid for `word` adds the cell with this id, which may be any text."""
+    """Checks whether `cell_id`, which may be any text, is a cell that the grid for `word` adds."""
     return not OWN_PARTS[word].isdisjoint(cell_id.split("_"))
 
 

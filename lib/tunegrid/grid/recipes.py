@@ -1,4 +1,4 @@
-"""The study's 27 recipes, one row per cell, with their quick forms and their profiles.
+"""Defines the study's 27 recipes, one row per cell, their quick forms, and the profiles.
 
 Field names follow transformers and PEFT. The profile `full` is the study; `quick` runs the same
 cells on micro backbones. Values come from the study's text. Values that the text leaves open come
@@ -37,7 +37,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """Settings of LoRA, named as in PEFT's `LoraConfig`; the update is scaled by lora_alpha / r."""
+    """LoRA settings, named as in PEFT's `LoraConfig`; the update is scaled by lora_alpha / r."""
 
     r: Positive
     lora_alpha: Positive
@@ -47,7 +47,7 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Settings of text generation, named as in `GenerationConfig`; lengths are in tokens."""
+    """Text generation settings, named as in `GenerationConfig`; lengths are in tokens."""
 
     num_beams: Positive
     max_new_tokens: Positive
@@ -65,16 +65,18 @@ class Hyperparameters:
         text: columns read as the input, joined by a line break.
         doc_stride: tokens that neighbouring windows share; None reads one window and cuts off the
             rest.
-        max_length: of the input in tokens, with special tokens and, in causal layouts, the target.
-        max_target_length: of the target in tokens, with its end token.
-        warmup_steps: updates; replaces `warmup_ratio` unless it is 0.
+        max_length: maximum length of the input in tokens, including special tokens and, in causal
+            layouts, the target.
+        max_target_length: maximum length of the target in tokens, including its end token.
+        warmup_steps: number of updates; overrides `warmup_ratio` unless it is 0.
         head_learning_rate: None trains the head's new modules at `learning_rate`, as the study
             does.
-        max_steps: updates; 0 trains for `num_train_epochs` epochs.
-        min_steps: unless it is 0, the epochs decide, between `min_steps` and `max_steps` updates.
+        max_steps: number of updates; 0 trains for `num_train_epochs` epochs.
+        min_steps: if it is not 0, training lasts `num_train_epochs` epochs, but at least
+            `min_steps` and at most `max_steps` updates.
         precision: applies if the device supports it.
         gradient_checkpointing: saves memory by recomputing activations in the backward pass.
-        trainable_params, total_params: expected at full size; None if unknown.
+        trainable_params, total_params: numbers expected at full size; None if unknown.
     """
 
     adapter: Any
@@ -124,7 +126,7 @@ class Hyperparameters:
     def planned_updates(self, features: int) -> int:
         """The number of updates: `max_steps`, or as many as the epochs take if it is 0.
 
-        With `min_steps`, the epochs decide, from `min_steps` up to `max_steps`.
+        If `min_steps` is not 0, training takes as many updates as the epochs, within both limits.
         """
         if self.max_steps and not self.min_steps:
             return self.max_steps
@@ -133,7 +135,7 @@ class Hyperparameters:
 
 
 def cpu_precision(precision: Precision) -> Precision:
-    """The precision in which a CPU trains; it only emulates fp16."""
+    """The precision in which a CPU trains: bf16 in place of fp16, which CPUs only emulate."""
     return "bf16" if precision == "fp16" else precision
 
 
@@ -305,7 +307,7 @@ TOTAL_PARAMS = {
 def merge(
     cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]
 ) -> dict[str, Any]:
-    """A cell's fields: its own override those in `shared` for its task, method and backbone."""
+    """A cell's recipe fields; its own override those that its task, method or backbone shares."""
     backbone, task, method = cell_id.split("_")
     fields: dict[str, Any] = {}
     for level in (task, method, backbone, f"{backbone}_{task}"):
@@ -459,27 +461,28 @@ CONFIRMING = 10_000  # added to a seed that missed a bound: the seed that confir
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Where rows and checkpoints come from, and what replaces values of the recipes.
+    """Where rows and checkpoints come from, and which values override those of the recipes.
 
     Attributes:
         data_root, checkpoint_root: folders to read instead of the hub; None uses the hub.
         micro: load `Backbone.micro` in place of the real checkpoint, and use quick recipes.
         random_weights: use the real checkpoint's shape with random weights, and random token ids.
-        caps: maximum rows by task id.
-        train_rows, eval_rows: override `caps` for train, and for validation and test; 0 takes all.
-        max_steps: updates of every cell, in place of the recipe's epochs; None keeps the recipe's.
-        one_row: use one row per update and generate short texts, where an update of the recipe
-            would take minutes.
+        caps: maximum number of rows in each split, by task id.
+        train_rows: overrides `caps` for the train split; 0 takes all rows.
+        eval_rows: overrides `caps` for validation and test; 0 takes all rows.
+        max_steps: number of updates for every cell; None keeps the recipe's number.
+        one_row: use one row per update and generate short texts, for devices on which an update of
+            the recipe would take minutes.
         changes: recipe fields that the command line sets for every cell; `adapter.r` applies only
             to recipes with an adapter.
         threads: torch threads per process; None divides the cores among workers and their ranks.
         ranks: processes that share one cell.
         fsdp: shard all weights over the ranks while the cell trains.
-        seed: for initialization, dropout and the order of rows; the splits have another seed.
+        seed: for initialization, dropout and the order of rows; the splits do not depend on it.
         perturbation: seed of noise in the last digits of the initial weights, which measures the
             effect of rounding; None adds none.
-        confirms: in a confirmation, the seed that missed a bound.
-        own_test: score tasks that have an `own_test` split on it.
+        confirms: in a second training run, the seed that missed a bound in the first.
+        own_test: use a task's `own_test` split for scoring, if it has one.
         feature_cache: folder for tokenized rows; None keeps them in memory.
     """
 
@@ -513,11 +516,11 @@ class Profile:
         return cap
 
     def adjust_recipe(self, cell_id: str, recipe: Recipe, quick: Fields | None) -> Recipe:
-        """A cell's recipe under this profile; micro profiles replace the fields in `quick`.
+        """A cell's recipe under this profile; a micro profile applies the fields in `quick`.
 
-        Changing the adapter drops the study's parameter counts, which no longer apply. Changing the
-        learning rate changes the head's rate in proportion. Raises InputError if the profile is
-        micro and the cell has no quick recipe.
+        If `changes` sets a field of the adapter, the study's parameter counts no longer apply and
+        are dropped. If it sets the learning rate but not the head's, the head's changes in
+        proportion. Raises InputError if the profile is micro and `quick` is None.
         """
         if self.micro:
             if quick is None:

@@ -1,4 +1,4 @@
-"""Declares the study's three `Task`s: a data set, its splits and the kind of problem."""
+"""Declares the study's three `Task`s, each with its data set, its splits and its problem."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ GZIP = ".gz"  # may follow any of them except .parquet, which compresses itself
 
 
 def file_kind(path: str | Path) -> str:
-    """Returns a file's extension, without `GZIP`, if it is in `FILE_KINDS`; otherwise ""."""
+    """Returns a file's extension, ignoring a final ".gz", if it is in `FILE_KINDS`; else ""."""
     name = str(path).lower()
     kind = Path(name.removesuffix(GZIP)).suffix
     if kind not in FILE_KINDS or (kind == ".parquet" and name.endswith(GZIP)):
@@ -37,8 +37,8 @@ class Carve:
     Attributes:
         share: of the whole train split, between 0 and 1.
         stratify: a column whose values keep their proportions.
-        group: a column whose values each stay on one side, so that no article is both learned
-            and scored.
+        group: a column; rows with the same value stay on the same side, so that, for example, no
+            article is both learned and scored.
     """
 
     share: float
@@ -50,7 +50,7 @@ BY_LABEL = ("precision", "recall", "f1")  # scores that a classification has for
 
 
 def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
-    """The names of a problem's scores; a classification also has `BY_LABEL` for each label."""
+    """The names of a problem's scores, including the scores in `BY_LABEL` for each label."""
     if problem is Problem.EXTRACT:
         return ("exact_match", "f1")
     if problem is Problem.GENERATE:
@@ -75,22 +75,22 @@ class Task:
 
     Attributes:
         dataset: id on the hub; `folder` is its name below a `--data-root`.
-        files: the file with each split's rows (`FILE_KINDS`), by split. A path is absolute, or
-            relative to the `--grid` file's folder or to `folder`. If empty, `folder` has a file
-            named after each split. Rows come only from these files if all are absolute or any
-            is next to the `--grid` file.
+        files: the path of each split's file (`FILE_KINDS`), by split. A path is absolute, or
+            relative to the folder of the `--grid` file or to `folder`. If there are none, `folder`
+            must have a file named after each split. Rows come only from these files if all paths
+            are absolute or any of the files is next to the `--grid` file.
         columns: the hub's column names, with the JSON type of each; `str` for labels given by name.
         text: columns to read, joined by a line break; `Recipe.text` may choose others.
         text_pair: columns of the second text: a hypothesis, or the passage after a question.
-        identity: columns that make two rows the same; empty means all columns that are read. A row
-            that is also in a scored split is dropped from train.
-        messages: the hub's column of conversations in its chat schema, which are read as rows
-            {history, prompt, reply}.
-        target: the column to learn.
+        identity: columns by which rows count as the same; empty means all columns that are read. A
+            row that is also in a scored split is dropped from train.
+        messages: the hub's column that holds conversations in its chat format; each is read as a
+            row {history, prompt, reply}.
+        target: the column to predict.
         labels: names of the classes in the order of their numbers, for classification only. Rows
             may hold names or numbers.
         train: the split to learn from.
-        train_rows: maximum rows to train on, unless the profile has its own; None takes all.
+        train_rows: maximum number of rows to train on, unless the profile sets one; None takes all.
         validation, test: a split's name, or a share of train.
         own_test: the split that `--set own_test=true` scores on instead of `test`.
         main_score: the score that the run table shows.
@@ -164,7 +164,7 @@ class Task:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the data set's splits to read; shares of train are not among them."""
+        """Names of the data set's splits to read, without those that are carved out of train."""
         splits = (self.train, self.validation, self.test)
         return tuple(dict.fromkeys(split for split in splits if isinstance(split, str)))
 
@@ -174,7 +174,10 @@ class Task:
         return bool(self.files) and all(Path(path).is_absolute() for path in self.files.values())
 
     def with_files_in(self, folder: Path | None) -> "Task":
-        """The task with its relative files resolved in `folder`; unchanged if none is there."""
+        """The task with its relative file paths resolved against `folder`.
+
+        Returns the task unchanged if none of the files exists.
+        """
         if folder is None:
             return self
         files = {split: folder / path for split, path in self.files.items()}
@@ -184,12 +187,12 @@ class Task:
 
     @property
     def hub_columns(self) -> Mapping[str, type]:
-        """Columns that the data set must have: `columns`, or only the conversations' column."""
+        """Columns that the data set must have: `columns`, or only `messages` if it is set."""
         return {self.messages: list} if self.messages else self.columns
 
     @property
     def context_columns(self) -> tuple[str, ...]:
-        """Columns that are read in addition to `text`: a second text, or earlier turns."""
+        """Columns read in addition to `text`: those of a second text, or the earlier turns."""
         return ("history",) if self.messages else self.text_pair
 
     @property

@@ -60,7 +60,7 @@ class AdaLora(Adapting):
         return {**scale, **self._ranks(cell.recipe), "total_step": 1}
 
     def plan(self, model: Any, updates: int) -> None:
-        """Has PEFT cut ranks after every update between the shares `first` and `last`."""
+        """Has PEFT cut ranks after each update, except in the shares `first` and `last`."""
         config = model.peft_config["default"]
         config.tinit = round(updates * self.first)
         config.tfinal = round(updates * self.last)
@@ -89,7 +89,7 @@ class AdaLora(Adapting):
         model.base_model.update_and_allocate(update)
 
     def state_dict(self, model: Any) -> dict[str, Any]:
-        """The importance scores so far, from which PEFT chooses ranks to cut."""
+        """The importance scores so far, by which PEFT chooses the ranks to cut."""
         state = vars(model.base_model.rankallocator)
         return {name: dict(state[name]) for name in ("ipt", "exp_avg_ipt", "exp_avg_unc")}
 
@@ -98,7 +98,7 @@ class AdaLora(Adapting):
         vars(model.base_model.rankallocator).update(state)
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """P Lambda Q x (equation 3 of AdaLoRA) times alpha / initial rank, as its authors do."""
+        """P Lambda Q x (equation 3 of AdaLoRA), scaled by alpha / initial rank."""
         q = exact(layer.lora_A["default"])
         p = exact(layer.lora_B["default"])
         singular_values = exact(layer.lora_E["default"]).flatten()
@@ -191,7 +191,7 @@ class Oft(Adapting):
     on_targets: bool = True
 
     def contribution(self, layer: Any, cell: Cell, inputs: "torch.Tensor") -> "torch.Tensor":
-        """W R x - W x, where R has blocks (I + Q) (I - Q)^-1 with skew-symmetric learned Q."""
+        """W R x - W x, where R has blocks (I + Q) (I - Q)^-1 with learned skew-symmetric Q."""
         import torch
 
         weights = exact(layer.oft_R["default"].weight)  # (blocks, values above the diagonal)
@@ -335,7 +335,7 @@ RATES: Mapping[str, float] = {
 
 
 class QuickPlan(NamedTuple):
-    """The quick training of cells of a backbone and task, in batches of 16."""
+    """How the cells of one backbone and task train, in batches of 16 rows."""
 
     updates: int
     rate: float  # LoRA's rate
@@ -396,9 +396,9 @@ REFUSED: Mapping[tuple[str, ...], str] = {
 
 
 def zoo() -> Grid:
-    """The zoo's grid, whose cells run in their quick form only.
+    """The zoo's grid, whose cells run only with quick recipes.
 
-    Each full recipe is the study's SFT recipe for the backbone and task, with the zoo's adapter.
+    Each full recipe is the study's SFT recipe for the backbone and task, plus the zoo's adapter.
     """
     grid = replace(study(), methods={method.id: method for method in METHODS})
     grid.recipes = {}

@@ -1,4 +1,4 @@
-"""Checks records; describes failed audits, missed bounds and impossible figures in sentences."""
+"""Checks records, and describes failed audits, missed bounds and impossible figures."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -13,7 +13,7 @@ BERTSCORE = ("bertscore_precision", "bertscore_f1", "bertscore_recall")
 
 
 def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0) -> list[str]:
-    """Sentences on mean scores, in points, that are not numbers or that no predictions can have.
+    """A sentence for each mean score that is not a number or that no predictions can have.
 
     `empty_answers` is the number of exact-match points that may come from answers without words.
     Under SQuAD v1.1's rules, "a" and "the" both normalize to nothing, so they match exactly but
@@ -38,7 +38,7 @@ def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0)
 
 
 def impossible_figures(record: Record) -> list[str]:
-    """Sentences on scores that no predictions can have and on losses that are not numbers."""
+    """Sentences about scores that no predictions can have and losses that are not numbers."""
     rows = record.data.rows["test"] if record.data else 0
     empty_answers = 100 / rows if rows else 0.0  # one answer may be a bare article
     sentences = score_faults(record.scores, empty_answers)
@@ -48,7 +48,7 @@ def impossible_figures(record: Record) -> list[str]:
 
 
 def below_bounds(scores: Mapping[str, float | None], bounds: Mapping[str, float]) -> list[str]:
-    """A sentence on each bound that the scores miss; a missing score misses its bound."""
+    """A sentence for each bound that the scores miss; a missing score counts as a miss."""
     sentences = []
     for name, bound in bounds.items():
         score = scores.get(name)
@@ -70,7 +70,7 @@ def missed_bounds_alone(record: Record) -> bool:
 
 
 def failed_audits(findings: Iterable[AuditFinding], excused: Collection[str] = ()) -> list[str]:
-    """A sentence on each failed audit that is not excused."""
+    """A sentence for each failed audit that is not excused."""
     sentences = []
     for finding in findings:
         if not finding.passed and finding.name not in excused:
@@ -128,7 +128,7 @@ PART_AUDITS = {
 
 
 def contradictions(record: Record) -> Iterator[str]:
-    """Yields sentences on contradictions within a record, which reveal a bug, not tampering."""
+    """Yields a sentence for each contradiction within a record; they reveal bugs, not tampering."""
     confirms = record.seeds.confirms
     if confirms is not None and record.seeds.seed != confirms + CONFIRMING:
         expected = f"the seed that confirms seed {confirms} is {confirms + CONFIRMING}"
@@ -142,7 +142,7 @@ def contradictions(record: Record) -> Iterator[str]:
 
 
 def expected_audits(record: Record) -> set[str]:
-    """The audits that every complete run of this study cell has."""
+    """The names of the audits that every complete run of the record's study cell has."""
     names = {*EVERY_CELL, *PART_AUDITS.get(record.task, ())}
     for setting in ("adapter", "quantization"):
         if getattr(record.recipe, setting) is not None:

@@ -35,12 +35,12 @@ def adapter() -> TypeAdapter[Record]:
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """The record as plain JSON, for a row's `extra_info`."""
+    """The record as plain JSON, for the `extra_info` of a pytest-benchmark row."""
     return dict(jsonable(record))
 
 
 def from_json(data: Mapping[str, Any], source: str = "", *, is_old: bool = False) -> Record:
-    """Reads the record in a row's `extra_info`; `is_old` skips the check for contradictions.
+    """Reads a record from a row's `extra_info`; `is_old` skips the check for contradictions.
 
     Raises InputError with a sentence that names the file (`source`), the cell and the fault.
     """
@@ -90,5 +90,5 @@ def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a record, for readers in other languages."""
+    """The JSON Schema of a record, for programs in other languages that read it."""
     return {"$schema": GenerateJsonSchema.schema_dialect} | adapter().json_schema()

@@ -70,7 +70,7 @@ class Part:
     }
 
     def __init_subclass__(cls) -> None:
-        """Turn the subclass into a dataclass."""
+        """Turns the subclass into a dataclass."""
         dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -145,7 +145,7 @@ Split = Annotated[str, Field(pattern="^(train|validation|test)$")]
 
 
 class DataRecord(Part):
-    """The cell's rows; `data` is null if random token ids replaced text."""
+    """Facts about the cell's rows; `data` is null if random token ids replaced the rows' text."""
 
     rows: Annotated[dict[Split, Count], Field(min_length=3, description="how many")]
     origins: Annotated[dict[Split, str], Field(min_length=3)]
@@ -191,7 +191,7 @@ Reached = Annotated[
 
 
 class FirstStep(Part):
-    """Figures from before and during the first updates; they show changes without statistics."""
+    """Figures from before and during the first updates, which reveal changes without statistics."""
 
     tokens: Annotated[Hash, note("hash of the training features' token ids and targets")]
     types: Annotated[dict[str, str], note("how each group's weights are stored")]
@@ -281,7 +281,7 @@ class TrainingRecord(Part):
 
 
 class EvaluationRecord(Part):
-    """Figures on how the test rows were predicted and scored."""
+    """How the test rows were predicted and scored."""
 
     seconds: Annotated[Amount | None, note("of prediction alone, without encoding and scoring")]
     loss: Amount | None
@@ -296,7 +296,7 @@ class EvaluationRecord(Part):
 
 
 class ExamplesRecord(Part):
-    """The Parquet files with the test rows' points, predictions and texts; a hash of the rows.
+    """The Parquet files of the test rows' points, predictions and texts, and a hash of the rows.
 
     The files are in the folder `examples` next to the run.
     """
@@ -329,7 +329,7 @@ class Figure(Part):
 class InstrumentRecord(Part):
     """An instrument's measurements of the cell, beyond its scores.
 
-    The figures are declared here, so that readers do not need the instrument.
+    The figures are declared here, so that they can be read without the instrument.
     """
 
     question: str
@@ -358,7 +358,7 @@ class Phase(Part):
 
 
 class Ledger(Part):
-    """Bytes of the tensors that fine-tuning keeps."""
+    """Sizes of the tensors that fine-tuning keeps, in bytes."""
 
     weights_bytes: Positive | None
     gradients_bytes: Count | None
@@ -378,7 +378,7 @@ class Ledger(Part):
 
     @property
     def tensor_bytes(self) -> int | None:
-        """Bytes of weights, gradients and optimizer state together; None if any is unknown."""
+        """Total bytes of weights, gradients and optimizer state; None if any is unknown."""
         sizes = (self.weights_bytes, self.gradients_bytes, self.optimizer_bytes)
         known_sizes = [size for size in sizes if size is not None]
         return sum(known_sizes) if len(known_sizes) == len(sizes) else None
@@ -400,7 +400,7 @@ class Memory(Part):
         return max(peaks, default=None)
 
     def joules(self, figure: str) -> float | None:
-        """The sum of joules over the cell's own phases; None if those of any phase are unknown."""
+        """The energy of the cell's own phases, in joules; None if that of any phase is unknown."""
         figures = self._phase_figures(figure)
         return None if not figures or None in figures else sum(figures)
 
@@ -410,7 +410,7 @@ class Memory(Part):
 
 
 class Throughput(Part):
-    """Rates of training after warm-up (null if the run was too short for any) and evaluation."""
+    """Rates of evaluation, and of training after warm-up (null if the run was too short)."""
 
     train_samples_per_second: Rate | None
     train_tokens_per_second: Annotated[Rate | None, note("real tokens, without padding")]
@@ -560,7 +560,7 @@ class Record(Part):
 
     @property
     def unharmed(self) -> bool:
-        """Checks whether the cell passed or missed only bounds, without confirmation."""
+        """Checks whether the cell passed, or missed only bounds that its other training reached."""
         return self.status in ("passed", "unconfirmed")
 
     @property
@@ -572,7 +572,7 @@ class Record(Part):
 
     @property
     def peak_gib(self) -> float | None:
-        """The highest memory peak of the cell's own phases: the GPU's, or else the process's."""
+        """The highest memory peak of the cell's own phases, on the GPU or else of the process."""
         if self.memory is None:
             return None
         peak = self.memory.peak("reserved_peak_gib")
@@ -580,7 +580,7 @@ class Record(Part):
 
     @property
     def own_peak_gib(self) -> float | None:
-        """`peak_gib` if it is a GPU's or the process ran no earlier cell; otherwise None."""
+        """`peak_gib` if it is GPU memory or the process ran no earlier cell; otherwise None."""
         if self.memory is None:
             return None
         peak = self.memory.peak("reserved_peak_gib")
@@ -631,7 +631,7 @@ def new_record(cell: Cell) -> Record:
 
 
 def recipe_record(cell: Cell) -> RecipeRecord:
-    """The cell's recipe with the method's settings as `adapter`."""
+    """The cell's recipe, with the method's settings as `adapter`."""
     try:
         adapter = jsonable(cell.method.settings(cell.recipe))
     except TypeError as error:
@@ -676,7 +676,7 @@ def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRe
 
 
 def _last_lines(text: str, number: int) -> list[str]:
-    """The last nonblank lines of a text, each without what a carriage return overwrites."""
+    """The last nonblank lines of a text, without characters that a carriage return overwrote."""
     lines = []
     for line in TERMINAL_ESCAPES.sub("", text).split("\n"):
         line = line.rstrip("\r").rpartition("\r")[2].expandtabs(4)
@@ -688,9 +688,9 @@ def _last_lines(text: str, number: int) -> list[str]:
 def jsonable(value: Any) -> Any:
     """Converts a value to JSON's types; NaN and infinity become None.
 
-    Secrets in texts are removed and absolute paths shortened. Scalars of NumPy and torch become
-    numbers. Raises TypeError for a value that JSON cannot hold; pytest-benchmark would write
-    "UNSERIALIZABLE[...]".
+    Secrets in texts are removed, and absolute paths are shortened. NumPy and torch scalars become
+    numbers. Raises TypeError for a value that JSON cannot hold, which pytest-benchmark would
+    otherwise write as "UNSERIALIZABLE[...]".
     """
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None

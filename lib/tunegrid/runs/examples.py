@@ -50,7 +50,7 @@ HASH_DIGITS = 20  # in new file names; older names have 16, which are no longer 
 
 
 def row_id(row: Mapping[str, Any]) -> str:
-    """The first twelve hex digits of the hash of a row's content."""
+    """The first twelve hex digits of a hash of a row's content."""
     return _hash(row)[:12]
 
 
@@ -66,7 +66,7 @@ def write(
     points: Mapping[str, Sequence[float]],
     predictions: list[str],
 ) -> ExamplesRecord | None:
-    """Store points (0 to 100, by metric) and predictions of test rows; return their record."""
+    """Stores points (0 to 100, by metric) and predictions of test rows; returns their record."""
     columns: dict[str, Sequence[Any]] = {"id": ids}
     for name, values in points.items():
         columns[name] = [round(float(value), POINT_DIGITS) for value in values]
@@ -76,7 +76,7 @@ def write(
 
 
 def write_texts(inputs: Sequence[str], references: Sequence[str]) -> str | None:
-    """Store the inputs and targets of test rows and return the file's name."""
+    """Stores the inputs and targets of test rows and returns the file's name."""
     columns = {
         "input": [text[:LONGEST_TEXT] for text in inputs],
         "reference": [text[:LONGEST_TEXT] for text in references],
@@ -88,7 +88,7 @@ def write_columns(
     kind: str,
     columns: "Mapping[str, Sequence[Any]] | pd.DataFrame",
 ) -> str | None:
-    """Store columns as a file of the given kind and return its name."""
+    """Stores columns as a file of the given kind and returns its name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -113,7 +113,7 @@ def write_columns(
 
 
 def record_files(record: Record) -> dict[str, str]:
-    """The names of a record's files by kind."""
+    """The names of a record's files, by kind."""
     names: dict[str, str | None] = {}
     if record.training and record.training.first_step:
         names["modules"] = record.training.first_step.modules
@@ -127,9 +127,10 @@ def record_files(record: Record) -> dict[str, str]:
 
 
 def read(record: Record, run: Path | None, kind: str = "") -> "pd.DataFrame | None":
-    """Reads a record's file of the given kind; None if it is missing. Callers share the frame.
+    """Reads a record's file of the given kind; None if it is missing.
 
-    Raises InputError if the file is damaged or contradicts the record.
+    Do not modify the frame, since later calls may return it again. Raises InputError if the file is
+    damaged or contradicts the record.
     """
     name = record_files(record).get(kind)
     file = _find_file(name, run) if name else None
@@ -175,7 +176,7 @@ def _check_content(path: Path, content: bytes) -> None:
 
 
 def _find_file(name: str, *runs: Path | None) -> tuple[Path, bytes] | None:
-    """The path and content of a file next to a run, loose or packed, or in the store; else None."""
+    """The path and content of a file next to a run or in the store; None if it is not found."""
     folders = [run.parent / FOLDER for run in runs if run]
     for folder in (*folders, STORE):
         path = folder / name
@@ -201,7 +202,7 @@ def _read_pack(pack: Path, _modified: int) -> dict[str, bytes]:
 
 @lru_cache(maxsize=512)
 def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
-    """The frame in a file; raises InputError if the content does not match its name or kind."""
+    """A file's content as a frame; raises InputError if it does not match its name or kind."""
     import numpy as np
     import pyarrow as pa
 
@@ -225,7 +226,7 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
 
 
 def _check_size(size: int, most: int) -> None:
-    """Raises InputError if a size exceeds the limit."""
+    """Raises InputError if `size` exceeds the limit `most`."""
     if size > most:
         raise InputError("it is too large when unpacked")
 
@@ -260,7 +261,7 @@ def _read_table(content: bytes) -> "pa.Table":
 
 
 def file_names(records: Iterable[Record], refused: object = None) -> list[str]:
-    """The names of all files of the records, and of the files named in refused records' JSON."""
+    """The names of the records' files, and of files named in the JSON of refused records."""
     names: list[str] = re.findall(r'"((?:\w+-)?[0-9a-f]{20}\.parquet)"', json.dumps(refused))
     for record in records:
         names += record_files(record).values()
@@ -279,7 +280,7 @@ def contents(names: Iterable[str], *runs: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
-    """Add files to this machine's store; raises OSError if they cannot be written."""
+    """Adds files to this machine's store; raises OSError if they cannot be written."""
     for name, content in files:
         path = STORE / name
         if not path.is_file() or path.read_bytes() != content:
@@ -288,12 +289,12 @@ def keep_contents(files: Iterable[tuple[str, bytes]]) -> None:
 
 
 def pack_path(run: Path) -> Path:
-    """The path of the pack that holds the examples of a run."""
+    """The path of the pack (a zip file) that holds a run's examples."""
     return run.parent / FOLDER / f"{run.stem}.zip"
 
 
 def write_pack(files: Mapping[str, bytes], run: Path) -> None:
-    """Write files into a pack next to a run; raises OSError if it cannot be written."""
+    """Writes files into a pack next to a run; raises OSError if it cannot be written."""
     if files:
         with replace_file(pack_path(run)) as new_pack, ZipFile(new_pack, "w") as pack:
             for name, content in files.items():

@@ -75,7 +75,7 @@ class OwnNoise:
 
 
 def recipe_digest(record: Record) -> str:
-    """The first sixteen hex digits of a recipe's hash."""
+    """The first sixteen hex digits of a hash of the record's recipe."""
     text = json.dumps(jsonable(record.recipe), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -213,7 +213,7 @@ def _parse(path: Path, run: RunJson) -> SavedRun:
 
 
 def noise_json(noise: Iterable[OwnNoise], records: Iterable[Record]) -> RunJson:
-    """The noise of the records' cells as a field of a run's JSON, without duplicates."""
+    """The measured noise of the records' cells, without duplicates, as a field of a run's JSON."""
     cells = {record.cell for record in records}
     entries: list[dict[str, Any]] = []
     for own in noise:
@@ -229,7 +229,7 @@ def read_list(path: Path | str) -> list[Record]:
 
 
 def check_alike(records: Iterable[Record]) -> None:
-    """Raises InputError if records of a cell differ in recipe, limits or test rows."""
+    """Raises InputError if records of the same cell differ in recipe, limits or test rows."""
     facts_by_cell: dict[str, tuple[object, ...]] = {}
     for record in records:
         facts = (record.recipe, record.limits, record.examples and record.examples.rows_hash)
@@ -245,7 +245,7 @@ def rows_by_name(
     rows: Mapping[Any, BenchmarkRow],
     records: Mapping[Any, Record],
 ) -> list[BenchmarkRow]:
-    """The rows sorted by test name; a row whose key has a record gets that record."""
+    """The rows sorted by test name; a record with a row's key replaces the row's `extra_info`."""
     updated = []
     for key, row in rows.items():
         record = records.get(key)
@@ -261,7 +261,7 @@ def save(
     *,
     is_sealed: bool = True,
 ) -> None:
-    """Write a run's file, whole or not at all, and a pack of its records' examples.
+    """Writes a run's file, whole or not at all, and a pack with the examples of its records.
 
     The examples are found next to `sources` or in this machine's store. A run that is made from
     unsealed runs must not be sealed. Raises InputError if a file cannot be written.
@@ -292,9 +292,10 @@ def save(
 
 
 def missing_runs(runs: Iterable[SavedRun], present: Collection[Case]) -> str:
-    """A sentence on the runs that the shards lack; empty if none is missing or there is no shard.
+    """A sentence about the cases that no shard ran.
 
-    Raises InputError if the shards belong to different runs or a file does not say which it is.
+    Empty if no case is missing or there are no shards. Raises InputError if the shards belong to
+    different suite runs or a file does not say which shard it is.
     """
     shards = [run.content[SHARD] for run in runs if SHARD in run.content]
     try:
@@ -316,7 +317,7 @@ def missing_runs(runs: Iterable[SavedRun], present: Collection[Case]) -> str:
 
 
 class JournalLine(NamedTuple):
-    """A row and the key of its cell's result."""
+    """A line of the journal: a row, and the key of its cell's result."""
 
     key: str
     row: BenchmarkRow
@@ -325,7 +326,7 @@ class JournalLine(NamedTuple):
 
 
 def journal_line(key: str, row: BenchmarkRow) -> bytes:
-    """A sealed journal line, after a newline in case the line before was cut off."""
+    """A sealed journal line; it starts with a newline in case the line before was cut off."""
     return f"\n{json.dumps(add_seal({'key': key, 'row': row}))}\n".encode()
 
 
@@ -342,7 +343,7 @@ def read_journal(path: Path) -> Iterator[JournalLine]:
 
 
 def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> SavedRun:
-    """Reads a journal as a run: the one given, or else the newest with a finished cell.
+    """Reads a journal as a run: the journal at `path`, or the newest that has a finished cell.
 
     Lines that were changed are left out. Raises InputError if no cell has finished.
     """

@@ -23,7 +23,10 @@ MEASURED = (
 
 
 def figure_frame(records: Sequence[Record], columns: Mapping[str, str]) -> "pd.DataFrame":
-    """A row of figures per record, indexed by cell; NaN for figures that were not measured."""
+    """A frame with one row per record, indexed by cell; NaN means that a figure was not measured.
+
+    `columns` maps the frame's column names to names of `figures`.
+    """
     import pandas as pd
 
     rows = [figures(record) for record in records]
@@ -33,7 +36,7 @@ def figure_frame(records: Sequence[Record], columns: Mapping[str, str]) -> "pd.D
 
 
 def figures(record: Record) -> dict[str, float | None]:
-    """A record's measured figures by name, bytes also in MiB, and figures derived from them."""
+    """A record's measured figures and figures derived from them, by name; bytes also in MiB."""
     values: dict[str, float | None] = {}
     for name, value in measured(record):
         values[name] = value
@@ -69,7 +72,7 @@ def figures(record: Record) -> dict[str, float | None]:
 
 
 def measured(record: Record) -> Iterator[tuple[str, float]]:
-    """Yields each measured number, except in lists, with its dotted name ("training.seconds")."""
+    """Yields the dotted name ("training.seconds") and value of each measurement outside lists."""
     return _leaves({name: item for name, item in to_json(record).items() if name in MEASURED})
 
 

@@ -105,7 +105,7 @@ def source_files(cell: Cell) -> list[Path]:
 def module_files(file: Path) -> list[Path]:
     """A user's file and the modules in its folder that it imports, directly or indirectly.
 
-    If it imports any part of a package, all modules of that package count.
+    If one of them imports any part of a package, all modules of the package are included.
     """
     own_names = CODE if file.parent == ROOT else ()
     files = [file]
@@ -127,7 +127,7 @@ def module_files(file: Path) -> list[Path]:
 
 @cache
 def code_digest() -> str:
-    """The digest of the suite's modules and thresholds, without its own tests."""
+    """The digest of the suite's modules and thresholds, except the suite's own tests."""
     files = []
     for folder in CODE:
         for path in (ROOT / folder).rglob("*.*"):
@@ -140,7 +140,7 @@ def code_digest() -> str:
 def content_digest(*paths: Path) -> str:
     """The digest of the given files and of all files in the given folders; empty if none exist.
 
-    It covers names and contents, or names, sizes and times if the files are large in total.
+    It covers the files' names and contents or, if they are large in total, names, sizes and times.
     """
     files = []
     size = 0

@@ -1,4 +1,4 @@
-"""Seals runs, rows and journal lines with a digest of their content, so that changes show.
+"""Seals runs, rows and journal lines with a digest of their content, to reveal later changes.
 
 A seal is not a signature, because whoever changes a file can renew its seal. A run's seal covers
 its rows by their seals. The digest is computed from ASCII JSON with sorted keys and no whitespace,
@@ -14,7 +14,7 @@ SEAL = "seal"
 
 
 def add_seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with its seal, a SHA-256 in hex digits."""
+    """The content with its seal, a SHA-256 digest in hex."""
     fields = {name: value for name, value in content.items() if name != SEAL}
     covered = dict(fields)
     if "benchmarks" in fields:

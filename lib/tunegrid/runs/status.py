@@ -50,7 +50,7 @@ class Extent:
 
 
 def reason_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None:
-    """The reason why audits before training keep a cell from training; None if it may train.
+    """A sentence about failed audits that keep a cell from training; None if it may train.
 
     A full cell that is wrong from the start would waste hours. A micro cell trains anyway, so that
     its record shows all faults. So does a cell on random tokens, whose rows no audit checks.
@@ -62,7 +62,7 @@ def reason_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | N
 
 
 def add_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
-    """The record of an ended cell with its status, and sentences on the faults that count."""
+    """Adds to an ended cell's record its status and a sentence for each fault that counts."""
     if record.training and record.training.stopped:  # no other fault counts then
         sentence = locate(record, record.training.stopped)
         return replace(record, status="stopped", excused={}, missed=[sentence])
@@ -78,7 +78,10 @@ def _failed_findings(record: Record) -> list[AuditFinding]:
 
 
 def audit_sentences(record: Record) -> list[str]:
-    """Sentences on failed audits that count; the first that training may cure adds advice."""
+    """A sentence for each failed audit that counts.
+
+    The first sentence about an audit that more training may cure ends with advice.
+    """
     sentences = []
     advice = more_training(record)
     for finding in record.audits:
@@ -126,7 +129,7 @@ def _end_record(record: Record, sentences: list[str]) -> Record:
 
 
 def too_short(record: Record) -> list[str]:
-    """Sentences on failed audits that do not count because the run was too small."""
+    """A sentence for each failed audit that does not count because the run was too small."""
     sentences = []
     for finding in _failed_findings(record):
         if finding.name in record.excused:
@@ -143,7 +146,7 @@ def locate(record: Record, sentence: str) -> str:
 def cell_status(seeds: Sequence[Record]) -> Status:
     """The first status among a cell's seeds that is neither *passed* nor *unconfirmed*.
 
-    Without one, it is *unconfirmed* if any seed is, else *passed*.
+    If there is no such status, returns *unconfirmed* if any seed has that status, else *passed*.
     """
     not_passed = [record for record in seeds if record.status != "passed"]
     not_passed.sort(key=lambda record: record.unharmed)
@@ -153,7 +156,8 @@ def cell_status(seeds: Sequence[Record]) -> Status:
 def weigh_misses(records: Sequence[Record]) -> list[Record]:
     """Sets the status *unconfirmed* on misses that a second training run did not confirm.
 
-    If the first or the second training run of a seed passed, a miss of the other is unconfirmed.
+    If either the first or the second training run of a seed passed, bounds that the other run
+    missed are unconfirmed.
     """
     by_case = {(record.profile, record.cell, record.seeds.seed): record for record in records}
     absolved_ids = set()
@@ -172,12 +176,12 @@ def weigh_misses(records: Sequence[Record]) -> list[Record]:
 
 
 def first_trainings(records: Iterable[Record]) -> list[Record]:
-    """The records without those of second training runs."""
+    """The records, except those of second training runs."""
     return [record for record in records if record.seeds.confirms is None]
 
 
 def unconfirmed_misses(records: Sequence[Record], older: Sequence[Record] = ()) -> Iterator[str]:
-    """Yields a sentence on each cell with an unconfirmed miss; `older` runs add to the counts."""
+    """Yields a sentence for each cell with an unconfirmed miss; its counts include `older` runs."""
     unconfirmed = [record for record in records if record.status == "unconfirmed"]
     finished = [record for record in (*records, *older) if record.finished]
     for case in dict.fromkeys((record.profile, record.cell) for record in unconfirmed):
@@ -266,7 +270,10 @@ class FailedCells(NamedTuple):
 
 
 def cause_sentences(record: Record, cause: str) -> list[str]:
-    """A record's sentences on the audit in `cause`; without one, those not on failed audits."""
+    """A record's sentences about the audit that `cause` names.
+
+    If it names none, returns the sentences that are not about failed audits.
+    """
     if cause.startswith(AUDIT):
         start = f"audit {cause.removeprefix(AUDIT)}: "
         return [sentence for sentence in record.missed if start in sentence]
@@ -321,7 +328,7 @@ def find_failed_cells(records: Iterable[Record]) -> list[FailedCells]:
 
 
 def cross_cell_audits(records: Sequence[Record]) -> dict[str, list[AuditFinding]]:
-    """Findings by cell for the records of one profile and seed.
+    """The findings of audits that compare the cells of one profile and seed, by cell.
 
     No two cells may have equal results. Cells with the same backbone and task must have equal rows.
     """
