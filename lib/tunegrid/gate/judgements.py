@@ -100,7 +100,7 @@ class Judgement:
 
     @property
     def decides(self) -> bool:
-        """Checks whether the judgement affects its cell's verdict; minor scores do only if worse."""
+        """Checks whether this affects the cell's verdict; minor scores do so only if worse."""
         if self.quantity in NEVER_FAILING:
             return False
         return (

@@ -480,7 +480,7 @@ def changed_rows(old: Record, new: Record, runs: Runs) -> tuple[int, int] | None
 
 
 def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:
-    """The verdict on equal losses, and its reason: *changed* if predictions or points differ.
+    """The verdict if losses are equal, and its reason: *changed* if predictions or points differ.
 
     Only BERTScores may differ by rounding.
     """

@@ -113,7 +113,7 @@ class Rows:
         return gains
 
     def check_equal(self, judgement: Judgement) -> Judgement:
-        """Returns the judgement, changed to *same* if the score and rows are equal in every pair."""
+        """Returns the judgement, changed to *same* if score and rows are equal in every pair."""
         metric = judgement.quantity
         if judgement.verdict is Verdict.NOT_COMPARABLE:
             return judgement

@@ -55,7 +55,7 @@ def critical_value(alpha: float, df: float) -> float:
 
 
 def by_training(before: float, after: float, error: float, df: float, scale: Scale) -> Effect:
-    """The effect between two mean scores; `error` is its error in scale units (Student 1908)."""
+    """The effect between two mean scores, given its standard error on `scale` (Student 1908)."""
     reach = critical_value(ALPHA / 2, df) * error
     distance = (scale.position(after) - scale.position(before)) / max(error, TINY)
     return Effect(
