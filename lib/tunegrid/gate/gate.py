@@ -209,7 +209,7 @@ def _confirm(
 ) -> Judgement:
     """Marks a drop as confirmed or refuted by a second training run, or as open without one.
 
-    This applies only to drops at a single seed that the baseline lacks.
+    Only drops at a single seed that the baseline lacks are marked.
     """
     # Runs of equal seed differ only by the change, and the mean of several seeds is reliable.
     if drop.verdict is not Verdict.WORSE or drop.effect is None:
@@ -236,9 +236,9 @@ def _confirm(
 
 
 def is_suspect(old: Run, record: Record) -> bool:
-    """Checks whether the gate finds a drop in this record, at a seed that the baseline lacks.
+    """Checks whether the gate on this record alone finds a drop, at a seed that the baseline lacks.
 
-    The record is judged alone. A gate on many cells adjusts its p-values, so it finds fewer drops.
+    A gate on many cells adjusts its p-values, so it finds fewer drops.
     """
     try:
         judgements = gate(old.select([record.cell]), Run.make([record]))

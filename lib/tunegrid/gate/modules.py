@@ -9,11 +9,10 @@ by no more than the bound, and by no more than a tenth of the movement on the mo
 
 In the forward pass, the first modules to change are the innermost ones whose output moved although
 their input is equal, in the order in which their calls ended. The backward pass is searched from
-the end of the model for a tensor whose gradient moved. The first modules to change are those that
-received this tensor as input, while the gradient at their own output is equal. If there are none,
-the smallest module around the tensor with an equal gradient at its output is named. A module nearer
-the end is named instead if the gradients of its weights moved but the gradient at its output did
-not.
+the end of the model for a tensor whose gradient moved. There, the first modules are those that
+received this tensor although the gradient at their own output is equal. If there are none, the
+smallest module around the tensor with an equal gradient at its output is named. A module nearer the
+end is named instead if the gradients of its weights moved but the gradient at its output did not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,8 +102,8 @@ class Moved:
     def measure(cls, old: Modules, new: Modules, phase: str) -> "Moved":
         """Measures how far the figures of a phase moved.
 
-        The movement is infinite if a number is finite in one record only, except that it is then 0
-        for gradients of weights.
+        The movement is infinite if a number is finite in one record only, except for gradients of
+        weights, where it is 0.
         """
         before = old[old.phase == phase]
         calls = new[new.phase == phase]

@@ -215,7 +215,7 @@ class Noise:
         """Estimates a cell's deviation; None if no cell of its kind was calibrated.
 
         Below `ENOUGH` degrees of freedom, it is at least the deviation of the cell's kind, since a
-        few runs may agree by chance. A cell that was not calibrated gets the deviation of its kind.
+        few runs may agree by chance. Uncalibrated cells get the deviation of their kind.
         Calibrated cells keep their own degrees of freedom, since cells of a kind may be compared
         with each other. The deviation is at least the resolution of the test rows at `score`.
         """

@@ -359,8 +359,7 @@ def first_change(pair: Pair) -> Change | None:
 def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
     """Adds the modules that changed first to a change, if they are known.
 
-    A change found in the backward pass moves to the forward stage if a module's input or output
-    changed.
+    A backward change becomes a forward change if a module's input or output changed.
     """
     if not phase or pair.figures("probe_gradients") == NO_FIGURES:
         return change

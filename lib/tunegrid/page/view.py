@@ -89,7 +89,7 @@ class PageRun:
 
     @cached_property
     def by_cell(self) -> Mapping[str, list[Record]]:
-        """Each cell's records, sorted by seed, except second training runs; cells in study order."""
+        """Each cell's records by seed, except second training runs; cells are in study order."""
         cells: dict[str, list[Record]] = defaultdict(list)
         records = first_trainings(self.records)
         records.sort(key=lambda record: (study_place(record.cell), record.seeds.seed or 0))
@@ -382,10 +382,7 @@ class Page:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """The command, devices, commit and versions.
-
-        The baseline's commit and versions are added where they differ.
-        """
+        """The command, the devices, and the commit and versions with the baseline's if they differ."""
         baseline = self.older[0] if self.older else None
         devices: dict[str, None] = {}
         for record in self.run.records:
@@ -529,7 +526,7 @@ class Page:
     def scores(self, cell: CellView) -> list[float | None]:
         """A cell's mean main score in each run, over the seeds that it shares with this run.
 
-        A run that shares no seed is averaged over all of its own seeds.
+        If they share none, all seeds of the older run count.
         """
         seeds = {record.seeds.seed for record in cell.records}
         scores = []

@@ -186,7 +186,7 @@ def freedom(errors: Sequence[Error]) -> float:
 
 
 def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
-    """Adds the error of the mean to each entry, from calibrated noise or the run's own noise."""
+    """The entries with the errors of their means, from calibrated noise or the run's own noise."""
     rows: dict[str, int] = {}
     scores: dict[NoiseKey, list[Sequence[float]]] = {}
     for entry in entries:
@@ -199,7 +199,7 @@ def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
 
 
 def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
-    """Adds the error of the mean to an entry, if either noise is known for its cell."""
+    """The entry with the error of its mean; unchanged if its noise is unknown."""
     is_calibrated = calibrated_holds(entry, calibrated, own)
     noise = calibrated if is_calibrated else own
     first = entry.first
@@ -214,10 +214,9 @@ def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
 def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
     """Checks that calibrated noise is known for an entry and that its seeds do not contradict it.
 
-    Calibrated noise is preferred because it usually comes from more seeds and the gate uses it,
-    too. But a run with several seeds uses the noise between these seeds if its method was not
-    calibrated, or if calibrated noise would make seeds scatter this much in fewer than one run in
-    1,000 (F-test).
+    Calibrated noise usually comes from more seeds, and the gate uses it, too. But a run with
+    several seeds uses the noise between these seeds if its method was not calibrated, or if the
+    calibrated noise would make seeds scatter this much in fewer than one run in 1,000 (F-test).
     """
     first = entry.first
     spread = calibrated.find(SEEDS, first, first.main_score)

@@ -66,7 +66,7 @@ PEAK_SHARE = Range(0.1, 0.5)  # of its peak, where arithmetic limits an update
 LAUNCH_SECONDS = Range(0.015, 0.06)  # per micro-batch, where launching kernels limits it
 TOKEN_SECONDS = Range(0.015, 0.06)  # per token that a batch of `EVAL_BATCH` rows generates
 FILL = 0.3  # the smallest share of `max_length` that a batch's longest text fills
-BATCH_GAIN = 2.0  # how many times the FLOP/s of one row a CPU reaches on a whole batch, at most
+BATCH_GAIN = 2.0  # a whole batch raises a CPU's FLOP/s over one row by at most this factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,8 @@ class Work:
     Attributes:
         train_flops: the FLOPs of all updates if each text has `max_length` tokens.
         scoring_flops: the FLOPs of scoring, under the same assumption.
-        generated_steps: the maximum number of tokens that all batches generate one after another;
-            0 if the cell generates nothing.
+        generated_steps: the maximum number of tokens generated one after another; 0 if the cell
+            generates nothing.
     """
 
     updates: int
@@ -136,7 +136,7 @@ def measured_seconds(work: Work, footprint: Record) -> Range | None:
 
 
 def memory_bytes(recipe: Hyperparameters, footprint: Record) -> int | None:
-    """Bytes of the tensors held between updates and of a micro-batch's activations, if measured."""
+    """Bytes of tensors held between updates and activations of a micro-batch; None if unknown."""
     ledger = footprint.memory.ledger if footprint.memory else None
     if not ledger or ledger.tensor_bytes is None or ledger.activations_bytes is None:
         return None
@@ -184,7 +184,7 @@ def read_footprints(path: Path) -> dict[str, Record]:
 def download_bytes(cells: Iterable[Cell], footprints: Mapping[str, Record]) -> Range:
     """Bytes of weights and rows to download.
 
-    The low end assumes that the hub's files take half as many bytes as the rows do as JSON.
+    The low end assumes that the hub's files are half as large as the rows in JSON.
     """
     weights: dict[str, int] = {}
     tasks: dict[str, Task] = {}

@@ -60,7 +60,7 @@ def interval(rows: pd.DataFrame) -> tuple[float, float, float]:
     """The mean of a figure over seeds and its 95 % interval.
 
     The interval comes from the figure's rows if it has rows, else from the instrument if it gave
-    one, else from the scatter of the seeds. With only one seed to scatter, it is NaN.
+    one, else from the scatter of the seeds. With a single seed, it is then NaN.
     """
     intervals = []
     for _, group in rows.groupby("seed", dropna=False):

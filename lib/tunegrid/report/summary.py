@@ -119,7 +119,7 @@ def table(
 def cell_lines(
     records: Iterable[Record], cells: Sequence[str] = STUDY_IDS, seconds: float | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Yields lines, each with a colour or "": tables of cells, a footer, failures and warnings."""
+    """Yields lines and their colours, if any: tables of cells, a footer, failures and warnings."""
     order = {cell: index for index, cell in enumerate(cells)}
 
     def position(record: Record) -> tuple[object, ...]:
@@ -220,8 +220,7 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
     """Yields lines on failures: the causes and cells of each, then the distinct sentences on them.
 
-    If more than three records share causes, only the first record's first sentence on each cause
-    is included.
+    If more than three records share causes, each cause gets only the first record's first sentence.
     """
     for failure in find_failed_cells(sorted(records, key=lambda record: study_place(record.cell))):
         yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"

@@ -78,7 +78,7 @@ class Statement:
 
     @property
     def sentence(self) -> str:
-        """The clause with a capital and a full stop; a file or cell name that opens it keeps its case."""
+        """The clause with a capital and a full stop; a leading file or cell name keeps its case."""
         is_word = self.clause.partition(" ")[0].isalpha()
         first = self.clause[0].upper() if is_word else self.clause[0]
         return f"{first}{self.clause[1:]}."
@@ -662,7 +662,7 @@ def is_equal_or_rounding(judgement: Judgement) -> bool:
 
 
 def _no_regression(run: JudgedRun, undecided: Sequence[Judgement]) -> Iterator[Statement]:
-    """Statements that no figure is worse, or on what remains undecided."""
+    """Statements that say that no figure is worse, and what remains undecided."""
     compared = []
     for kind in KINDS[1:]:
         if kind in run.kinds and any(was_compared(j) for j in run.judged if j.kind == kind):
