@@ -444,9 +444,9 @@ def compare_pair(
 
 
 def _rounding(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:
-    """The verdict on losses that differ by rounding, and its reason.
+    """The verdict on losses that differ by rounding, with its reason.
 
-    The verdict is *changed* if more predictions differ than rounding explains.
+    It is *changed* if more predictions differ than rounding explains.
     """
     gaps = pair.gaps[:UPDATES]
     words = f"losses are equal up to update {len(gaps)}, then differ"

@@ -382,7 +382,7 @@ class Page:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """The command, the devices, and the commit and versions with the baseline's if they differ."""
+        """The command, devices, commit and versions; the last two with the baseline's if different."""
         baseline = self.older[0] if self.older else None
         devices: dict[str, None] = {}
         for record in self.run.records:
