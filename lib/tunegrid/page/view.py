@@ -382,7 +382,7 @@ class Page:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """The command, devices, commit and versions; the last two with the baseline's if different."""
+        """Facts on the run's environment, with the baseline's commit and versions if they differ."""
         baseline = self.older[0] if self.older else None
         devices: dict[str, None] = {}
         for record in self.run.records:
