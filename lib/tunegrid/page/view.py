@@ -382,7 +382,7 @@ class Page:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """Facts on the run's environment, with the baseline's commit and versions if they differ."""
+        """The run's environment, with the baseline's commit and versions if they differ."""
         baseline = self.older[0] if self.older else None
         devices: dict[str, None] = {}
         for record in self.run.records:
