@@ -1,4 +1,4 @@
-"""Derives bounds and noise from runs of one grid, and formats bounds as TOML.
+"""Derives bounds and noise from runs of the same grid, and formats bounds as TOML.
 
 Scores are in points, 0-100.
 """
@@ -35,10 +35,10 @@ def get_bound(
 ) -> float:
     """The lowest score expected of a healthy run, in points, rounded down to a tenth.
 
-    The deviation of a new score from the mean of n scores is noise * sqrt(1 + 1 / n). The `bounds`
-    bounds of a run share the chance `HEALTHY_MISSES` (Bonferroni). The bound is at least `tail`
-    deviations and `LEAST_ROOM` points below the mean, but at most `CONTROL_SHARE` of the way to the
-    score of a `control`.
+    The difference between a new score and the mean of n scores has a standard deviation of
+    `noise` * sqrt(1 + 1 / n). The chance `HEALTHY_MISSES` is divided among the `bounds` bounds of a
+    run (Bonferroni). The bound is at least `tail` deviations and `LEAST_ROOM` points below the
+    mean, but at most `CONTROL_SHARE` of the way to the score of a `control`.
     """
     from tunegrid.gate.statistics import critical_value  # imports scipy
 
@@ -64,7 +64,7 @@ class Calibration:
     controls: Mapping[NoiseKey, float] = field(default_factory=dict)
 
     def bound_keys(self) -> list[NoiseKey]:
-        """Lists every pair of a cell and one of its bounded scores."""
+        """Lists the (cell, score name) pairs of all bounded scores."""
         keys = []
         for cell, record in self.seeds[0].items():
             keys += [(cell, metric) for metric in record.bounded_scores]

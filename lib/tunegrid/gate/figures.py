@@ -1,9 +1,10 @@
 """Judges a run's measurements other than losses and scores: memory, speed and instruments.
 
 The ledger of tensor bytes is exact. Peaks and speed have relative margins and are compared only
-between similar machines. On a CPU, the bytes of a traced update are counted, so any two CPUs are
-comparable. A run's JSON declares the figures of its instruments and, for each cell and seed, names
-the file with their values, so this module depends on no instrument. Needs no torch.
+between similar machines. The bytes of an update traced on a CPU are counted, so they can be
+compared between any two CPUs. A run's JSON declares the figures of its instruments and, for each
+cell and seed, names the file with their values, so this module depends on no instrument. Needs no
+torch.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -47,7 +48,7 @@ def judge_figures(
     one_training: Collection[str],
     margins: Mapping[str, Mapping[str, float]],
 ) -> Iterator[Judgement]:
-    """Yields judgements on memory and speed, and the gravest on each instrument of the old run."""
+    """Yields judgements on memory and speed, and the gravest judgement on each instrument."""
     cost_margins = {**margins["memory"], **margins["speed"]}
     for cell, rows in cells.items():
         is_finished = all(record.finished for record in rows.records[0])
@@ -57,7 +58,7 @@ def judge_figures(
 
 
 def _costs(rows: Rows, margins: Mapping[str, float], is_finished: bool) -> Iterator[Judgement]:
-    """Judges the ledger, and for finished runs also peaks, traced bytes and speed."""
+    """Judges tensor bytes; for finished runs, also peaks, traced bytes and speed."""
     before, after = rows.records[0]
     references = {name: [before] for name in LEDGER}
     if is_finished:
@@ -86,7 +87,7 @@ def _costs(rows: Rows, margins: Mapping[str, float], is_finished: bool) -> Itera
 
 
 def _references(rows: Rows) -> dict[str, list[Record]]:
-    """The baseline's records to compare each figure with, all from similar machines."""
+    """For each figure, the baseline's records from machines similar enough to compare."""
     before, after = rows.records[0]
     same_device: list[Record] = []
     cpus: list[Record] = []
@@ -149,7 +150,7 @@ def unlike_machines(before: Record, after: Record) -> str:
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
-    """Yields each instrument's gravest judgement; figures without `better` are not judged."""
+    """Yields each instrument's gravest judgement; skips figures whose `better` is not declared."""
     old, new = zip(*rows.records, strict=True)
     before = load_frame(old, rows.old_path)
     after = load_frame(new, rows.new_path)
@@ -182,7 +183,7 @@ def _judge_figure(
     part: str,
     lines: pd.DataFrame,
 ) -> Judgement:
-    """Judges a figure from paired rows of two runs that are the same training up to rounding."""
+    """Judges a figure from the paired rows of two training runs that differ only by rounding."""
     weights = lines.weight / lines.weight.mean()
     sign = 1 if figure.better == "higher" else -1
     gains = sign * weights * (lines.value_new - lines.value)
@@ -218,7 +219,7 @@ def _gravity(judgement: Judgement) -> tuple[int, float]:
 
 
 def load_frame(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
-    """The instrument figures of these records, with cell and seed; a missing file adds none."""
+    """The instrument figures of these records, with cell and seed; missing files are skipped."""
     frames = []
     for record in records:
         columns = read(record, run, "figures")

@@ -108,8 +108,8 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
     If `noise` is None, the gate uses the calibrated noise of the suite and of users' own cells.
 
     Raises:
-        InputError: if the runs are of two profiles, have no cell in common or scored different
-            test rows or none, if the new run is empty, or if the baseline fails `check_sound`.
+        InputError: if the new run is empty, if the runs belong to different profiles, have no cell
+            in common, or scored different or no test rows, or if the baseline fails `check_sound`.
     """
     margins = load_margins()
     tolerances = load_tolerances()
@@ -158,12 +158,12 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
 
 
 def _finished(run: Run) -> Run:
-    """A run of the finished records only."""
+    """A run with only the finished records."""
     return Run.make([record for record in run.all_records if record.finished], run.path)
 
 
 def _extra_cells(run: Run, reference: Run) -> list[Record]:
-    """One record of each cell that the reference lacks."""
+    """One record for each of the run's cells that the reference lacks."""
     extra = run.records.keys() - reference.records.keys()
     return [next(iter(seeds.values())) for cell, seeds in run.records.items() if cell in extra]
 
@@ -171,8 +171,8 @@ def _extra_cells(run: Run, reference: Run) -> list[Record]:
 def check_sound(baseline: Run) -> None:
     """Raises InputError if a baseline's file was changed or is unsealed, or a cell is not sound.
 
-    After a failed audit, figures do not describe the method. Figures below a bound do, and a new
-    run with equally low figures misses the bound, too.
+    After a failed audit, a cell's figures do not describe the method. A missed bound is accepted,
+    since a new run with equally low scores misses the bound, too.
     """
     if baseline.doubt:
         fault = f"{baseline.path} {baseline.doubt}"
@@ -207,9 +207,9 @@ def _confirm(
     confirming: RecordsBySeed,
     judge: Callable[..., list[Judgement]],
 ) -> Judgement:
-    """Confirms or refutes a drop by a second training run.
+    """Marks a drop as confirmed or refuted by a second training run, or as open without one.
 
-    Only a drop at a single seed that the baseline lacks is checked.
+    Only drops at a single seed that the baseline lacks are marked.
     """
     # Runs of equal seed differ only by the change, and the mean of several seeds is reliable.
     if drop.verdict is not Verdict.WORSE or drop.effect is None:
@@ -236,9 +236,9 @@ def _confirm(
 
 
 def is_suspect(old: Run, record: Record) -> bool:
-    """Checks whether a record alone is judged worse at a seed that the baseline lacks.
+    """Checks whether the gate on this record alone finds a drop, at a seed that the baseline lacks.
 
-    The gate over all cells adjusts its p-values, so it finds fewer records worse.
+    A gate on many cells adjusts its p-values, so it finds fewer drops.
     """
     try:
         judgements = gate(old.select([record.cell]), Run.make([record]))

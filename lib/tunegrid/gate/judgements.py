@@ -31,7 +31,7 @@ RecordsBySeed = Mapping[int | None, Record]  # records of one cell
 
 
 class Verdict(StrEnum):
-    """A gate's verdicts, most severe first; a group of judgements takes its most severe one."""
+    """A gate's verdicts, most severe first; a group of judgements gets its most severe verdict."""
 
     MISSING = "missing"
     WORSE = "worse"
@@ -89,7 +89,7 @@ class Judgement:
 
     @property
     def kind(self) -> str:
-        """One of `KINDS`; a missing or new cell counts as quality."""
+        """The kind of figure, one of `KINDS`; a missing or new cell counts as quality."""
         if "/" in self.quantity:
             return "instruments"
         if self.quantity == "numerics":
@@ -100,7 +100,7 @@ class Judgement:
 
     @property
     def decides(self) -> bool:
-        """True if it affects the cell's verdict; minor scores do so only if they are worse."""
+        """Checks whether this affects the cell's verdict; minor scores do so only if worse."""
         if self.quantity in NEVER_FAILING:
             return False
         return (
@@ -133,7 +133,7 @@ def tally(verdicts: Iterable[Verdict | None]) -> str:
 
 
 def by_cell(judged: Iterable[Judgement]) -> dict[str, list[Judgement]]:
-    """Groups judgements by cell and keeps their order."""
+    """Groups judgements by cell, keeping their order."""
     cells: dict[str, list[Judgement]] = {}
     for judgement in judged:
         cells.setdefault(judgement.cell, []).append(judgement)
@@ -179,7 +179,7 @@ def parse_kinds(text: str, known: Sequence[str] = COUNTED) -> tuple[str, ...]:
 def find_worse(judged: Iterable[Judgement], kinds: Sequence[str]) -> list[Judgement]:
     """The judgements that fail a run: missing cells, worse figures and changed numerics.
 
-    Missing cells always count, figures only if their kind is one of `kinds`.
+    Missing cells always count; figures count only if their kind is one of `kinds`.
     """
     return [judgement for judgement in judged if _fails(judgement, kinds)]
 
@@ -208,10 +208,10 @@ def was_compared(judgement: Judgement) -> bool:
 
 
 def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[str]:
-    """Those `kinds` of which no figure (for quality, no main score) could be compared.
+    """The kinds among `kinds` in which no figure (for quality, no main score) could be compared.
 
-    Kinds without judgements are left out, except speed and instruments. If no kind remains although
-    nothing was compared, all are returned.
+    Kinds without judgements are left out, except speed and instruments. If that leaves no kind
+    although nothing was compared, returns all kinds of figures in `kinds`.
     """
     names = []
     for kind in KINDS:

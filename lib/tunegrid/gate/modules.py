@@ -4,14 +4,15 @@ In the probe, which runs a few rows before training, each call of a module has f
 input, its output, the gradient at its output, and the gradients of its own weights. A figure
 consists of a norm and some projections, and has moved if any of these differs by more than a bound.
 The bound is a share of the norm, measured like the other tolerances of numerics. Rounding errors
-grow from module to module, so the last ones set the bound. A figure is equal if it moved by no more
-than the bound and a tenth of the movement on the module's other side.
+grow from module to module, so the last modules set the bound. A figure counts as equal if it moved
+by no more than the bound, and by no more than a tenth of the movement on the module's other side.
 
-Forward, the first modules are the innermost ones whose output moved although their input is equal,
-in the order in which they ended. Backward, starting from the end, they are those that received the
-first tensor whose gradient moved, although the gradient at their own output is equal. If no module
-received that tensor, the smallest such module around it is named. A module nearer the end is named
-instead if the gradients of its weights moved but the gradient at its output did not.
+In the forward pass, the first modules to change are the innermost ones whose output moved although
+their input is equal, in the order in which their calls ended. The backward pass is searched from
+the end of the model for a tensor whose gradient moved. There, the first modules are those that
+received this tensor although the gradient at their own output is equal. If there are none, the
+smallest module around the tensor with an equal gradient at its output is named. A module nearer the
+end is named instead if the gradients of its weights moved but the gradient at its output did not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,7 +74,7 @@ def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] |
 
 
 def parse_modules(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Modules:
-    """Makes a frame of calls from a file's columns; raises InputError if they do not fit."""
+    """Makes a frame of calls from a file's columns; raises InputError if one is missing or bad."""
     try:
         calls = pd.DataFrame({name: columns[name] for name in COLUMNS})
         return calls.astype(dict.fromkeys(PLACE_COLUMNS, "int32"))
@@ -83,14 +84,14 @@ def parse_modules(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Module
 
 
 def _numbers(calls: Modules) -> Any:
-    """An array (calls, figures, parts of a figure); NaN where a number is missing or not finite."""
+    """The numbers, shape (calls, figures, parts of a figure); NaN if missing or not finite."""
     numbers = calls[[*CALL_NUMBERS]].to_numpy(float)
     return numbers.reshape(-1, len(COLUMN_PREFIXES), len(FIGURE_PARTS))
 
 
 @dataclass(frozen=True)
 class Moved:
-    """How far all figures of one phase moved between two records."""
+    """How far each figure of one phase of the probe moved between two records."""
 
     calls: Modules  # calls of the newer record
     # A row per call and a column per figure, in units of the figure's norm; NaN if the older record
@@ -99,9 +100,10 @@ class Moved:
 
     @classmethod
     def measure(cls, old: Modules, new: Modules, phase: str) -> "Moved":
-        """Measures the movement; it is infinite if a number is finite in one record only.
+        """Measures how far the figures of a phase moved.
 
-        For gradients of weights, it is then 0.
+        The movement is infinite if a number is finite in one record only, except for gradients of
+        weights, where it is 0.
         """
         before = old[old.phase == phase]
         calls = new[new.phase == phase]
@@ -132,9 +134,10 @@ class Moved:
         return self._innermost(shares.index[(shares.output > bound) & has_equal_input])
 
     def backward(self, bound: float) -> tuple[list[int], float]:
-        """The innermost calls, from the end, in which gradients first moved, and by what share.
+        """The innermost calls in which gradients first moved, and by what share of the norm.
 
-        The gradient at such a call's output is equal.
+        The search starts at the end of the model. At the output of these calls, the gradient is
+        still equal.
         """
         calls = self.calls
         gradient = self.shares.gradient
@@ -159,7 +162,7 @@ class Moved:
         return inner_calls, share
 
     def parent_calls(self, call: int) -> Iterator[int]:
-        """Yields the calls that enclose a call, innermost first; they end later."""
+        """Yields the calls that enclose this call, innermost first; they all end after it."""
         depth = self.calls.depth[call]
         for later_call, later_depth in self.calls.depth.loc[call + 1 :].items():
             if later_depth < depth:
@@ -167,9 +170,9 @@ class Moved:
                 yield later_call
 
     def _innermost(self, calls: Sequence[int]) -> list[int]:
-        """The calls that enclose none of the other calls.
+        """Those of the given calls that enclose no other given call.
 
-        Calls made inside a call end right before it and are deeper.
+        Calls made inside a call are deeper and come directly before it.
         """
         depth = self.calls.depth
         innermost = [*calls[:1]]

@@ -1,4 +1,4 @@
-"""Provides the training noise of a score: its standard deviation, and the scale that it is on.
+"""Provides the training noise of scores: its standard deviation and the scale it is measured on.
 
 There are two kinds: *seeds*, between training runs with different seeds, and *perturbed*, between
 training runs of one seed whose initial weights differ in the last digits. The evidence in the
@@ -43,11 +43,11 @@ ScoresByKey = Mapping[NoiseKey, Groups]
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale on which scores are tested: the arcsine of a share's square root.
+    """The scale on which scores are tested: the arcsine of the square root of a share.
 
-    Near 100 few rows are wrong, and seeds change their number less. On this scale, where a point is
-    1 unit at 50 and 4 units at 98.5, a share has the same variance everywhere. log(100 - score)
-    would exaggerate changes between 99 and 100.
+    Near 100, few rows are wrong, and their number varies less between seeds. On this scale, where a
+    point is 1 unit at 50 and 4 units at 98.5, a share has the same variance everywhere.
+    log(100 - score) would exaggerate changes between 99 and 100.
     """
 
     # Half the points by which a changed row moves the score; infinite for a scale of plain points.
@@ -75,9 +75,9 @@ class Scale:
         return 50 / math.sqrt((score + self.half) * (100 - score + self.half))
 
     def resolution(self, score: float) -> float:
-        """The smallest deviation assumed, in scale units: the effect of half a row.
+        """The smallest standard deviation to assume, in scale units: the effect of half a row.
 
-        A few runs without a change do not prove that there is no noise.
+        A few runs with equal scores do not prove that there is no noise.
         """
         return self.half * self.per_point(score)
 
@@ -137,7 +137,7 @@ class Noise:
 
     @cached_property
     def spreads(self) -> dict[tuple[str, str, str], Deviation]:
-        """Deviations on the scale, by (kind of noise, cell or cell kind, score name)."""
+        """Standard deviations in scale units, by (kind of noise, cell or cell kind, score name)."""
         groups = defaultdict[tuple[str, str, str], list[Sequence[float]]](list)
         for kind, keys in self.scores.items():
             for cell, metric in keys:
@@ -157,12 +157,15 @@ class Noise:
         return make_scale(self.rows.get(task_name(cell)) or own_rows[cell], metric)
 
     def positions(self, kind: str, cell: str, metric: str) -> Groups:
-        """A cell's scores, as positions on their scale."""
+        """A cell's scores as positions on their scale."""
         scale = self.scale(cell, metric)
         return [list(map(scale.position, group)) for group in self.scores[kind][cell, metric]]
 
     def residuals(self, kind: str, cell: str, metric: str) -> list[float]:
-        """A cell's residuals, scaled to a variance of 1; empty if the deviation is 0 or unknown."""
+        """How far a cell's scores lie from their group's mean, scaled to a variance of 1.
+
+        Empty if the cell's standard deviation is 0 or unknown.
+        """
         unit = self.spreads.get((kind, cell, metric))
         if not unit or not unit.sd:
             return []
@@ -176,7 +179,7 @@ class Noise:
         return residuals
 
     def tail(self, cell: str, metric: str) -> float:
-        """How many deviations the worst seed among cells of this kind is below its cell's mean."""
+        """How far the worst seed of this kind of cell is below its cell's mean, in deviations."""
         lowest = 0.0
         for calibrated, score in self.scores[SEEDS]:
             if cell_kind(calibrated) == cell_kind(cell) and score == metric:
@@ -186,8 +189,9 @@ class Noise:
     def find(self, kind: str, record: Record, metric: str) -> Deviation | None:
         """The deviation of a record's score; None if it is unknown or the score is missing.
 
-        It is known if this kind of cell was calibrated in this profile with as many test rows.
-        Between seeds, it is also known if the user calibrated the cell with exactly this recipe.
+        The deviation is known if this kind of cell was calibrated in the same profile with the same
+        number of test rows. Between seeds, it is also known if the user calibrated the cell with
+        exactly this recipe.
         """
         score = record.scores.get(metric)
         if score is None:
@@ -210,10 +214,10 @@ class Noise:
     def estimate(self, kind: str, cell: str, metric: str, score: float) -> Deviation | None:
         """Estimates a cell's deviation; None if no cell of its kind was calibrated.
 
-        Below `ENOUGH` degrees of freedom, it is at least that of the kind, since a few runs may
-        agree by chance. A new method has only its kind's figures. Other cells keep their own
-        degrees of freedom, since cells of a kind may be compared with each other. The deviation is
-        at least the resolution of the test rows at `score`.
+        Below `ENOUGH` degrees of freedom, it is at least the deviation of the cell's kind, since a
+        few runs may agree by chance. Uncalibrated cells get the deviation of their kind.
+        Calibrated cells keep their own degrees of freedom, since cells of a kind may be compared
+        with each other. The deviation is at least the resolution of the test rows at `score`.
         """
         common = self.spreads.get((kind, cell_kind(cell), metric))
         if not common:
@@ -239,9 +243,9 @@ def own_deviation(own: OwnNoise, metric: str, score: float) -> Deviation | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry(Deviation):
-    """An entry of the noise file: one kind of noise of one score.
+    """An entry of the noise file, with one kind of noise for one score.
 
-    `sd` is in points and only informs readers; the code uses the scores.
+    `sd`, in points, only informs human readers; the code uses `scores`.
     """
 
     scores: list[list[Annotated[Number, Field(ge=0, le=100)]]]

@@ -2,9 +2,9 @@
 
 The first updates show a change before any score does, and without statistics, because they amplify
 rounding far less than later updates. A later change shows in the smoothed loss curve, or in more
-test rows with other predictions than rounding explains. Tolerances are measured. The figures of
-modules (`tunegrid.gate.modules`) name the module that changed but never decide, since they include
-the model's values for padding, which may change without harm.
+changed test predictions than rounding explains. Tolerances are measured. The figures of modules
+(`tunegrid.gate.modules`) name the module that changed but never affect the verdict, since they
+include the model's values for padding, which may change without harm.
 """
 
 import math
@@ -76,10 +76,10 @@ class Pair:
     modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None
 
     def figures(self, name: str) -> tuple[Any, Any]:
-        """A figure of the old and new run; `NO_FIGURES` unless both have it.
+        """A figure of the old run and of the new run; `NO_FIGURES` unless both have it.
 
-        Figures of the probe need the same probe in both runs. For all losses after the first, the
-        pair is 0 and the gap.
+        Figures of the probe are returned only if both runs used the same probe. Figures of losses
+        after the first are 0 for the old run and the gap between the runs for the new one.
         """
         if name == "order":
             return self.old.order, self.new.order
@@ -113,7 +113,7 @@ class Pair:
     def curve(self) -> float:
         """The largest gap between the smoothed losses, as a share of the old mean loss.
 
-        Infinite if one run made more updates.
+        Infinite if the runs made different numbers of updates.
         """
         before = np.array(self.old.losses, float)
         after = np.array(self.new.losses, float)
@@ -127,9 +127,9 @@ class Pair:
 
     @property
     def split_update(self) -> int:
-        """The first update with a different loss, or one past the last update.
+        """The first update at which losses differ, or one past the last update.
 
-        If early losses already differ, this is the first update whose gap exceeds rounding.
+        If the first `UPDATES` losses already differ, only a gap larger than rounding counts.
         """
         before = self.old.losses
         limit = 0.0
@@ -144,7 +144,7 @@ class Pair:
     def jump(self) -> float:
         """The first gap between losses, if the first `UPDATES` losses are equal; else 0.
 
-        A gap from rounding would grow slowly instead.
+        A gap caused by rounding would grow slowly instead.
         """
         for index, gap in enumerate(self.gaps):
             if gap:
@@ -158,9 +158,10 @@ class Pair:
 
 
 def furthest(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> tuple[float, str]:
-    """The largest gap between two norms of one group, as a share of the larger, and that group.
+    """The largest relative gap between the old and new norm of a group, and that group's name.
 
-    A norm below the share `SMALL_NORM` of the largest norm counts as that share.
+    A gap is relative to the larger of the two norms, or to `SMALL_NORM` times the largest norm of
+    any group if that is greater.
     """
     old = old or {}
     new = new or {}
@@ -181,7 +182,10 @@ def _gap(before: Any, after: Any) -> float:
 
 
 def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, Any] | None:
-    """Describes a figure's largest gap (norms) or first gap (others); None if within the limit."""
+    """Describes the gap of a figure: for norms the largest, otherwise the first above the limit.
+
+    Returns None if no gap exceeds the limit.
+    """
     before = before if isinstance(before, dict) else {"": before}
     after = after if isinstance(after, dict) else {"": after}
     is_norm = name in BY_GROUP
@@ -197,7 +201,7 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
 
 
 def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> tuple[float, Any]:
-    """The first gap that exceeds the limit, and its group; 0 if none does."""
+    """The first gap that exceeds the limit, and its group; a gap of 0 if none does."""
     for group in before | after:
         gap = _gap(before.get(group), after.get(group))
         if gap > limit:
@@ -206,7 +210,7 @@ def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> t
 
 
 def _value_text(name: str, values: Mapping[str, Any], group: str) -> str:
-    """Formats a group's value; missing gradients and zero gradients read differently."""
+    """Formats a group's value; distinguishes missing gradients from gradients that are zero."""
     value = values.get(group)
     if name in ("probe_reached", "reached") and not value:
         return "none" if value is None else "0 (all are zeros)"
@@ -222,7 +226,7 @@ def _factor_text(factor: float) -> str:
 
 
 class FlowRow(NamedTuple):
-    """A figure, and the stage of a run at which a change of it first shows."""
+    """A figure to compare, and the stage of a run that changed if this figure differs."""
 
     stage: str
     figure: str
@@ -353,9 +357,9 @@ def first_change(pair: Pair) -> Change | None:
 
 
 def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
-    """Adds the first changed modules to a change, if they are known.
+    """Adds the modules that changed first to a change, if they are known.
 
-    Its stage becomes "forward" instead of backward if a module's input or output changed.
+    A backward change becomes a forward change if a module's input or output changed.
     """
     if not phase or pair.figures("probe_gradients") == NO_FIGURES:
         return change
@@ -374,9 +378,9 @@ def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
 
 
 def judge_numerics(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
-    """The gravest judgement on a cell's runs, and whether all finished new runs repeat old ones.
+    """The gravest judgement on a cell, and whether every finished new run repeats its old run.
 
-    A new run repeats its old run if both finished and are the same training run up to rounding.
+    It does if both finished and are the same training run up to rounding.
     """
     judgements = []
     same_trainings = []
@@ -399,8 +403,8 @@ def compare_pair(
 
     Records with the same seed, recipe, order and data are the same training run if all losses are
     equal, or if no stage before the evaluation changed by more than rounding. If one record made
-    only its first updates, it is compared with the same number of the other's updates. `runs` are
-    the files of both records.
+    only its first updates, the other is cut to the same number of updates. `runs` are the files of
+    both records.
     """
     reason = not_comparable(old, new, tolerances)
     updates = None
@@ -440,7 +444,10 @@ def compare_pair(
 
 
 def _rounding(pair: Pair, old: Record, new: Record, runs: Runs) -> tuple[Verdict, str]:
-    """The verdict and reason if losses differ by rounding: *changed* if too many predictions do."""
+    """The verdict on losses that differ by rounding, with its reason.
+
+    It is *changed* if more predictions differ than rounding explains.
+    """
     gaps = pair.gaps[:UPDATES]
     words = f"losses are equal up to update {len(gaps)}, then differ"
     if any(gaps):
@@ -472,9 +479,9 @@ def changed_rows(old: Record, new: Record, runs: Runs) -> tuple[int, int] | None
 
 
 def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:
-    """The verdict and reason if losses are equal: *changed* if predictions or points are not.
+    """The verdict if losses are equal, and its reason: *changed* if predictions or points differ.
 
-    BERTScores may differ by rounding.
+    Only BERTScores may differ by rounding.
     """
     files = [record.examples and record.examples.file for record in (old, new)]
     if updates or None in files or files[0] == files[1]:

@@ -1,11 +1,11 @@
 """Judges whether scores got worse, with one judgement per cell and bounded score.
 
-The difference of mean scores is compared with the training noise that applies
-(`tunegrid.gate.noise`), by a t-test on its `Scale`. Points by row are optional. If no noise was
-calibrated, it is estimated from the seeds of the two runs. With one seed on each side, it is
-estimated from single rows, provided that both are the same training run up to rounding; otherwise
-nothing can be decided. The chance that a whole run of equal quality is called worse is at most 5 %.
-Main scores get most of this chance, and all other scores share the rest.
+The difference between mean scores is compared with the training noise (`tunegrid.gate.noise`) by a
+t-test on the noise's `Scale`. Points by row are optional. If no noise was calibrated, it is
+estimated from the seeds of the two runs. With one seed on each side, it is estimated from single
+rows, provided that both are the same training run up to rounding; otherwise nothing can be decided.
+The chance that any score of a run of equal quality is called worse is at most 5 %. Most of this
+chance goes to the main scores, and all other scores share the rest.
 """
 
 import math
@@ -48,9 +48,9 @@ MORE_SEEDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A cell's old and new runs and their points by row.
+    """A cell's old and new runs, with the points of their test rows.
 
-    Each new run is paired with the old run of its seed, or of any seed if the baseline lacks it.
+    Each new run is paired with the old run of the same seed, or with any old run if there is none.
     """
 
     old: RecordsBySeed
@@ -79,7 +79,7 @@ class Rows:
 
     @property
     def other_recipe(self) -> str:
-        """A clause on the first old and new record whose recipes differ; empty if none do."""
+        """A clause naming the fields in which an old and a new recipe differ; empty if none do."""
         clauses = (other_recipe(*pair) for pair in product(self.old.values(), self.new.values()))
         return next(filter(None, clauses), "")
 
@@ -100,9 +100,9 @@ class Rows:
         return pairs if len(pairs) == len(self.records) else []
 
     def gains(self, metric: str) -> list[Array]:
-        """New minus old points of each row, by pair; empty if there are no points by row.
+        """The points that each row gained, one array per pair; empty if rows have no points.
 
-        Macro F1 has no points by row, so those of accuracy stand in.
+        Macro F1 has no points by row, so the points of accuracy stand in.
         """
         name = "accuracy" if metric == "f1_macro" else metric
         gains = []
@@ -113,7 +113,7 @@ class Rows:
         return gains
 
     def check_equal(self, judgement: Judgement) -> Judgement:
-        """Returns the judgement, made *same* if its score and rows are equal in every pair."""
+        """Returns the judgement, changed to *same* if score and rows are equal in every pair."""
         metric = judgement.quantity
         if judgement.verdict is Verdict.NOT_COMPARABLE:
             return judgement
@@ -154,7 +154,7 @@ def check_rows(before: Record, after: Record) -> None:
 
 
 class Reference(NamedTuple):
-    """The noise that a score's change is compared with, and the old records to compare with."""
+    """The noise against which a score's change is tested, and the old records to compare with."""
 
     words: str
     old: Sequence[Record]
@@ -164,7 +164,7 @@ class Reference(NamedTuple):
 def find_reference(
     metric: str, rows: Rows, one_training: bool, noise: Noise, scale: Scale, gains: Sequence[Array]
 ) -> Reference:
-    """Finds the most specific noise that is known for a score; its spread may be None."""
+    """Finds the most specific noise known for a score; its `spread` is None if none is known."""
     baseline = list(rows.old.values())
     peers = baseline
     if one_training:
@@ -238,7 +238,10 @@ class Decision(NamedTuple):
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
 ) -> dict[NoiseKey, Decision]:
-    """Decides on effects; adjusts p-values among main scores and among others (Holm 1979)."""
+    """Decides on each effect.
+
+    P-values are adjusted (Holm 1979) separately for main scores and for all other scores.
+    """
     decisions: dict[NoiseKey, Decision] = {}
     for is_main, alpha in ((True, MAIN_ALPHA), (False, OTHER_ALPHA)):
         family = {}

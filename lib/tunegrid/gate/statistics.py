@@ -1,4 +1,4 @@
-"""Effects, new minus old, with intervals and p-values. Scores are in points, 0-100.
+"""Computes effects (new minus old) with intervals and p-values. Scores are in points, 0-100.
 
 Both runs use the same test rows, so the rows add no error beyond training noise.
 """
@@ -37,7 +37,7 @@ class Effect:
     def detectable_drop(self, alpha: float, margin: float) -> float:
         """The smallest drop that is called worse four times in five.
 
-        It is called worse if it is significant at `alpha` and no smaller than the margin.
+        A drop is called worse if it is significant at `alpha` and no smaller than the margin.
         """
         error = self.error * self.scale.per_point(self.before)
         limit = self.scale.shift(self.before, -critical_value(alpha, self.df) * error)
@@ -55,7 +55,7 @@ def critical_value(alpha: float, df: float) -> float:
 
 
 def by_training(before: float, after: float, error: float, df: float, scale: Scale) -> Effect:
-    """The effect between two mean scores, given its standard error on the scale (Student 1908)."""
+    """The effect between two mean scores, given its standard error on `scale` (Student 1908)."""
     reach = critical_value(ALPHA / 2, df) * error
     distance = (scale.position(after) - scale.position(before)) / max(error, TINY)
     return Effect(
@@ -72,11 +72,12 @@ def by_training(before: float, after: float, error: float, df: float, scale: Sca
 
 
 def row_deviation(gains: Sequence[Array]) -> float:
-    """The smallest plausible deviation of a run's score, in points, from row gains of paired runs.
+    """The smallest plausible standard deviation of a run's score, in points.
 
-    Without a change, rows gain as often as they lose, so the side that moved less shows the noise
-    of both. The sum of its squares, over the squared number of rows, is the variance of one run.
-    Rows that a change makes worse (or better) are on the other side and do not count.
+    It is estimated from the points that rows gained between paired runs. Without a change, rows
+    gain as often as they lose, so whichever moved less, gains or losses, shows the noise of both.
+    Its sum of squares, divided by the squared number of rows, is the variance of one run. Rows that
+    a change makes worse (or better) are on the other side and do not count.
     """
     variances = []
     for sign in (1, -1):
@@ -86,13 +87,13 @@ def row_deviation(gains: Sequence[Array]) -> float:
 
 
 def by_rows(gains: Array) -> Effect:
-    """The effect of rows' mean gain, which is normal for many rows (central limit theorem)."""
+    """The effect of the rows' mean gain, assumed to be normal (central limit theorem)."""
     error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else np.inf
     return by_training(0.0, float(gains.mean()), error, np.inf, POINT_SCALE)
 
 
 def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float, float]:
-    """The ratio of two row sums and its 95 % interval (delta method, normal approximation)."""
+    """The ratio of two sums, with its 95 % interval (delta method, normal approximation)."""
     totals = np.asarray(sums, float)
     sizes = np.asarray(counts, float)
     value = float(totals.sum() / sizes.sum())
@@ -103,7 +104,7 @@ def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float,
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
-    """Adjusts p-values, by key, to bound the chance of any false alarm (Holm 1979)."""
+    """Adjusts p-values so that the chance of any false alarm is bounded (Holm 1979)."""
     keys = sorted(p_values, key=lambda key: p_values[key])
     steps = [min(1.0, (len(keys) - index) * p_values[key]) for index, key in enumerate(keys)]
     return dict(zip(keys, accumulate(steps, max), strict=True))

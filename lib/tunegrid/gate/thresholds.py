@@ -1,8 +1,8 @@
 """Loads the thresholds that figures are compared with: bounds, margins and tolerances.
 
 `margins.toml` and the constants here are set by hand. Bounds (`quick.toml` and the like),
-`noise.toml` and `numerics.toml` (tolerances for rounding) are measured, and describe the runs
-behind them.
+`noise.toml` and `numerics.toml` (tolerances for rounding) are measured, and describe the runs that
+they were measured on.
 """
 
 import tomllib
@@ -100,7 +100,7 @@ def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str
 
 
 def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
-    """Loads the largest differences of numerics that count as rounding.
+    """Loads the largest differences in numerics that count as rounding.
 
     Raises InputError for an invalid file.
     """
@@ -122,7 +122,7 @@ def cell_tolerance(cell: str, arithmetic: str, tolerances: Tolerances) -> Mappin
 def read_toml(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, Any]]:
     """Yields a TOML file's content; turns errors in reading or checking it into InputErrors.
 
-    They say that the file holds no `what` and name the `command` that writes it.
+    The messages say that the file holds no `what`, and name the `command` that writes it.
     """
     try:
         yield tomllib.loads(path.read_text(encoding="utf-8"))

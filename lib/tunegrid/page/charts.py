@@ -1,7 +1,8 @@
 """Draws the charts of a run with matplotlib: scores against cost, seeds, losses and history.
 
 The charts are for the run's page and for papers. Equal runs produce identical files, without
-creation dates or random ids. Import this module late, because matplotlib takes half a second.
+creation dates or random ids. Import this module late, because matplotlib takes half a second
+to load.
 """
 
 import html
@@ -128,7 +129,7 @@ def cell_pair(record: Record) -> CellPair:
 
 
 def looks(cells: Sequence[CellPair]) -> tuple[dict[CellPair, dict[str, Any]], list[Line2D]]:
-    """Chooses a style for each backbone and method, and makes the legend.
+    """Chooses a style for each pair of backbone and method, and makes the legend.
 
     Markers and dashes show the method, colours the backbone. If there are more backbones than
     colours, colours show the method instead.

@@ -84,12 +84,12 @@ class PageRun:
 
     @property
     def warning(self) -> str:
-        """The sentence that opens a page if the file's seals do not hold; otherwise empty."""
+        """A sentence that says why the run cannot be a baseline; empty if its seals hold."""
         return f"{self.name} {self.doubt}" if self.doubt else ""
 
     @cached_property
     def by_cell(self) -> Mapping[str, list[Record]]:
-        """Each cell's records by seed, without second training runs; cells are in study order."""
+        """Each cell's records by seed, except second training runs; cells are in study order."""
         cells: dict[str, list[Record]] = defaultdict(list)
         records = first_trainings(self.records)
         records.sort(key=lambda record: (study_place(record.cell), record.seeds.seed or 0))
@@ -112,7 +112,7 @@ class PageRun:
         return time if time.tzinfo else time.replace(tzinfo=UTC)
 
     def seed_records(self, cell: str, seeds: Iterable[int | None]) -> list[Record]:
-        """A cell's records of these seeds, or all of its records if there are none."""
+        """A cell's records with these seeds, or all of its records if none has such a seed."""
         records = self.by_cell.get(cell, [])
         return [record for record in records if record.seeds.seed in seeds] or records
 
@@ -195,7 +195,7 @@ def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
 
 
 def has_other_rows(old: Iterable[Record], new: Record) -> bool:
-    """Checks whether any older record was scored on other test rows than the new one."""
+    """Checks whether any older record was scored on test rows other than the new record's."""
     try:
         for record in old:
             check_rows(record, new)
@@ -224,7 +224,7 @@ class CellView:
 
     @property
     def status(self) -> Status:
-        """The worst status among the seeds: *passed* only if every seed passed."""
+        """The status of all seeds together: *passed* only if every seed passed."""
         return cell_status(self.records)
 
     @property
@@ -298,7 +298,7 @@ class CellView:
 
     @property
     def failed(self) -> bool:
-        """Checks whether the cell failed; *unconfirmed* and *begun* are no failures."""
+        """Checks whether the cell failed; *unconfirmed* and *begun* do not count as failures."""
         return self.status not in ("passed", "unconfirmed", "begun")
 
     @property
@@ -309,7 +309,7 @@ class CellView:
 
     @property
     def complaints(self) -> list[str]:
-        """Sentences on all faults, including excused audits, without the cell's name."""
+        """A sentence for each fault, including excused audits, without the cell's name."""
         texts = []
         for record in self.records:
             suffix = locate(record, "")
@@ -382,7 +382,7 @@ class Page:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """Command and devices, and commit and versions with the baseline's where they differ."""
+        """The run's environment, with the baseline's commit and versions if they differ."""
         baseline = self.older[0] if self.older else None
         devices: dict[str, None] = {}
         for record in self.run.records:
@@ -417,7 +417,8 @@ class Page:
     def changes(self) -> list[Section]:
         """The cells that failed or changed, and a sentence on missing cells.
 
-        Failed cells come first. In each group, cells without scores precede the largest changes.
+        Failed cells come first. Within each group, cells without scores come first, then the
+        largest changes.
         """
         cells = [cell for cell in self.cells if cell.failed or cell.changed]
         cells.sort(key=lambda cell: -abs(cell.change or 0))
@@ -506,7 +507,7 @@ class Page:
         return figure_frame(records, columns)
 
     def _speed(self, records: Sequence[Record]) -> pd.DataFrame:
-        """Losses of each cell's first seed, mean rates of `records`, and the older run's rows/s."""
+        """By cell, the first seed's losses, mean rates of `records`, and the older run's rows/s."""
         frame = figure_frame([cell.first for cell in self.cells], COURSE)
         frame = frame.join(figure_frame(records, RATES).groupby(level=0).mean())
         old_records: list[Record] = []
@@ -523,7 +524,10 @@ class Page:
         return [*sorted(self.older, key=lambda run: run.when), self.run]
 
     def scores(self, cell: CellView) -> list[float | None]:
-        """A cell's mean main score in each run, over this run's seeds if it has any of them."""
+        """A cell's mean main score in each run, over the seeds that it shares with this run.
+
+        If they share none, all seeds of the older run count.
+        """
         seeds = {record.seeds.seed for record in cell.records}
         scores = []
         for run in self.runs:
@@ -679,7 +683,7 @@ def drop_empty(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def effect_text(judgement: Judgement) -> str | None:
-    """The change of a figure, with its unit and any 95 % interval; None if it is unknown."""
+    """The change in a figure, with its unit and any 95 % interval; None if it is unknown."""
     if judgement.effect is None:
         return None
     forms = {"quality": (1, "+.2f", " points"), "instruments": (1, "+.3f", "")}
@@ -701,7 +705,7 @@ def library_versions(records: Sequence[Record]) -> dict[str, str]:
 
 
 def settings_frame(record: Record, with_versions: bool) -> pd.DataFrame:
-    """A cell's settings, data, model and device, and its versions if `with_versions`."""
+    """A table of a cell's settings, data, model and device; versions are added on request."""
     details: dict[str, Any] = {}
     for name in ("recipe", "seeds", "limits", "data", "model", "device"):
         settings = getattr(record, name)

@@ -1,8 +1,8 @@
 """Compares methods by score and cost, and lists pairs that cannot be told apart.
 
 Methods are compared within one backbone and task, based on the scores of the run's seeds on the
-same test rows. The noise comes from calibration where that applies, otherwise from these seeds.
-Needs no torch.
+same test rows. The noise comes from calibration if that applies, otherwise from the run's own
+seeds. Needs no torch.
 """
 
 import math
@@ -84,7 +84,7 @@ class Entry:
 
     @property
     def mean_and_deviation(self) -> str | None:
-        """The seeds' mean ± standard deviation, in the style of papers; None for one seed."""
+        """The mean ± standard deviation over seeds, as papers print it; None for one seed."""
         if len(self.scores) < 2:
             return None
         return f"{self.score:.1f} ± {stdev(self.scores):.1f}"
@@ -186,7 +186,7 @@ def freedom(errors: Sequence[Error]) -> float:
 
 
 def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
-    """The entries with the errors of their means, from calibrated noise or the run's own."""
+    """The entries with the errors of their means, from calibrated noise or the run's own noise."""
     rows: dict[str, int] = {}
     scores: dict[NoiseKey, list[Sequence[float]]] = {}
     for entry in entries:
@@ -199,7 +199,7 @@ def add_errors(entries: Sequence[Entry], calibrated: Noise) -> list[Entry]:
 
 
 def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
-    """The entry with the error of its mean, if either noise is known for its cell."""
+    """The entry with the error of its mean; unchanged if its noise is unknown."""
     is_calibrated = calibrated_holds(entry, calibrated, own)
     noise = calibrated if is_calibrated else own
     first = entry.first
@@ -212,11 +212,11 @@ def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
 
 
 def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
-    """Checks that an entry's calibrated noise is known and that its seeds do not contradict it.
+    """Checks that calibrated noise is known for an entry and that its seeds do not contradict it.
 
     Calibrated noise usually comes from more seeds, and the gate uses it, too. But a run with
-    several seeds uses their own noise if its method was not calibrated, or if the calibrated noise
-    would make seeds scatter this much in fewer than one run in 1,000 (F-test).
+    several seeds uses the noise between these seeds if its method was not calibrated, or if the
+    calibrated noise would make seeds scatter this much in fewer than one run in 1,000 (F-test).
     """
     first = entry.first
     spread = calibrated.find(SEEDS, first, first.main_score)
@@ -324,7 +324,7 @@ def dominates(rival: Sequence[float], figures: Sequence[float]) -> bool:
 
 
 def why_left_out(record: Record) -> str:
-    """The reason why a record is left out of the comparison; empty if there is none."""
+    """The reason why a record is left out of the comparison; empty if it is compared."""
     if record.seeds.confirms is not None:
         return f"it only confirms or refutes the miss of seed {record.seeds.confirms}"
     if record.scores.get(record.main_score) is None:
@@ -400,7 +400,7 @@ OF_QUICK = (
 
 
 def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> list[Section]:
-    """Makes sections on differing settings, each task, undecided pairs, and records left out."""
+    """Makes the report's sections: differing settings, each task, undecided pairs, and notes."""
     frame = method_frame(comparisons)
     tables = [_differences(comparisons)]
     for (task, score), rows in frame.groupby(["task", "score"], sort=False):
@@ -445,7 +445,7 @@ def _row(
     method: str,
     study_scores: Mapping[tuple[str, str], float | None],
 ) -> dict[str, object]:
-    """A method's row; methods that cannot be told from the best count as `best`, too."""
+    """A method's row; methods that cannot be told apart from the best are `best`, too."""
     entry = comparison.entries[method]
     low, high = entry.interval or (None, None)
     pairs = comparison.pairs
@@ -471,7 +471,7 @@ def _row(
 
 
 def _differences(comparisons: Sequence[Comparison]) -> Section:
-    """The facts in which the methods of a backbone and task differ, the budget first."""
+    """A section on the facts in which methods of one backbone and task differ, the budget first."""
     rows = []
     for fact, comparison in product(FACTS, comparisons):
         methods = defaultdict[str, list[str]](list)
@@ -498,7 +498,10 @@ def _differences(comparisons: Sequence[Comparison]) -> Section:
 
 
 def _pairs(comparisons: Sequence[Comparison]) -> Section:
-    """The pairs that were not told apart, fewest needed seeds first, with reasons if untested."""
+    """A section on the pairs that were not told apart, and why some of them were not tested.
+
+    Pairs that need the fewest seeds come first.
+    """
     frames = [c.pairs.assign(task=c.task, backbone=c.backbone) for c in comparisons]
     frame = pd.concat(frames)
     if frame.empty:

@@ -1,7 +1,8 @@
 """Estimates what a full-size cell costs before it runs: hours, device memory and downloads.
 
-A footprint run measures the FLOPs and bytes of an update. How fast a card computes them is assumed
-until the footprint comes from such a card. An estimate is a range from a low to a high value.
+A footprint run measures the FLOPs and bytes of an update. The speed of GPUs is assumed unless
+the footprint comes from the type of device that the cells ask for. Hours and downloads are
+estimated as ranges.
 """
 
 import math
@@ -25,7 +26,7 @@ from tunegrid.words import count
 COMMITTED = ROOT / "reports" / "cpu-amd-epyc" / "footprint.json"
 GB = 10**9
 SPLITS = ("train", "validation", "test")
-# Rows of the hub's splits as their pages give them; `Task.train_rows` has those of train.
+# Numbers of rows in the hub's splits, from the data sets' pages. For train, see `Task.train_rows`.
 HUB_ROWS: Mapping[str, Mapping[str, int]] = {
     "amazon_polarity": {"test": 400_000},
     "squad": {"validation": 10_570},
@@ -42,17 +43,17 @@ class Range(NamedTuple):
     high: float
 
     def __add__(self, other: object) -> "Range":
-        """Adds both ends."""
+        """Adds the low ends and the high ends."""
         assert isinstance(other, Range)
         return Range(self.low + other.low, self.high + other.high)
 
     def text(self) -> str:
-        """Both ends, such as "0.4-2.1"; "0.1" is the least."""
+        """Formats both ends, as in "0.4-2.1"; ends below 0.1 are shown as 0.1."""
         return "-".join(f"{end:.0f}" if end >= 10 else f"{max(end, 0.1):.1f}" for end in self)
 
 
 class Card(NamedTuple):
-    """A GPU with its peaks in TFLOP/s on dense matrices, from NVIDIA's data sheets."""
+    """A GPU and its peak TFLOP/s on dense matrices, from NVIDIA's data sheets."""
 
     name: str
     half: float  # fp16 or bf16, accumulated in fp32
@@ -64,8 +65,8 @@ CARDS = (Card("H100", 989, 67), Card("A100", 312, 19.5), Card("L4", 121, 30.3))
 PEAK_SHARE = Range(0.1, 0.5)  # of its peak, where arithmetic limits an update
 LAUNCH_SECONDS = Range(0.015, 0.06)  # per micro-batch, where launching kernels limits it
 TOKEN_SECONDS = Range(0.015, 0.06)  # per token that a batch of `EVAL_BATCH` rows generates
-FILL = 0.3  # the least share of `max_length` that a batch's longest text fills
-BATCH_GAIN = 2.0  # the most that a CPU gains in FLOP/s from a whole batch over one row
+FILL = 0.3  # the smallest share of `max_length` that a batch's longest text fills
+BATCH_GAIN = 2.0  # a whole batch raises a CPU's FLOP/s over one row by at most this factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +74,10 @@ class Work:
     """What a cell computes from its first update to its test scores.
 
     Attributes:
-        train_flops: of all updates, if each text had `max_length` tokens.
-        scoring_flops: of all forward passes without a gradient, likewise.
-        generated_steps: tokens generated one after the other; 0 if the cell generates nothing.
+        train_flops: the FLOPs of all updates if each text has `max_length` tokens.
+        scoring_flops: the FLOPs of scoring, under the same assumption.
+        generated_steps: the maximum number of tokens generated one after another; 0 if the cell
+            generates nothing.
     """
 
     updates: int
@@ -87,7 +89,7 @@ class Work:
 
 
 def get_work(recipe: Hyperparameters, rows: Mapping[str, int], footprint: Record) -> Work:
-    """The work of a cell with so many rows per split."""
+    """The work that a cell takes, given the number of rows in each split."""
     assert footprint.flops, "`read_footprints` returns only records that have FLOPs"
     row_flops = footprint.flops.flops_per_step / footprint.recipe.rows_per_update
     updates = recipe.planned_updates(rows["train"])
@@ -102,7 +104,7 @@ def get_work(recipe: Hyperparameters, rows: Mapping[str, int], footprint: Record
         updates=updates,
         micro_batches=updates * recipe.gradient_accumulation_steps,
         train_flops=updates * recipe.rows_per_update * row_flops,
-        # The backward pass of an adapter takes as long as the forward pass, that of SFT twice.
+        # A backward pass takes as long as the forward pass for an adapter, twice as long for SFT.
         scoring_flops=scored_rows * row_flops / (2 if recipe.adapter else 3),
         generated_steps=steps,
         precision=recipe.precision,
@@ -110,7 +112,7 @@ def get_work(recipe: Hyperparameters, rows: Mapping[str, int], footprint: Record
 
 
 def card_seconds(work: Work, card: Card) -> Range:
-    """Seconds of training and scoring on a card that has no footprint."""
+    """Estimated seconds of training and scoring on a GPU that has no footprint."""
     peak = 1e12 * (card.single if work.precision == "fp32" else card.half)
     flops = work.train_flops + work.scoring_flops
     launches = work.micro_batches
@@ -120,9 +122,9 @@ def card_seconds(work: Work, card: Card) -> Range:
 
 
 def measured_seconds(work: Work, footprint: Record) -> Range | None:
-    """Estimated seconds of training on the footprint's device; None if it has no FLOP/s.
+    """Estimated seconds of training on the footprint's device; None if its speed is unknown.
 
-    On a CPU the footprint has one row per update, which is slower per row than a batch.
+    On a CPU, the footprint has one row per update, which is slower per row than a batch.
     """
     rate = footprint.flops and footprint.flops.achieved_flops_per_second
     if not rate:
@@ -134,7 +136,7 @@ def measured_seconds(work: Work, footprint: Record) -> Range | None:
 
 
 def memory_bytes(recipe: Hyperparameters, footprint: Record) -> int | None:
-    """Bytes of the tensors held between updates, plus the activations of a micro-batch."""
+    """Bytes of tensors held between updates and activations of a micro-batch; None if unknown."""
     ledger = footprint.memory.ledger if footprint.memory else None
     if not ledger or ledger.tensor_bytes is None or ledger.activations_bytes is None:
         return None
@@ -143,7 +145,7 @@ def memory_bytes(recipe: Hyperparameters, footprint: Record) -> int | None:
 
 
 def hub_rows(cell: Cell) -> dict[str, int] | None:
-    """Rows of each split that a cell reads from the hub; None if a size is not known."""
+    """The number of rows that a cell reads from each split on the hub; None if any is unknown."""
     task, profile = cell.task, cell.profile
     sizes = {task.train: task.train_rows, **HUB_ROWS.get(task.folder, {})}
     pool = sizes[task.train]
@@ -166,9 +168,9 @@ def hub_rows(cell: Cell) -> dict[str, int] | None:
 
 
 def read_footprints(path: Path) -> dict[str, Record]:
-    """The footprint of each cell in a run's file.
+    """Reads the footprints in a run's file, by cell.
 
-    Raises InputError if the file has none.
+    Raises InputError if there are none.
     """
     footprints = {
         record.cell: record for record in read_list(path) if record.flops and record.device
@@ -180,7 +182,10 @@ def read_footprints(path: Path) -> dict[str, Record]:
 
 
 def download_bytes(cells: Iterable[Cell], footprints: Mapping[str, Record]) -> Range:
-    """Bytes of weights and of rows to download; the hub's files of rows may be half as large."""
+    """Bytes of weights and rows to download.
+
+    The low end assumes that the hub's files are half as large as the rows in JSON.
+    """
     weights: dict[str, int] = {}
     tasks: dict[str, Task] = {}
     for cell in cells:
@@ -200,7 +205,7 @@ def download_bytes(cells: Iterable[Cell], footprints: Mapping[str, Record]) -> R
 
 
 class Estimate(NamedTuple):
-    """What one cell will take; `hours` by the device's name."""
+    """The estimates for one cell, with hours by device name."""
 
     updates: int
     gib: float | None
@@ -209,13 +214,14 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Estimates for those cells of a profile that a footprint run covers, by cell id.
+    """The estimates for those cells of a profile that a footprint run covers.
 
     Attributes:
-        devices: names of the devices for which hours are estimated: the one that measured the
-            footprints if the cells ask for its type, else `CARDS`.
-        measured: whether the cells ask for the type of device that measured the footprints.
-        downloads: bytes of weights and rows that come from the hub.
+        devices: names of the devices for which hours are estimated: the footprints' own device if
+            `measured`, else the `CARDS`.
+        measured: whether the footprints come from the type of device that the cells ask for.
+        downloads: bytes of weights and rows to download from the hub.
+        cells: the estimates by cell id.
     """
 
     source: Path
@@ -226,12 +232,12 @@ class Costs:
 
     @property
     def header(self) -> str:
-        """The names of the columns."""
+        """The line of column headings."""
         names = "".join(f"  {f'h {name}':>9}" for name in self.devices)
         return f"  {'updates':>7}  {'GiB':>5}{names}"
 
     def columns(self, cell_id: str) -> str:
-        """A cell's columns, with a dash where nothing is known."""
+        """A cell's estimates as text, with a dash for each unknown one."""
         estimate = self.cells.get(cell_id)
         if estimate is None:
             return f"  {MISSING:>7}  {MISSING:>5}" + f"  {MISSING:>9}" * len(self.devices)
@@ -243,7 +249,7 @@ class Costs:
         return f"  {estimate.updates:>7}  {gib:>5}{hours}"
 
     def notes(self) -> Iterator[str]:
-        """Yields the sums, and what the estimates rest on."""
+        """Yields lines on total hours, downloads, and the basis of the estimates."""
         sums = []
         for name in self.devices:
             spans = [cell.hours[name] for cell in self.cells.values() if name in cell.hours]
@@ -266,10 +272,10 @@ def estimate_costs(
     splits: Mapping[tuple[str, str], Splits | None],
     path: Path | None = None,
 ) -> Costs:
-    """Estimates the costs of cells of one profile by a footprint run, by default the committed one.
+    """Estimates the costs of a profile's cells from a footprint run, by default the committed one.
 
-    `splits` has the rows of each profile and task that were read. Raises InputError if the file has
-    no footprint.
+    `splits` maps each profile and task to its rows, or to None if they were not read. Raises
+    InputError if the file has no footprint.
     """
     path = path or COMMITTED
     footprints = read_footprints(path)
@@ -297,7 +303,7 @@ def estimate(
     footprint: Record,
     measured: bool,
 ) -> Estimate:
-    """Estimates one cell; `measured` takes hours from the footprint's own device."""
+    """Estimates one cell's costs, with hours on the footprint's own device if `measured`."""
     work = get_work(recipe, rows, footprint)
     seconds: dict[str, Range] = {}
     if not measured:
@@ -313,7 +319,7 @@ def estimate(
 
 
 def cell_rows(cell: Cell, splits: Splits | None) -> dict[str, int] | None:
-    """Rows of each split: those that were read, or the hub's; None if they are not known."""
+    """The number of rows in each split, as read or else as on the hub; None if unknown."""
     if splits is not None:
         return {name: len(getattr(splits, name)) for name in SPLITS}
     return hub_rows(cell) if cell.uses_hub else None

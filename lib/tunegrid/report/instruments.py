@@ -29,7 +29,7 @@ def instrument_sections(records: Sequence[Record], run: Path | None) -> Iterator
 
 
 def _section(name: str, instrument: InstrumentRecord, frame: pd.DataFrame) -> Section:
-    """The table of an instrument and the reasons for missing figures."""
+    """A section with an instrument's table and the reasons for missing figures."""
     lines = defaultdict[Any, dict[str, str]](dict)
     unmeasured = defaultdict[str, list[str]](list)
     for (cell, part, figure), rows in frame.groupby(["cell", "part", "figure"], sort=False):
@@ -60,7 +60,7 @@ def interval(rows: pd.DataFrame) -> tuple[float, float, float]:
     """The mean of a figure over seeds and its 95 % interval.
 
     The interval comes from the figure's rows if it has rows, else from the instrument if it gave
-    one, else from the seeds. With a single seed, it is then NaN.
+    one, else from the scatter of the seeds. With a single seed, it is then NaN.
     """
     intervals = []
     for _, group in rows.groupby("seed", dropna=False):

@@ -1,7 +1,7 @@
 """Suggests commands to run next.
 
-Cells run in the environment of the new run. A command that was just given is not suggested again,
-except to resume a run.
+Suggested commands run cells in the environment of the new run. A command that was just given is not
+suggested again, except to resume a run.
 """
 
 import re
@@ -46,7 +46,7 @@ LENGTHS = ("max_steps", "num_train_epochs", "train_rows", "eval_rows")
 
 @dataclass(frozen=True, kw_only=True)
 class NextSteps:
-    """Makes the commands for a run's verdict.
+    """Suggests the next commands for a run's verdict.
 
     Most methods return an empty text if their command would only repeat `command` or `given`.
 
@@ -54,8 +54,9 @@ class NextSteps:
         command: the command that started the run; empty if unknown.
         given: the command that the user typed, if it differs from `command`.
         files: the files of the older run and of this one.
-        runner: the words that run cells in the new run's environment; empty if that is this one.
-        upgrade: for `tunegrid upgrade`, the words that run both sides again.
+        runner: the start of a command that runs cells in the new run's environment; empty if that
+            is the current environment.
+        upgrade: for `tunegrid upgrade`, the command that runs both sides again.
     """
 
     records: Sequence[Record]
@@ -73,7 +74,7 @@ class NextSteps:
 
     @property
     def has_settings(self) -> bool:
-        """Checks whether the run had a `--set` that removes bounds."""
+        """Checks whether the run changed a setting by `--set`, so that its bounds do not hold."""
         return bool(re.search(r"--set[ =](?!perturbation)", self.command))
 
     def quoted(self, words: Sequence[str]) -> str:
@@ -104,7 +105,7 @@ class NextSteps:
     def run(self, cells: Sequence[str], *more: str, whole: bool = False) -> str:
         """The command to run cells as this run did, or to the end if `whole`.
 
-        Options in `more` replace the one for seeds.
+        Options in `more` replace the option that names the seeds.
         """
         records = [record for record in [*self.records, *self.before] if record.cell in cells]
         marker = marker_words(records[0].cell, records[0].profile) if records else "quick"
@@ -117,9 +118,9 @@ class NextSteps:
 
     @property
     def trained_one_cell(self) -> bool:
-        """Checks whether the run trained one cell at one seed only.
+        """Checks whether the run trained a single cell at a single seed.
 
-        Running the cell alone would then change nothing.
+        Running that cell alone would only repeat the run.
         """
         own = first_trainings(self.records)
         return len({(record.cell, record.seeds.seed) for record in own}) == 1
@@ -135,7 +136,7 @@ class NextSteps:
         return f"{command} runs one cell alone" if command else ""
 
     def resume(self) -> str:
-        """Advice to run the rest of the run."""
+        """Advice to resume the run."""
         words = self.command_words
         if words[:1] not in (["pytest"], ["tunegrid"]):
             return "the run's own command with --resume runs what is left"
@@ -169,7 +170,7 @@ class NextSteps:
         return f"{command}, for both runs, would decide" if command else ""
 
     def confirmation(self, cell: str) -> str:
-        """The command to train a worse cell again, as a session with the gate does by itself."""
+        """The command to train a worse cell again, as a session with `--gate` does by itself."""
         first = next(r for r in first_trainings(self.records) if r.cell == cell)
         command = self.run([cell], f"--seeds={first.seeds.seed or 0}", f"--gate={self.files[0]}")
         return f"{command} confirms or refutes it" if command else ""
@@ -214,7 +215,7 @@ class NextSteps:
         return f"{command} finds the release{note}" if command else ""
 
     def _session_options(self, records: Sequence[Record]) -> list[str]:
-        """The options of the session that trained `records`, which are all of one cell."""
+        """The options of a session that trains these records of one cell again, to the end."""
         marker = marker_words(records[0].cell, records[0].profile)
         options = [] if marker == "quick" else ["-m", marker]
         return [*options, *self.cell_options(whole=True), *seed_options(records)]

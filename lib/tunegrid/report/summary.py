@@ -108,7 +108,7 @@ def table(
     rows: Iterable[Mapping[str, Any]],
     sentences: Sequence[str] = (),
 ) -> Section:
-    """A section with a table of the columns that are not empty."""
+    """A section with a table, whose empty columns are left out."""
     import pandas as pd
 
     frame = pd.DataFrame(rows, columns=list(columns), dtype=object).dropna(axis=1, how="all")
@@ -119,7 +119,7 @@ def table(
 def cell_lines(
     records: Iterable[Record], cells: Sequence[str] = STUDY_IDS, seconds: float | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Yields (line, colour or "") pairs: tables of cells, a footer, failures and misses."""
+    """Yields lines and their colours, if any: tables of cells, a footer, failures and warnings."""
     order = {cell: index for index, cell in enumerate(cells)}
 
     def position(record: Record) -> tuple[object, ...]:
@@ -183,7 +183,7 @@ def _colour(seeds: Sequence[Record]) -> str:
 
 
 def _status(seeds: Sequence[Record]) -> str:
-    """A cell's status: the one all its seeds share, how many passed, or why a pass says little."""
+    """A cell's status: the one shared by all seeds, how many passed, or why a pass says little."""
     first = seeds[0]
     if any(record.status != first.status for record in seeds):
         passes = sum(record.status == "passed" for record in seeds)
@@ -196,7 +196,7 @@ def _status(seeds: Sequence[Record]) -> str:
 
 
 def footer(records: Sequence[Record], cells: int, seconds: float | None = None) -> str:
-    """The number of cells that passed, the time and the devices; mentions perturbed weights."""
+    """A line with the number of cells that passed, the time, the devices and any perturbation."""
     subject = count(cells, "cell")
     if cells != len(records):
         subject = f"{len(records)} runs of {subject}"
@@ -218,9 +218,9 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
 
 
 def failure_lines(records: Iterable[Record]) -> Iterator[str]:
-    """Yields lines on failures: causes with their cells, followed by each distinct sentence.
+    """Yields lines on failures: the causes and cells of each, then the distinct sentences on them.
 
-    If more than three records share causes, each cause gets the first record's first sentence only.
+    If more than three records share causes, each cause gets only the first record's first sentence.
     """
     for failure in find_failed_cells(sorted(records, key=lambda record: study_place(record.cell))):
         yield f"{failure.title}: {some(failure.cells, MOST_CELLS)}"
@@ -262,7 +262,7 @@ def gate_section(judged: Sequence[Judgement], failing: Sequence[Judgement]) -> S
 
 
 def count_verdicts(judged: Sequence[Judgement]) -> str:
-    """The number of cells with each verdict on numerics and on quality."""
+    """A line with the number of cells for each verdict on numerics and on quality."""
     cells = by_cell(j for j in judged if j.decides).values()
     tallies = []
     for kind in KINDS[:2]:
@@ -325,7 +325,7 @@ def summary(
 def write_step_summary(words: str) -> None:
     """Append text to GitHub's step summary, if there is one.
 
-    If the file cannot be written, only prints an error.
+    If the file cannot be written, only an error is printed.
     """
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if not target:

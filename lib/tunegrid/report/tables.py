@@ -118,9 +118,9 @@ def _one_line(words: str) -> str:
 
 
 def mark_code(sentence: str, escaped: Callable[[str], str], code: str) -> str:
-    """Escapes a sentence, and renders its commands in backticks with the template `code`.
+    """Escapes a sentence and inserts its commands in backticks into the template `code`.
 
-    If a backtick is not closed, the whole sentence is escaped as plain text.
+    If a backtick is not closed or encloses nothing, the whole sentence is plain text.
     """
     parts = _one_line(sentence).split("`")
     if len(parts) % 2 == 0 or not all(map(str.strip, parts[1::2])):

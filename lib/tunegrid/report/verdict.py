@@ -78,7 +78,7 @@ class Statement:
 
     @property
     def sentence(self) -> str:
-        """The clause with a capital and a full stop; a file or cell name keeps its case."""
+        """The clause with a capital and a full stop; a leading file or cell name keeps its case."""
         is_word = self.clause.partition(" ")[0].isalpha()
         first = self.clause[0].upper() if is_word else self.clause[0]
         return f"{first}{self.clause[1:]}."
@@ -188,8 +188,9 @@ def run_verdict(
         command: the command that started the run.
         given: the command that the user typed, if it differs from `command`.
         files: the files of the older run and of this one.
-        runner: the words that run cells in the run's environment, if that is not this one.
-        upgrade: for `tunegrid upgrade`, the words that run both sides again.
+        runner: the start of a command that runs cells in the run's environment, if that is not the
+            current one.
+        upgrade: for `tunegrid upgrade`, the command that runs both sides again.
     """
     records = sorted(records, key=record_place)
     before = sorted(before, key=record_place)
@@ -251,7 +252,7 @@ def _next_step(statements: Sequence[Statement]) -> str:
 
 
 def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
-    """Statements on failures: the first cause in full, all others by title."""
+    """Statements on failures: the first in full, all others by title only."""
     failures = find_failed_cells(run.records)
     for failure in failures[:1]:
         first = failure.records[0]
@@ -304,7 +305,7 @@ def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Stat
 
 
 def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
-    """The statement on cells that made fewer updates than planned or failed excused audits."""
+    """The statement on cells that made too few updates or whose failed audits are excused."""
     cells = {record.cell for record in records}
     updates: dict[str, str] = {}
     for record in records:
@@ -325,7 +326,7 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
 
 
 def _excused_clause(run: JudgedRun, records: Sequence[Record]) -> str:
-    """A clause on the groups of cells that failed the same excused audits, with the reasons."""
+    """A clause on failed audits that are excused, grouped by cells, with the reasons."""
     cells_by_audit: dict[str, dict[str, None]] = {}
     reasons: dict[str, None] = {}
     for record in records:
@@ -501,7 +502,7 @@ def _commonest_class(judged: Sequence[Judgement]) -> tuple[str, str, int]:
 
 
 def _changed_figures(run: JudgedRun) -> Iterator[Statement]:
-    """Statements on changed numerics and on tensors that hold fewer bytes."""
+    """Statements on changed numerics and on cells whose tensors hold fewer bytes."""
     changed = [judgement for judgement in run.numerics if judgement.verdict is Verdict.CHANGED]
     if changed:
         yield _changed_numerics(run, changed)
@@ -574,7 +575,7 @@ def _changed_step(
 
 
 def _early_numerics(run: JudgedRun) -> Iterator[Statement]:
-    """The statement on numerics of first updates alone, unless any of these changed."""
+    """The statement on numerics judged by first updates alone, unless any of them changed."""
     numerics = run.early_numerics
     updates = max((judgement.first_updates or 0 for judgement in numerics), default=0)
     if updates and not any(judgement.verdict is Verdict.CHANGED for judgement in numerics):
@@ -661,7 +662,7 @@ def is_equal_or_rounding(judgement: Judgement) -> bool:
 
 
 def _no_regression(run: JudgedRun, undecided: Sequence[Judgement]) -> Iterator[Statement]:
-    """Statements that nothing is worse and on what remains undecided."""
+    """Statements that say that no figure is worse, and what remains undecided."""
     compared = []
     for kind in KINDS[1:]:
         if kind in run.kinds and any(was_compared(j) for j in run.judged if j.kind == kind):
@@ -720,7 +721,7 @@ def _drop_range(undecided: Sequence[Judgement]) -> str:
 
 
 def _uncompared_figures(run: JudgedRun, kind: str) -> Iterator[str]:
-    """Yields a clause on cells in which no figure of a kind could be compared, with reasons."""
+    """Yields a clause on the cells, if any, in which no figure of a kind could be compared."""
     figures = [judgement for judgement in run.judged if judgement.kind == kind]
     compared = distinct_cells(filter(was_compared, figures))
     unlike = [judgement for judgement in figures if judgement.cell not in compared]
@@ -754,7 +755,7 @@ def _notes(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _missed_baseline(run: JudgedRun) -> Iterator[Statement]:
-    """The statement that cells of the baseline missed a bound, which can hide a low score."""
+    """A statement on cells that missed a bound in the baseline, since this can hide a low score."""
     cells = {record.cell for record in run.records}
     missed = dict[str, None]()
     for record in run.before:
@@ -766,7 +767,7 @@ def _missed_baseline(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _rounding(run: JudgedRun) -> Iterator[Statement]:
-    """The statement that all numerics are equal or differ by rounding alone, if any differ."""
+    """A statement that numerics differ by rounding alone, if any differ and none changed."""
     rounding = [j for j in run.numerics if j.verdict is Verdict.ROUNDING and not j.first_updates]
     if not rounding or not all(is_equal_or_rounding(judgement) for judgement in run.numerics):
         return
