@@ -1,10 +1,10 @@
-"""Retrains a cell with SFT as its teacher, from the same start and on the same rows.
+"""Retrains a cell with the SFT cell as its teacher, from the same start and on the same rows.
 
-The loss is (1 - ALPHA) x task loss + ALPHA x T^2 x KL(teacher || student), with both softmaxes at
-temperature T (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network"). The
-factor T^2 compensates for gradients that scale as 1/T^2 (ibid., section 2). The KL term applies
-wherever the task's loss does, that is, to a row's label, a span's first and last token, or each
-target token.
+SFT is full fine-tuning. The loss is (1 - ALPHA) x task loss + ALPHA x T^2 x KL(teacher || student),
+with both softmaxes at temperature T (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a
+Neural Network"). The factor T^2 compensates for gradients that scale as 1/T^2 (ibid., section 2).
+The KL term applies wherever the task's loss does: to a row's label, a span's first and last token,
+or each target token.
 """
 
 from typing import Any
