@@ -56,9 +56,9 @@ def program(
 ) -> int:
     """Run the command that the first argument names; return its exit code.
 
-    The command is the function `main` of the module with its name in `package`; `commands` maps
-    names to descriptions. The exit code is 2, after a message, if the command is unknown or raises
-    InputError or OSError, or if standard output is closed. It is 130 after an interrupt, and 141
+    A command is the function `main` of the module of its name in `package`; `commands` maps names
+    to descriptions. If a command is unknown or raises InputError or OSError, or if standard output
+    is closed, a message is printed and the exit code is 2; it is 130 after an interrupt, and 141
     after a broken pipe.
     """
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]

@@ -1,5 +1,4 @@
-"""Merges runs, such as shards, seeds or jobs of a CI matrix: `tunegrid merge A.json B.json -o
-C.json`.
+"""Merges runs of CI jobs, shards or seeds: `tunegrid merge A.json B.json -o C.json`.
 
 A session that was killed leaves a journal: `tunegrid merge --journal -o C.json` turns it into a
 run, alone or together with files.
@@ -13,7 +12,7 @@ version wrote it, the merged run is unsealed, too.
 `--baseline` rejects runs that cannot be a baseline: because cells failed, were changed, are missing
 for a seed, started from perturbed weights or shared their device, because of uncommitted changes,
 or because a file is unsealed. Each seed must have the same cells, and all 27 quick cells of the
-study if it has one of them. `--cells` keeps only the cells that it names, and requires no others.
+study if it has one of them. `--cells` keeps and requires only the cells that it names.
 """
 
 import argparse

@@ -1,8 +1,7 @@
-"""Writes a run as one HTML file: `tunegrid page RUN.json [OLDER.json ...] -o PAGE.html`; with
-`--charts DIR`, also its charts for papers.
+"""Writes a run as one HTML file: `tunegrid page RUN.json [OLDER.json ...] -o PAGE.html`.
 
-The page compares the run with the first older run, as the gate does, and shows all older runs as
-its history. It needs no network.
+`--charts DIR` writes its charts for papers. The page compares the run with the first older run, as
+the gate does, and shows all older runs as its history. The page needs no network.
 """
 
 import argparse

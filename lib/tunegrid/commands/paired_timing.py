@@ -85,7 +85,7 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
 
 
 def main(cell: str, device: str) -> None:
-    """Prepare a cell on a device; then, for each line of stdin, make an update and print it."""
+    """Prepare a cell on a device; for each line of stdin, make an update and print its figures."""
     try:
         study_cell = STUDY.cell(cell, replace(QUICK_PROFILE, device=device))
         lines = chain([""], sys.stdin)

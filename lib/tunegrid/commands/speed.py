@@ -165,7 +165,7 @@ def next_answer(process: subprocess.Popen[str]) -> Any:
 def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Turn, Turn]:
     """Collect the answers of two processes that train in turn, so that noise slows both alike.
 
-    The order of updates is A B B A; in rounds with an even `number`, it is B A A B.
+    The order of updates is A B B A, or B A A B if the round's `number` is even.
     """
     order = (0, 1) if number % 2 else (1, 0)
     turns: tuple[list[Any], list[Any]] = ([], [])

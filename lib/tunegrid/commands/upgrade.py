@@ -58,7 +58,7 @@ def make_environments(options: argparse.Namespace) -> tuple[Environment, Environ
 
 
 def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]:
-    """How training on the libraries' own path differs from ours, by cell; empty if it does not."""
+    """How training on the libraries' own path differs from ours, by cell; empty where equal."""
     if not cells:
         return {}
     differences = dict.fromkeys(cells, "its test did not run")

@@ -219,7 +219,7 @@ def fit_temperature(forecast: Callable[[float], Forecasts]) -> float | None:
     """Finds the temperature with the lowest NLL; None if all rows are hits or all are misses.
 
     In those cases no temperature is best. Brent's method searches the temperature's logarithm. The
-    result is 1 if the search finds nothing better than no scaling.
+    result is 1 if the search finds nothing better.
     """
     confidences, hits = forecast(1.0)
     if len(set(hits)) < 2:

@@ -39,7 +39,7 @@ class Distillation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Raises NotAskedError if there is no SFT cell, or if its answers have another format."""
+        """Raises NotAskedError if no SFT cell can teach, or if its answers have another format."""
         head = cell.cell.head
         sft_head = cell.sft.head
         if (head.layout, head.new_token) != (sft_head.layout, sft_head.new_token):
@@ -65,7 +65,10 @@ class Distillation(Instrument):
 
 
 def learn_from(teacher: nn.Module, codec: Codec) -> None:
-    """Makes a codec compute the student's loss; if ALPHA is 0, it equals the task's bit for bit."""
+    """Makes a codec compute the student's loss.
+
+    With ALPHA = 0, it equals the task's loss bit for bit.
+    """
     task_loss = codec.loss
     teacher_logits = list[Tensor]()
 

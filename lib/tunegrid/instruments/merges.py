@@ -81,7 +81,7 @@ class Merges(Instrument):
             return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
-        """Yields sentences about merges that have the wrong base or wrong layers."""
+        """Yields a sentence for each merge with the wrong base, and for each with wrong layers."""
         for base, meaning in MEANING.items():
             lines = figures[figures.part == base]
             for base_note in lines[(lines.figure == "own base") & (lines.value == 0)].note:
@@ -234,7 +234,7 @@ def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
 
 
 def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
-    """A layer's bytes, each with two 4-bit codes; an unpacked layer is first packed like `like`."""
+    """A layer's weight as bytes of two 4-bit codes; packed like `like` first if it is unpacked."""
     weight: Any = layer.weight
     if not isinstance(layer, Linear4bit):
         weight = pack_weight(layer_weight(layer), like)

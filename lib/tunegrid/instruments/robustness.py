@@ -33,7 +33,7 @@ Tokens = list[list[list[int]]]  # token ids by row and feature
 
 
 class Robustness(Instrument):
-    """Points on changed rows; a change may or may not change the right answer, too."""
+    """Points on changed rows, whether or not the change affects the right answer."""
 
     id = "robustness"
     question = (
