@@ -56,10 +56,10 @@ def program(
 ) -> int:
     """Run the command that the first argument names; return its exit code.
 
-    A command is the function `main` of the module of its name in `package`; `commands` maps names
-    to descriptions. If a command is unknown or raises InputError or OSError, or if standard output
-    is closed, a message is printed and the exit code is 2; it is 130 after an interrupt, and 141
-    after a broken pipe.
+    Each command is the `main` function of the module with that name in `package`; `commands` maps
+    names to descriptions. If a command is unknown or raises InputError or OSError, or if standard
+    output is closed, a message is printed and the exit code is 2; it is 130 after an interrupt, and
+    141 after a broken pipe.
     """
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     code = 0

@@ -4,8 +4,8 @@
 
 For every task and backbone, it shows each method's main score with its interval, the score that the
 study published, trained bytes, peak memory and training seconds. It names the methods on the Pareto
-front and, with the reason, the pairs that cannot be told apart. `tunegrid merge` joins runs of
-other methods or seeds.
+front, and says why pairs of methods cannot be told apart. `tunegrid merge` joins runs of other
+methods or seeds.
 """
 
 import argparse

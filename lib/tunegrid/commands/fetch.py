@@ -24,7 +24,7 @@ SUBFOLDERS = "*/*"  # subfolders hold other formats, such as ONNX
 
 
 def checkpoints(cells: Iterable[Cell]) -> dict[str, str | None]:
-    """The revision of each hub checkpoint that cells load, by checkpoint; None means the newest."""
+    """The revision of each hub checkpoint that cells load; None means the newest revision."""
     revisions = {}
     for cell in cells:
         if local_checkpoint(cell.backbone, cell.profile) is None:

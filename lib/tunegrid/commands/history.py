@@ -63,7 +63,7 @@ class Release:
     """A release, and how it differs from the previous release that ran."""
 
     version: str
-    before: str = ""  # the previous one that ran; empty if none or if this one did not run
+    before: str = ""  # previous release that ran; empty if none did or this one did not
     installed: str = ""  # version changes, such as "peft 0.18.1 -> 0.19.0"
     fault: str = ""  # the reason why it did not run
     answer: str = ""  # the gate's answer
@@ -97,7 +97,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The releases of a library, oldest first, and what they were compared with."""
+    """A comparison of a library's releases, oldest first."""
 
     library: str
     profile: str
@@ -178,7 +178,7 @@ def figure_findings(judgements: Sequence[Judgement]) -> Iterator[Finding]:
 
 
 def run_findings(new: SavedRun, old: SavedRun | None = None) -> Iterator[Finding]:
-    """Yield findings on audits that start or stop failing, and on cells that start or stop running.
+    """Yield findings for audits that start or stop failing, and cells that start or stop running.
 
     Without an older run, all failures are new.
     """
@@ -261,7 +261,7 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
 
 
 def read_causes(path: Path | None) -> Mapping[str, str]:
-    """Read the causes of changes, by release, that a person wrote down; empty if `path` is None.
+    """Read a person's explanations of changes, by release; empty if `path` is None.
 
     Raises InputError if the file cannot be read or is not TOML that maps releases to texts.
     """

@@ -178,9 +178,9 @@ def direct_url(package: Distribution) -> dict[str, Any]:
 
 
 def installed_version(package: Distribution) -> str:
-    """A package's version, followed by its source unless that is an index.
+    """A package's version and, unless it came from an index, its source.
 
-    For example, "0.21.2 at commit a8d99cf0".
+    An example is "0.21.2 at commit a8d99cf0".
     """
     source = direct_url(package)
     if "vcs_info" in source:

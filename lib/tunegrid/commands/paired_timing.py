@@ -1,8 +1,8 @@
 """One side of `tunegrid speed`: a process that trains a cell, one update per line of stdin.
 
-On a shared machine, a thread often has to wait for a core, and wall-clock time includes these
-waits. Linux reports how long a thread was ready to run without having a core, and this time is
-subtracted. Other waiting, for example in a sleep or for a file, still counts.
+On a shared machine, a thread sometimes waits for a core, and wall-clock time includes these waits.
+Linux reports how long a thread was ready to run without having a core, and this time is subtracted.
+Other waiting, for example in a sleep or for a file, still counts.
 """
 
 import json

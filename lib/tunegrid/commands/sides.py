@@ -33,7 +33,7 @@ class Comparison(NamedTuple):
 
 
 class Runner:
-    """Runs cells in environments, resumes interrupted runs and reuses those that it has made."""
+    """Runs cells in environments, resumes interrupted runs and reuses finished ones."""
 
     def __init__(self, options: argparse.Namespace, *, is_strict: bool = False) -> None:
         """Store the options from `parse_options`; if strict, cells must finish in the old run."""
@@ -157,7 +157,7 @@ def judge_sound(old: SavedRun, new: SavedRun) -> list[Judgement]:
 
 
 def unsound_cells(run: SavedRun) -> list[str]:
-    """The cells that failed, or failed an audit that is not excused, with at least one seed."""
+    """The cells that failed, or whose audits failed without excuse, with at least one seed."""
     from tunegrid.gate.gate import is_sound  # imports scipy
 
     return list(dict.fromkeys(record.cell for record in run.records if not is_sound(record)))
@@ -172,7 +172,7 @@ def cells_with_changes(judgements: Sequence[Judgement]) -> list[str]:
 def version_changes(before: Environment, after: Environment) -> str:
     """Describe version changes, as in "peft 0.21.2 -> 0.22.0", with the suite's libraries first.
 
-    If all versions are equal, name the packages, whose archives must differ.
+    If all versions are equal, name the packages, which then come from different archives.
     """
     here = {name: installed_version(found) for name, found in find_packages(sys.path).items()}
     names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))
