@@ -43,7 +43,7 @@ class Interpolation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Raises NotAskedError if there is no SFT cell to compare, or if its head is different."""
+        """Raises NotAskedError if there is no SFT cell to compare with, or if its head differs."""
         head = cell.cell.head.architecture
         sft_head = cell.sft.head.architecture
         if cell.cell.head != cell.sft.head:

@@ -74,7 +74,7 @@ def run_grids(
 ) -> Mapping[int, RecordsByCell]:
     """Train the grid or read its saved runs; return its records by seed.
 
-    `draw` is the number of a moved start, or None for the usual start.
+    `draw` is the number of a start with moved weights, or None for the usual start.
     """
     records: list[Record] = []
     if options.runs:

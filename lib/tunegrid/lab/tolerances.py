@@ -10,7 +10,7 @@ times their largest deviation, because they are chaotic and nine pairs of runs r
 largest possible one.
 
 The rounding of another AdamW implementation (`moved_alone`) was measured with version 0.16.0. These
-figures are kept from the existing file, and so is its head comment, which explains all figures.
+figures are kept from the existing file, as is its head comment, which explains all figures.
 """
 
 import tomllib

@@ -290,7 +290,7 @@ def query_text(document: Document) -> str:
 
 
 def grade(document: Document, rng: Random) -> Document:
-    """A document of the question and the passage, with answers marked `*` and other values `-`."""
+    """The question and the passage, with `*` at the answer and `-` at every other value."""
     (answer,) = document.focus
     is_mark_last = rng.random() < 0.5
     text = ""
