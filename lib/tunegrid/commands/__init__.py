@@ -1,1 +1,1 @@
-"""The commands of `tunegrid NAME`, one module each; every `main` returns the exit code."""
+"""The commands of `tunegrid`, one module each, and their helpers; `main` returns the exit code."""

@@ -2,10 +2,10 @@
 
 `tunegrid bisect --good transformers==5.20 --bad transformers==5.24 --cells t5_qa_lora`.
 
-Finds the first release with which the gate calls the cells worse than with the good one; with
---repo, the first such commit of a checkout. Each release is installed, without its dependencies, in
-an environment of its own. If interrupted, run the same command again to continue. A release between
-these two that cannot be installed or judged is skipped. Exit code 1 if skips leave several.
+Finds the first release that the gate calls worse than the good one or, with --repo, the first such
+commit of a checkout. Each version is installed, without its dependencies, in an environment of its
+own. Versions that cannot be installed or judged are skipped; the exit code is 1 if a skipped one
+may be the first bad one. If interrupted, run the same command again to continue.
 """
 
 import argparse
@@ -35,18 +35,19 @@ from tunegrid.runs.files import SavedRun
 from tunegrid.terminal import say
 from tunegrid.words import count
 
-Measure = Callable[..., SavedRun]  # runs a version; `again` runs it a second time
+Measure = Callable[..., SavedRun]  # runs the cells with a version; `again` repeats the run
 
 
 def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> tuple[int, int, str]:
-    """Find the last good version and the first bad version.
+    """Find the last version known to be good and the first known to be bad.
 
-    Returns their indexes and the reason why the gate calls the second one worse. Versions that
-    cannot be judged are skipped; those that may be the first bad one lie between the two returned.
+    Returns their indexes, and the reason why the gate calls the bad one worse. Versions that cannot
+    be run or judged are skipped. All versions between the two returned were skipped, and any of
+    them may be the true first bad version.
 
     Raises:
-        InputError: if an end cannot be run, the good end is called worse than itself, or the bad
-            end is not worse.
+        InputError: if the good or the bad version cannot be run, if the gate calls the good version
+            worse than itself, or if it does not call the bad version worse.
     """
     good = versions[0]
     bad = versions[-1]
@@ -113,7 +114,7 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
 
 
 def why_undecided(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
-    """The reason why the gate cannot judge a version; empty if it can."""
+    """The reason why the gate cannot judge a version; empty if it can judge it."""
     unknown = uncompared_kinds(judged, kinds)
     if not unknown:
         return ""
@@ -124,13 +125,13 @@ def why_undecided(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
 
 
 def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
-    """A package and its releases from the good one to the bad one, oldest first.
+    """Get a package's name, and its releases from --good to --bad, oldest first.
 
     5.20 and 5.20.0 count as one release.
 
     Raises:
-        InputError: if the ends are not an older and a newer release of one package, or the releases
-            between them cannot be listed.
+        InputError: if --good and --bad are not an older and a newer release of the same package, or
+            if the releases between them cannot be listed.
     """
     good, _, good_text = options.good.partition("==")
     bad, _, bad_text = options.bad.partition("==")
@@ -160,7 +161,8 @@ def releases(options: argparse.Namespace) -> tuple[str, list[str]]:
 def commits(repo: Path, good: str, bad: str) -> list[str]:
     """The commits of a checkout from the good one to the bad one; a merge counts as one commit.
 
-    Raises InputError if the good commit is not an earlier ancestor of the bad one.
+    Raises InputError if the checkout cannot be read, or if the good commit does not precede the bad
+    one.
     """
 
     def git(*arguments: str) -> list[str]:
@@ -179,7 +181,7 @@ def commits(repo: Path, good: str, bad: str) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the arguments and run the bisection; return the exit code.
 
-    Raises InputError as `run_bisection` does, and for an unknown kind.
+    Raises InputError for an unknown kind in --gate-on, and for the same reasons as `run_bisection`.
     """
     usage = "tunegrid bisect --good A --bad B [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid bisect", usage=usage, description=__doc__)
@@ -199,7 +201,7 @@ def run_bisection(options: argparse.Namespace) -> int:
     """Search for the first bad version and print the result; return the exit code.
 
     Raises:
-        InputError: if the versions cannot be listed, and as `search` does.
+        InputError: if the versions cannot be listed, or for the reasons given in `search`.
     """
     if options.repo:
         package = options.repo.name

@@ -1,10 +1,10 @@
 """Measures bounds for your own cells: `tunegrid calibrate --grid=sst2.py` trains them and writes
-the lowest scores of a healthy run.
+the lowest scores that a healthy run may have.
 
-It trains the cells that the file adds, or those of --cells, with five seeds, and writes
-sst2.quick.toml beside sst2.py, or sst2.full.toml with -m full. Sessions with --grid=sst2.py apply
-these bounds. A bound is the mean over the seeds minus what training noise explains; fewer seeds
-give a lower bound. If interrupted, run the command again to continue.
+It trains the cells that the file adds, or those named by --cells, with five seeds, and writes
+sst2.quick.toml (with -m full, sst2.full.toml) beside sst2.py. Sessions with --grid=sst2.py apply
+these bounds. A bound is the mean over the seeds minus an allowance for training noise; fewer seeds
+give lower bounds. If interrupted, run the same command again to continue.
 """
 
 import argparse
@@ -35,9 +35,9 @@ def session(arguments: Sequence[str]) -> int:
 
 
 def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[str, ...]:
-    """The ids of the named cells, or of all cells that the files add if `names` is empty.
+    """The ids of the named cells or, if `names` is empty, of all cells that the files add.
 
-    Raises InputError if a named cell does not exist, or if there are none.
+    Raises InputError if a named cell does not exist, or if the files add no cell to the profile.
     """
     grid = study()
     for path in grid_files:
@@ -59,9 +59,9 @@ def select_cells(grid_files: Sequence[Path], profile: str, names: str) -> tuple[
 
 
 def train_session(path: Path, arguments: Sequence[str], run: Session = session) -> Path:
-    """Run a session and save it at `path`; cells that passed earlier are not trained again.
+    """Run a session and save its run at `path`; cells that passed earlier are not trained again.
 
-    Raises InputError if pytest's exit code is neither 0 nor 1, or it wrote no file.
+    Raises InputError if pytest's exit code is neither 0 nor 1, or if pytest writes no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -78,9 +78,10 @@ def by_seed(
     cells: Collection[str],
     seeds: Collection[int],
 ) -> Mapping[int, Mapping[str, Record]]:
-    """Group the records by seed, then by cell.
+    """Group the records of the given cells by seed, then by cell.
 
-    Raises InputError if a record is missing or unfinished, or failed an audit that counts.
+    Raises InputError if a record is missing or unfinished, or has a failed audit that is not
+    excused.
     """
     finished = {}
     for record in records:
@@ -105,8 +106,8 @@ def by_seed(
 def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
     """Train the cells, write the bounds and print them; return 0. `run` starts the session.
 
-    Raises InputError if a cell does not exist, finish or pass its audits, or if bounds would be
-    lost.
+    Raises InputError if a cell does not exist, does not finish or fails an audit, or if existing
+    bounds would be lost.
     """
     parser = argparse.ArgumentParser(prog="tunegrid calibrate", description=__doc__)
     add = parser.add_argument

@@ -20,7 +20,7 @@ INTERRUPTED = 130
 
 
 class FormerName(Action):
-    """An argparse action for an option's former name, which sets the renamed option."""
+    """An argparse action that lets an option's former name set the renamed option."""
 
     def __call__(
         self,
@@ -29,7 +29,7 @@ class FormerName(Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Set the renamed option and print its name."""
+        """Set the renamed option and tell the user its new name."""
         setattr(namespace, self.dest, values)
         name = self.dest.replace("_", "-")
         say(f"{parser.prog}: {option_string} is now called --{name}", error=True)
@@ -41,7 +41,7 @@ def add_gate_on(
     default: Sequence[str],
     former_name: str,
 ) -> None:
-    """Add the option `--gate-on`, and `former_name`, its name in earlier releases."""
+    """Add the option `--gate-on`, and accept `former_name`, its name in earlier releases."""
     add = parser.add_argument
     text = f"what counts: {','.join(known)} (default {','.join(default)})"
     add("--gate-on", default=",".join(default), metavar="KIND,KIND", help=text)
@@ -56,9 +56,10 @@ def program(
 ) -> int:
     """Run the command that the first argument names; return its exit code.
 
-    Each command lives in the module of the same name; `commands` maps names to descriptions. If a
-    command is unknown or raises InputError or OSError, a message is printed and the exit code is 2;
-    it is 130 after an interrupt, and 141 after a broken pipe.
+    Each command is the `main` function of the module with that name in `package`; `commands` maps
+    names to descriptions. If a command is unknown or raises InputError or OSError, or if standard
+    output is closed, a message is printed and the exit code is 2; it is 130 after an interrupt, and
+    141 after a broken pipe.
     """
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     code = 0

@@ -2,9 +2,10 @@
 
 `tunegrid compare RUN.json` compares the methods of a run.
 
-For every task and backbone it shows the main score and its interval, the study's score, trained
-bytes, peak memory and training seconds, the methods on their Pareto front, and the pairs that
-cannot be told apart, with the reason. `tunegrid merge` joins runs of other methods or seeds.
+For every task and backbone, it shows each method's main score with its interval, the score that the
+study published, trained bytes, peak memory and training seconds. It names the methods on the Pareto
+front, and says why pairs of methods cannot be told apart. `tunegrid merge` joins runs of other
+methods or seeds.
 """
 
 import argparse
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 def compare(run: Path | str | Record | Iterable[Record]) -> "pd.DataFrame":
     """The tables of `tunegrid compare` as one frame, with a row for each compared cell.
 
-    `run` is a file or records. Raises InputError if it cannot be read or compared.
+    `run` is a file, a record or several records. Raises InputError if it cannot be read or
+    compared.
     """
     from tunegrid.report.compare import method_frame
 
@@ -46,7 +48,10 @@ def get_comparisons(run: SavedRun) -> "list[Comparison]":
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the comparison; return the exit code. Raises InputError as `compare` does."""
+    """Print the comparison; return the exit code.
+
+    Raises InputError if the run cannot be read or compared.
+    """
     parser = argparse.ArgumentParser(prog="tunegrid compare", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN.json")
     parser.add_argument("--format", choices=FORMATS, default="text")

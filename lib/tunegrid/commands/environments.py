@@ -1,10 +1,11 @@
 """Creates environments for `upgrade`, `history` and `bisect`, and runs the suite in them.
 
 An environment holds the named packages and, except for `bisect`, the packages that must change with
-them. Everything else comes from the environment of this process. The folder's name contains a
+them. Everything else is shared with the environment of this process. The folder's name contains a
 hash of the lock, so a wheel that was rebuilt under the same version gets a new environment.
 
-`--resume` reuses only results of the same environment, whose path is part of their key.
+`--resume` reuses only results from the same environment, because the key of a result contains the
+environment's path.
 """
 
 import hashlib
@@ -46,9 +47,9 @@ USAGE_ERROR = 4  # pytest's exit code
 
 
 def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
-    """The command that runs cells with an environment's Python.
+    """The command line that runs cells with an environment's Python.
 
-    It writes a run to `out`, or a JUnit report if the name ends in .xml.
+    It writes a saved run to `out`, or a JUnit report if the name ends in .xml.
     """
     report = "--junitxml" if out.suffix == ".xml" else "--benchmark-json"
     return command(["-q", *arguments, f"{report}={out}"], python)
@@ -56,7 +57,7 @@ def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A Python with its own packages, and the folder for its runs."""
+    """A Python with packages of its own, and the folder for its runs."""
 
     python: Path
     folder: Path
@@ -66,13 +67,13 @@ class Environment:
 
     @property
     def name(self) -> str:
-        """The environment's own packages in words, such as "peft 0.21.2"."""
+        """The names and versions of its own packages, such as "peft 0.21.2"."""
         names = sorted(self.own, key=lambda name: name not in PACKAGES)
         return some([f"{name} {self.own[name]}" for name in names]) or "the libraries here"
 
     @property
     def command(self) -> list[str]:
-        """The words of a command that runs cells in this environment, from any folder."""
+        """The first words of a command that runs cells in this environment, from any folder."""
         if not self.own:
             return ["tunegrid", "run"]
         return [str(self.python), "-m", "tunegrid", "run"]
@@ -115,7 +116,7 @@ class Environment:
 
 
 class NoRun(InputError):
-    """Raised if a session in an environment ends without a run."""
+    """Raised if a session in an environment writes no file."""
 
     def __init__(self, reason: str, environment: Environment) -> None:
         """Store the reason and the environment."""
@@ -126,13 +127,13 @@ class NoRun(InputError):
 def get_environment(
     requirements: Sequence[str], wheels: Path | None, *, alone: bool = False
 ) -> Environment:
-    """The environment with the required packages, created if necessary.
+    """Get the environment with the required packages; create it if necessary.
 
-    Without requirements, it is this process's. `wheels` is a folder to install from; `alone` leaves
-    out the dependencies of the required packages.
+    Without requirements, it is the environment of this process. `wheels` is a folder to install
+    from; `alone` leaves out the dependencies of the required packages.
 
     Raises:
-        InputError: if the environment cannot be created, or does not hold what was required.
+        InputError: if the environment cannot be created, or does not contain what was required.
     """
     if not requirements:
         return Environment(python=Path(sys.executable), folder=ENVIRONMENTS / "here")

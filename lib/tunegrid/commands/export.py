@@ -1,9 +1,9 @@
-"""Runs as one table: `tunegrid export RUN.json ... -o runs.parquet` (or .csv), for pandas, DuckDB
-or a spreadsheet.
+"""Writes runs as one table: `tunegrid export RUN.json ... -o runs.parquet` (or .csv), for pandas,
+DuckDB or a spreadsheet.
 
-A row is a figure of a cell and seed, named as in the record, with its device, versions, date and
-commit; a loss has its update. With --rows a row is a test row: its text, the prediction and its
-points.
+Each row holds a figure of a cell and seed, named as in the record, with the device, versions, date
+and commit; for a loss, also the number of its update. With --rows, each row holds a test row
+instead: its text, the prediction and its points.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tunegrid.terminal import say
 if TYPE_CHECKING:
     import pandas as pd
 
-# Spreadsheets treat a CSV cell that begins with one of these as a formula, even in full width
+# Spreadsheets treat a CSV cell as a formula if it begins with one of these, full-width or not
 FORMULA = tuple("=+-@\t\r\n")
 
 
@@ -59,7 +59,7 @@ def record_frame(runs: Sequence[SavedRun]) -> "pd.DataFrame":
 def row_frame(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
     """A table of all test rows, and a sentence for each record whose test rows are missing.
 
-    Raises InputError if no record has test rows, or if their file is damaged.
+    Raises InputError if no record has test rows, or if a file of test rows is damaged.
     """
     import pandas as pd
 
@@ -87,7 +87,7 @@ def row_frame(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
 
 
 def record_key(path: Path, record: Record) -> dict[str, Any]:
-    """The columns that say which record a row comes from."""
+    """The columns that identify the record from which a row comes."""
     key: dict[str, Any] = {"run": path.name}
     for name in ("profile", "cell", "backbone", "task", "method", "status", "main_score"):
         key[name] = getattr(record, name)
@@ -97,7 +97,7 @@ def record_key(path: Path, record: Record) -> dict[str, Any]:
 
 
 def write_table(frame: "pd.DataFrame", path: Path) -> None:
-    """Write a table in the format that the file's suffix names.
+    """Write a table in the format that the file name's suffix indicates.
 
     Raises InputError if the suffix is unknown or the file cannot be written.
     """

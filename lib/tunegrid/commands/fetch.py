@@ -1,8 +1,8 @@
-"""Downloads weights and rows of full-size cells, for runs without a network.
+"""Downloads the weights and data sets of full-size cells, for runs without a network.
 
-`tunegrid fetch` fills the hub's cache: $HF_HOME, by default ~/.cache/huggingface. With that cache,
-`HF_HUB_OFFLINE=1 tunegrid run -m full` needs no network. Only safetensors, JSON and vocabularies of
-a checkpoint are downloaded.
+`tunegrid fetch` fills the cache of the Hugging Face hub: $HF_HOME, by default ~/.cache/huggingface.
+With that cache, `HF_HUB_OFFLINE=1 tunegrid run -m full` needs no network. For a checkpoint, only
+the safetensors, JSON and vocabulary files are downloaded.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from tunegrid.terminal import say
 from tunegrid.words import count
 
 PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model"]
-SUBFOLDERS = "*/*"  # other formats, such as ONNX
+SUBFOLDERS = "*/*"  # subfolders hold other formats, such as ONNX
 
 
 def checkpoints(cells: Iterable[Cell]) -> dict[str, str | None]:
-    """The revisions of the hub's checkpoints that cells load, by id; None is the newest."""
+    """The revision of each hub checkpoint that cells load; None means the newest revision."""
     revisions = {}
     for cell in cells:
         if local_checkpoint(cell.backbone, cell.profile) is None:
@@ -37,7 +37,7 @@ def checkpoints(cells: Iterable[Cell]) -> dict[str, str | None]:
 def fetch_weights(checkpoint: str, revision: str | None) -> int:
     """Downloads a checkpoint and returns its size in bytes.
 
-    Raises InputError if the download fails, or if the checkpoint has no safetensors.
+    Raises InputError if the download fails, or if the checkpoint has no safetensors file.
     """
     import huggingface_hub  # reads its environment when it is imported
 
@@ -58,7 +58,7 @@ def fetch_weights(checkpoint: str, revision: str | None) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Download everything; return 0."""
+    """Download the checkpoints and data sets that the cells need; return 0."""
     parser = argparse.ArgumentParser(prog="tunegrid fetch", description=__doc__)
     add = parser.add_argument
     add("--cells", metavar="ID,ID", help="cells to fetch for (default: the study's 27)")

@@ -2,13 +2,14 @@
 
 `tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
-Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did
-not pass; with `numerics`, `speed` or `instruments` in --gate-on also for these. Else 6 if numerics
-changed, tensors hold fewer bytes, cells have another recipe, nothing of a kind in --gate-on could
-be compared, or all cells were too short to judge. --gate-on without `numerics` and `changed` leaves
-numerics out; with `cannot-tell`, 6 also if any main score cannot be decided; 6 also if NEW.json is
-unsealed. Else 0. An unsealed baseline is refused, and so is each file that was changed since it was
-written: exit code 2. In GitHub Actions the answer and the table go to the step summary, too.
+The exit code is 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new
+run did not pass; with `speed` or `instruments` in --gate-on, also if one of these is worse, and
+with `numerics` if numerics changed. Otherwise it is 6 if numerics changed, tensors hold fewer
+bytes, a cell's recipe changed, NEW.json is unsealed, all cells were too short to judge, or no
+figure of a kind in --gate-on could be compared; with `cannot-tell`, also if any main score cannot
+be decided. Changed numerics do not count if --gate-on has neither `numerics` nor `changed`. The
+exit code is 2 if the baseline is unsealed or a file was changed since it was written, and 0
+otherwise. In GitHub Actions, the answer and the table are also written to the step summary.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class GateAnswer:
-    """The gate's answer on a run; `str()` gives all its sentences."""
+    """The gate's answer about a run; `str()` returns all its sentences."""
 
     verdict: RunVerdict
     judgements: Sequence[Judgement]  # one for each figure of each cell
@@ -64,19 +65,22 @@ class GateAnswer:
 
     @property
     def answer(self) -> str:
-        """The first sentence of the verdict, after the warning about an unsealed run, if any."""
+        """The first sentence of the verdict, after a warning if the run is unsealed."""
         return " ".join(filter(None, (self.warning, self.verdict.answer)))
 
     @property
     def exit_code(self) -> int:
-        """1 if the run failed or is worse, 6 if it changed or cannot be judged, otherwise 0."""
+        """1 if the run failed or is worse, otherwise 6 or 0.
+
+        It is 6 if the run changed, cannot be judged or is unsealed.
+        """
         if self.warning and not self.verdict.exit_code:
             return Rank.CANNOT_TELL.exit_code
         return self.verdict.exit_code
 
     @property
     def cells(self) -> dict[str, list[str]]:
-        """Statements by cell, such as "same: bert_sa_lora accuracy +0.20 points (...)"."""
+        """The judgements by cell, as in "same: bert_sa_lora accuracy +0.20 points (...)"."""
         statements: dict[str, list[str]] = {}
         for judgement in self.judgements:
             statements.setdefault(judgement.cell, []).append(verdict_text(judgement))
@@ -95,8 +99,8 @@ def gate(
 ) -> GateAnswer:
     """Answer as `tunegrid gate` does: is the new run worse than the old one?
 
-    Each run is a file, a record or several records; only a file also holds the noise of your own
-    calibrated cells. Raises InputError if a run cannot be read or judged.
+    Each run is a file, a record or several records. Only files contain the training noise of cells
+    that you calibrated yourself. Raises InputError if a run cannot be read or judged.
     """
     names = gate_on if isinstance(gate_on, str) else ",".join(gate_on)
     kinds = parse_kinds(names)
@@ -109,9 +113,9 @@ def judge(
     kinds: Sequence[str],
     given: Sequence[str] = (),
 ) -> GateAnswer:
-    """Judge one run against another; `given` holds the words of the command line.
+    """Judge the new run against the old one; `given` holds the words of the command line.
 
-    Raises InputError if a file was changed since it was written, or the gate refuses a run.
+    Raises InputError if a file was changed since it was written, or if the gate refuses a run.
     """
     from tunegrid.gate.gate import Run, gate  # imports scipy
 

@@ -2,12 +2,12 @@
 
 `tunegrid history peft --from 0.18` compares every release with the one before it.
 
-Each release of the index gets an environment of its own, with what must change beside it, in which
-cells make their first updates; with --whole, those whose numerics changed train to their end. A
-release that cannot be installed, or in which no cell runs, is a row of the table, and the next one
-is compared with the last that ran. If interrupted, run the same command again to continue. With
---causes, a TOML file says why a release changed what it changed, as in `"0.19.0" = "..."`. Exit
-code 0, whatever changed; 2 if nothing could be compared.
+Each release on the index is installed in an environment of its own, together with the packages that
+must change with it. There, cells make their first updates; with --whole, cells whose numerics
+changed are trained to the end. If a release cannot be installed or no cell runs with it, its row of
+the table says so, and the next release is compared with the last one that ran. If interrupted, run
+the same command again to continue. With --causes, a TOML file gives reasons for changes, as in
+`"0.19.0" = "..."`. The exit code is 2 if nothing could be compared, else 0.
 """
 
 import argparse
@@ -48,22 +48,22 @@ from tunegrid.words import count, shorten, some
 SUITE = "tunegrid"
 PAGES = {".json": "json", ".html": "html", ".md": "markdown"}
 NEITHER_EQUAL = (Verdict.WORSE, Verdict.BETTER, Verdict.MISSING)
-LONGEST = 160  # characters of an audit's sentence in a table
+LONGEST = 160  # maximum number of characters of an audit's sentence in a table
 
 
 class Finding(NamedTuple):
-    """A change from the last earlier release that ran, or a fault of the first that ran."""
+    """A change since the previous release that ran, or a fault of the first release that ran."""
 
-    kind: str  # numerics, quality, memory, audits, or cells (which run, or no longer run)
+    kind: str  # numerics, quality, memory, audits, or cells (that now run or cannot run)
     sentence: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A release, and how it differs from the last earlier release that ran."""
+    """A release, and how it differs from the previous release that ran."""
 
     version: str
-    before: str = ""  # empty if no earlier release ran or this one did not
+    before: str = ""  # previous release that ran; empty if none did or this one did not
     installed: str = ""  # version changes, such as "peft 0.18.1 -> 0.19.0"
     fault: str = ""  # the reason why it did not run
     answer: str = ""  # the gate's answer
@@ -74,7 +74,7 @@ class Release:
 
     @property
     def is_change(self) -> bool:
-        """True if anything differs from the last earlier release that ran."""
+        """True if anything differs from the previous release that ran."""
         return bool(self.before and self.findings)
 
     @property
@@ -97,7 +97,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The releases of a library, oldest first."""
+    """A comparison of a library's releases, oldest first."""
 
     library: str
     profile: str
@@ -109,7 +109,7 @@ class History:
 
     @property
     def answer(self) -> str:
-        """A sentence on how many releases ran and which of them changed something."""
+        """A sentence that says how many releases ran and which of them changed something."""
         ran = [release for release in self.releases if not release.fault]
         changed = [release for release in ran if release.is_change]
         total = count(len(self.releases), "release")
@@ -136,7 +136,7 @@ class History:
 def describe_release(
     number: str, before: str, compared: Comparison, kinds: Sequence[str]
 ) -> Release:
-    """Describe a release from its comparison with the last earlier release that ran."""
+    """Describe a release from its comparison with the previous release that ran."""
     old, new, judgements = compared
     verdict = run_verdict(new.records, judgements, kinds, before=old.records)
     numerics = [judgement for judgement in judgements if judgement.quantity == "numerics"]
@@ -178,7 +178,7 @@ def figure_findings(judgements: Sequence[Judgement]) -> Iterator[Finding]:
 
 
 def run_findings(new: SavedRun, old: SavedRun | None = None) -> Iterator[Finding]:
-    """Yield findings on audits and cells that newly fail, or no longer do.
+    """Yield findings for audits that start or stop failing, and cells that start or stop running.
 
     Without an older run, all failures are new.
     """
@@ -201,7 +201,10 @@ def run_findings(new: SavedRun, old: SavedRun | None = None) -> Iterator[Finding
 
 
 def failures(run: SavedRun) -> dict[str, dict[str, str]]:
-    """The reasons for failures by audit and cell, with "" as the audit if a cell did not finish."""
+    """The reasons for failures, by audit and then by cell.
+
+    The reasons why cells did not finish are listed under "" instead of an audit.
+    """
     finished = finished_cells(run)
     reasons: dict[str, dict[str, str]] = {}
     for record in run.records:
@@ -219,9 +222,9 @@ def fault(record: Record) -> str:
 
 
 def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
-    """Run cells with each release, and compare it with the last earlier release that ran.
+    """Run cells with each release, and compare it with the previous release that ran.
 
-    `numbers` lists versions, newest first.
+    `numbers` lists versions, newest first; the releases are returned oldest first.
     """
     runner = Runner(options)
     first_updates = runner.can_begin
@@ -258,9 +261,9 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
 
 
 def read_causes(path: Path | None) -> Mapping[str, str]:
-    """Read the causes that a person wrote down, by release; empty if `path` is None.
+    """Read a person's explanations of changes, by release; empty if `path` is None.
 
-    Raises InputError if the file is not TOML that maps releases to texts.
+    Raises InputError if the file cannot be read or is not TOML that maps releases to texts.
     """
     if path is None:
         return {}
@@ -279,7 +282,7 @@ def read_causes(path: Path | None) -> Mapping[str, str]:
 def supported_from(library: str) -> Version:
     """The oldest release of a library that tunegrid supports.
 
-    Raises InputError if tunegrid's requirements set no lower bound for the package.
+    Raises InputError if tunegrid's requirements set no lower bound for the library.
     """
     for text in requires(SUITE) or ():
         requirement = Requirement(text)
@@ -297,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the releases, write the files and print the table; return the exit code.
 
     Raises:
-        InputError: if an argument cannot be used.
+        InputError: if an argument is invalid, or if the releases cannot be listed.
     """
     usage = "tunegrid history LIBRARY [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid history", usage=usage, description=__doc__)

@@ -1,18 +1,18 @@
-"""Merge the runs of a CI matrix, of shards or of seeds: `tunegrid merge A.json B.json -o C.json`.
+"""Merges runs of CI jobs, shards or seeds: `tunegrid merge A.json B.json -o C.json`.
 
 A session that was killed leaves a journal: `tunegrid merge --journal -o C.json` turns it into a
 run, alone or together with files.
 
-Two files with different records of the same cell, profile and seed are a conflict. Files of
-`--shard` must be parts of one run; missing cells are named. The audits that compare cells run
-again on the whole run. The exit code is 1 if cells are missing or these audits find a fault. A file
-that was changed since it was written is rejected. Unsealed files, which older versions wrote, give
-an unsealed run.
+Files may not hold different records of the same cell, profile and seed. Files written with
+`--shard` must be parts of one run; missing cells are named. Audits that compare cells are repeated
+on the merged run. The exit code is 1 if cells are missing or one of these audits finds a fault. A
+file that was changed since it was written is rejected. If a file is unsealed, because an older
+version wrote it, the merged run is unsealed, too.
 
-`--baseline` rejects what cannot be a baseline: cells that failed, were changed, are missing for a
-seed, started from perturbed weights or shared their device; uncommitted changes; and unsealed
-files. Each seed must have the same cells, and all 27 quick cells of the study if it has one of
-them. `--cells` keeps only the cells that it names.
+`--baseline` rejects runs that cannot be a baseline: because cells failed, were changed, are missing
+for a seed, started from perturbed weights or shared their device, because of uncommitted changes,
+or because a file is unsealed. Each seed must have the same cells, and all 27 quick cells of the
+study if it has one of them. `--cells` keeps and requires only the cells that it names.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], di
 
 
 def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkRow, Record | None]:
-    """Restore a record that was refused and kept in its row, if this version can read it."""
+    """Restore a record that could not be saved and was kept in its row, if it can be read now."""
     row = pair[0]
     if not isinstance(row.get(REFUSED), dict):
         return pair
@@ -87,7 +87,7 @@ def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkR
 
 
 def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
-    """Raises InputError for a changed file and, for a baseline, for an unsealed one."""
+    """Raises InputError if a file was changed or, for a baseline, if a file is unsealed."""
     for run in runs:
         run.check_unchanged()
         if as_baseline and run.doubt:
@@ -97,8 +97,8 @@ def check_seals(runs: Sequence[SavedRun], as_baseline: bool) -> None:
 def expected_cells(records: Sequence[Record], is_selection: bool) -> list[str]:
     """The cells that a baseline must hold for each seed.
 
-    They are the cells of the records. If one of them is a quick cell of the study, and --cells
-    selected none, all cells of the study are added.
+    These are the cells of the records. If one of them is a quick cell of the study and --cells was
+    not given, all cells of the study are added.
     """
     cells = dict[str, None]()
     for record in records:
@@ -109,7 +109,10 @@ def expected_cells(records: Sequence[Record], is_selection: bool) -> list[str]:
 
 
 def keep_cells(records: Mapping[RowKey, Record], names: str) -> dict[RowKey, Record]:
-    """Keep the records of the cells in --cells; raises InputError if no run holds a named cell."""
+    """Keep the records of the cells named in --cells.
+
+    Raises InputError if one of these cells is in no run.
+    """
     cells = dict.fromkeys(name.strip() for name in names.split(","))
     kept = {key: record for key, record in records.items() if record.cell in cells}
     held = {record.cell for record in kept.values()}
@@ -124,7 +127,7 @@ def check_baseline(
     records: Sequence[Record],
     cells: Sequence[str],
 ) -> str:
-    """Check that runs can be a baseline with these cells for each seed; describe it in a sentence.
+    """Check that runs can be a baseline of these cells for every seed; return a sentence about it.
 
     Raises InputError if they cannot.
     """

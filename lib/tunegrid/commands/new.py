@@ -2,7 +2,7 @@
 without a network.
 
 Its comments say what to change. A task comes with a folder of made-up rows; replace them with your
-own. Existing files are never replaced.
+own. Existing files are never overwritten.
 """
 
 import argparse

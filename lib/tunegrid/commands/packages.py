@@ -25,7 +25,7 @@ from uv import find_uv_bin
 from tunegrid.errors import InputError
 from tunegrid.machine import file_hash
 
-# Fixed dates give identical files identical commits
+# With fixed dates, identical files give identical commits
 DATES = ("GIT_AUTHOR_DATE=@0 +0000", "GIT_COMMITTER_DATE=@0 +0000")
 # Error lines of uv, of git, and of Python in a build that uv runs
 REASON = re.compile(r"(?m)^ *(?:(?:error|fatal|cause|Caused by):|╰─▶|(?=\w+Error:)) ?(.+)$")
@@ -43,7 +43,7 @@ ADDRESS_COMMIT = re.compile(r"@([0-9a-f]{40})\b")  # the commit in an address
 
 
 def parse_requirement(spec: str) -> str:
-    """Check a requirement, such as "peft==0.22"; "peft@../peft" becomes a checkout's address.
+    """Check a requirement, such as "peft==0.22"; turn "peft@../peft" into a checkout's address.
 
     Raises:
         InputError: for anything else, such as an option or a path.
@@ -61,7 +61,7 @@ def parse_requirement(spec: str) -> str:
 
 
 def git_address(checkout: Path, commit: str = "") -> str:
-    """The git address of a commit in a checkout, by default of its tracked files as they are now.
+    """The git address of a commit in a checkout; by default, of its tracked files as they are now.
 
     Uncommitted changes are stored in a new commit that belongs to no branch.
     """
@@ -164,7 +164,7 @@ def add_hashes(lock: str, folder: Path) -> str:
 
 
 def find_packages(folders: Sequence[str]) -> dict[str, Distribution]:
-    """The packages in these folders, by name; if a name occurs twice, the one Python imports."""
+    """The packages in these folders, by name; for duplicates, the package that Python imports."""
     packages: dict[str, Distribution] = {}
     for package in distributions(path=list(folders)):
         packages.setdefault(canonicalize_name(package.name), package)
@@ -178,7 +178,10 @@ def direct_url(package: Distribution) -> dict[str, Any]:
 
 
 def installed_version(package: Distribution) -> str:
-    """A package's version, and its source if not an index, as in "0.21.2 at commit a8d99cf0"."""
+    """A package's version and, unless it came from an index, its source.
+
+    An example is "0.21.2 at commit a8d99cf0".
+    """
     source = direct_url(package)
     if "vcs_info" in source:
         return f"{package.version} at commit {source['vcs_info']['commit_id'][:8]}"
@@ -188,9 +191,9 @@ def installed_version(package: Distribution) -> str:
 
 
 def recorded_hashes(package: Distribution) -> dict[str, str]:
-    """The hashes of a package's files as RECORD lists them, by path.
+    """The hashes that a package's RECORD lists for its files, by path.
 
-    Metadata is omitted, and so are scripts, since they contain the path of a Python.
+    Metadata is omitted, as are scripts, which contain the path of a Python interpreter.
     """
     hashes = {}
     for path, digest, _ in csv.reader((package.read_text("RECORD") or "").splitlines()):
@@ -201,7 +204,7 @@ def recorded_hashes(package: Distribution) -> dict[str, str]:
 
 
 def changed_file(package: Distribution) -> str:
-    """The first file of a package that is missing or differs from RECORD; otherwise empty."""
+    """The first file of a package that is missing or differs from RECORD; empty if none is."""
     for name, digest in recorded_hashes(package).items():
         path = Path(str(package.locate_file(name)))
         if not path.is_file() or file_hash(path) != digest:
@@ -210,7 +213,7 @@ def changed_file(package: Distribution) -> str:
 
 
 def is_same(package: Distribution, here: Distribution | None) -> bool:
-    """True if `here` has the same version, source and files, none of them edited."""
+    """True if `here` has the same version, source and files as `package`, and none was edited."""
     if here is None or installed_version(package) != installed_version(here):
         return False
     hashes = recorded_hashes(package)

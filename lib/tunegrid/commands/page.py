@@ -1,8 +1,7 @@
-"""A run as one HTML file: `tunegrid page RUN.json [OLDER.json ...] -o PAGE.html`, and its charts
-for papers: `--charts DIR`.
+"""Writes a run as one HTML file: `tunegrid page RUN.json [OLDER.json ...] -o PAGE.html`.
 
-The page compares the run with the first older one, as the gate does; all older runs make the
-history. The page needs no network.
+`--charts DIR` writes its charts for papers. The page compares the run with the first older run, as
+the gate does, and shows all older runs as its history. The page needs no network.
 """
 
 import argparse

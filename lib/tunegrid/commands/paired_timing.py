@@ -1,8 +1,8 @@
 """One side of `tunegrid speed`: a process that trains a cell, one update per line of stdin.
 
-On a shared machine other processes take cores away, and wall-clock time includes these waits. Linux
-reports how long a thread was ready to run without having a core, and this time is subtracted. Time
-that the thread itself spends waiting, for example in a sleep or for a file, still counts.
+On a shared machine, a thread sometimes waits for a core, and wall-clock time includes these waits.
+Linux reports how long a thread was ready to run without having a core, and this time is subtracted.
+Other waiting, for example in a sleep or for a file, still counts.
 """
 
 import json
@@ -46,8 +46,8 @@ def wait_seconds() -> float:
 def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
     """Yield an empty answer when ready, then each update's seconds and the peak bytes so far.
 
-    The peak is of resident memory on a CPU and of allocated memory on a GPU, or None if the system
-    does not report it.
+    The peak is that of resident memory on a CPU and of allocated memory on a GPU; it is None if the
+    system does not report it.
     """
     threads = thread_share(cell.profile.threads)
     announce_threads(threads)
@@ -85,7 +85,7 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
 
 
 def main(cell: str, device: str) -> None:
-    """Prepare a cell on a device, then make an update for each line of stdin."""
+    """Prepare a cell on a device; for each line of stdin, make an update and print its figures."""
     try:
         study_cell = STUDY.cell(cell, replace(QUICK_PROFILE, device=device))
         lines = chain([""], sys.stdin)

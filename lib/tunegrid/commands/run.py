@@ -3,8 +3,8 @@
 All arguments go to pytest.
 
 Paths are relative to the current folder. `reports/` is written there or, inside tunegrid's
-checkout, at its root. `tunegrid run --help` shows the options that matter. `tunegrid.run` does the
-same from Python.
+checkout, at its root. `tunegrid run --help` shows the most important options. `tunegrid.run` does
+the same from Python.
 """
 
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tunegrid.record import Record
 
 HELP_OPTION = "--tunegrid-help"
-# The settings and tests of this suite, whatever project the current folder belongs to
+# Selects this suite's settings and tests, whatever project the current folder belongs to
 SUITE = (
     "-c",
     str(ROOT / "pyproject.toml"),
@@ -42,7 +42,7 @@ def command(arguments: Sequence[str], python: Path | str = sys.executable) -> li
 
 
 def latest_run() -> Path:
-    """The default run file: in the checkout, or in the current folder if that is outside it."""
+    """The default run file: in the checkout or, outside it, in the current folder."""
     folder = ROOT if Path.cwd().is_relative_to(ROOT) else Path.cwd()
     return folder / "reports" / "latest.json"
 
@@ -56,7 +56,7 @@ def user_arguments(arguments: Sequence[object]) -> str:
 
 
 def own_words(words: list[str]) -> list[str]:
-    """The words without those that `command` prepends."""
+    """The arguments of pytest without those that `command` adds."""
     return words[len(SUITE) :] if tuple(words[: len(SUITE)]) == SUITE else words
 
 

@@ -33,10 +33,10 @@ class Comparison(NamedTuple):
 
 
 class Runner:
-    """Runs cells in environments, repeats no run, and resumes interrupted runs."""
+    """Runs cells in environments, resumes interrupted runs and reuses finished ones."""
 
     def __init__(self, options: argparse.Namespace, *, is_strict: bool = False) -> None:
-        """Store options of `parse_options`; if strict, cells must finish in the old run."""
+        """Store the options from `parse_options`; if strict, cells must finish in the old run."""
         self.options = options
         self.is_strict = is_strict
         self._runs: dict[tuple[object, ...], SavedRun] = {}
@@ -54,7 +54,7 @@ class Runner:
         first_updates: bool = False,
         again: bool = False,
     ) -> SavedRun:
-        """Run cells (all cells if none are given); `again` ignores results of earlier runs."""
+        """Run cells, by default all of the profile; `again` ignores results of earlier runs."""
         stage = "first-updates" if first_updates else "whole"
         arguments = ["-m", self.options.profile]
         if cells:
@@ -84,8 +84,8 @@ class Runner:
     ) -> Comparison:
         """Run cells in two environments and compare the runs with the gate.
 
-        With `first_updates`, cells make only their first updates; with `finishes`, too, those whose
-        numerics differ are then trained to the end.
+        If `first_updates`, cells make only their first updates. If `finishes` is also set, cells
+        whose numerics differ are then trained to the end.
 
         Raises:
             InputError: if the runner is strict and a cell does not finish in `before`.
@@ -114,7 +114,7 @@ class Runner:
 
 
 def finished_cells(run: SavedRun) -> set[str]:
-    """The cells that finished their training or their first updates at any seed."""
+    """The cells that finished their training or their first updates with at least one seed."""
     return {record.cell for record in run.records if record.finished or record.first_updates}
 
 
@@ -136,7 +136,7 @@ def with_ends(start: SavedRun, end: SavedRun) -> SavedRun:
 
 
 def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
-    """The gate's judgements on the new run; empty if no cell finished in one of the runs."""
+    """The gate's judgements on the new run; empty if no cell finished in one of the two runs."""
     from tunegrid.gate.gate import Run, gate  # imports scipy
 
     before = Run.of_file(old)
@@ -147,7 +147,7 @@ def judge(old: SavedRun, new: SavedRun) -> list[Judgement]:
 
 
 def judge_sound(old: SavedRun, new: SavedRun) -> list[Judgement]:
-    """Judge the cells that are sound in the old run."""
+    """Judge the new run, leaving out cells that are unsound in the old run."""
     unsound = unsound_cells(old)
     sides = []
     for run in (old, new):
@@ -157,7 +157,7 @@ def judge_sound(old: SavedRun, new: SavedRun) -> list[Judgement]:
 
 
 def unsound_cells(run: SavedRun) -> list[str]:
-    """The cells with a failed audit that counts, or wrong figures of first updates, at any seed."""
+    """The cells that failed, or whose audits failed without excuse, with at least one seed."""
     from tunegrid.gate.gate import is_sound  # imports scipy
 
     return list(dict.fromkeys(record.cell for record in run.records if not is_sound(record)))
@@ -172,7 +172,7 @@ def cells_with_changes(judgements: Sequence[Judgement]) -> list[str]:
 def version_changes(before: Environment, after: Environment) -> str:
     """Describe version changes, as in "peft 0.21.2 -> 0.22.0", with the suite's libraries first.
 
-    If all versions are equal, names the packages, which then come from different archives.
+    If all versions are equal, name the packages, which then come from different archives.
     """
     here = {name: installed_version(found) for name, found in find_packages(sys.path).items()}
     names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))

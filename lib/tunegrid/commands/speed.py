@@ -1,10 +1,11 @@
 """Did training become slower, or larger? `tunegrid speed OLD NEW` compares two environments.
 
-OLD and NEW are virtual environments, or their Pythons. In each round of a quick cell, each starts a
-fresh process and warms up; then they make 40 updates each, in turn, A B B A. A cell is done after
-ten rounds, or when the intervals of both ratios, of time and of peak memory, lie within 5 % or
-wholly beyond; it is worse only if one lies wholly above. Over all cells, equal environments are
-called worse in at most 1 of 100 comparisons. After a stop, the command starts over.
+OLD and NEW are virtual environments, or their Pythons. In each round of a quick cell, each
+environment starts a new process and warms up; then the processes make 40 updates each, taking turns
+in the order A B B A. A cell is done after ten rounds, or when the intervals for its training time
+and its peak memory each lie entirely within or entirely beyond 5 %. It is worse only if an interval
+lies entirely above 5 %. Over all cells, equal environments are called worse in at most 1 of 100
+comparisons. If interrupted, the command starts over.
 """
 
 import argparse
@@ -32,9 +33,10 @@ from tunegrid.words import some
 
 MARGIN = 0.05  # smallest change that counts: halfway between no change and 10 % slower
 ERROR_RATE = 0.01  # chance that any figure is falsely called worse or within the margin
-# rounds after which figures are judged; even, so each side goes first equally often
+# Rounds after which figures are judged. They are even, so that each side goes first equally often.
 LOOKS = (4, 6, 8, 10)
-LEAST_SD = 1e-4  # least deviation of a log ratio: clocks and memory pages have no finer resolution
+# Least standard deviation of a log ratio, since clocks and memory pages have no finer resolution
+LEAST_SD = 1e-4
 ROUND_UPDATES = 40
 RESULT_WORDS = {
     "training": ("slower", "faster", "as fast"),
@@ -43,21 +45,21 @@ RESULT_WORDS = {
 LIB = str(ROOT / "lib")  # both sides run the same suite
 PRINT_VERSIONS = f"""import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import machine
 print(json.dumps([machine.versions(), machine.library_digests()]))"""
-Turn = Sequence[Mapping[str, Any]]  # per update, its seconds and the peak_bytes so far
+Turn = Sequence[Mapping[str, Any]]  # for each update, its seconds and the peak_bytes so far
 Key = tuple[str, str]  # a cell and a figure
 Ratios = Mapping[Key, Sequence[float]]  # one per round: log of the second side over the first
 
 
 @dataclass(frozen=True)
 class FigureShift:
-    """The mean log ratio of a figure, second environment over first, and its interval."""
+    """The mean log ratio of a figure (second environment over first), and its interval."""
 
     log_ratio: float
     reach: float  # half the width of the interval
 
     @property
     def verdict(self) -> Verdict:
-        """WORSE or BETTER if the whole interval is beyond the margin, SAME if it is within.
+        """SAME if the whole interval is within the margin, WORSE or BETTER if it is beyond.
 
         CANNOT_TELL if it straddles the margin.
         """
@@ -90,9 +92,10 @@ def _percent(log_ratio: float) -> int:
 def find_shifts(ratios: Ratios, tests: int) -> dict[Key, FigureShift]:
     """Judge each figure at the first of the `LOOKS` that decides it, or else at its last look.
 
-    A decision is final, since looks and `tests` share `ERROR_RATE`. The machine disturbs all cells
-    alike, so a cell's standard deviation is at least the median over cells, which has half of their
-    total degrees of freedom. Figures with too few rounds are omitted.
+    A decision is final, because `ERROR_RATE` is divided among all looks and `tests`. The machine
+    disturbs all cells alike, so a cell's standard deviation is taken to be at least the median over
+    cells, with at least half of the cells' total degrees of freedom. Figures with too few rounds
+    are omitted.
     """
     from tunegrid.gate.statistics import critical_value  # imports scipy
 
@@ -127,7 +130,10 @@ def find_python(path: Path) -> Path:
 
 
 def differences(pythons: Sequence[Path]) -> str:
-    """Describe how the libraries of two Pythons differ; raises InputError if one fails."""
+    """Describe how the libraries of two Pythons differ.
+
+    Raises InputError if one of them cannot import tunegrid.
+    """
     answers = []
     for python in pythons:
         fault = f"{python} lacks what tunegrid needs"
@@ -194,7 +200,10 @@ def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Turn
 
 
 def log_ratios(before: Turn, after: Turn) -> dict[str, float]:
-    """Log ratios by figure; for time, the median over updates, which no outlier can distort."""
+    """The log ratio of each figure, `after` over `before`.
+
+    For time, it is the median over updates, which no outlier can distort.
+    """
     logs = []
     for old, new in zip(before, after, strict=True):
         logs.append(math.log(new["seconds"] / old["seconds"]))

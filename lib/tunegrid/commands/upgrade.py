@@ -4,11 +4,12 @@
 
 The packages you name, and any others that must change with them, go into a new environment; all
 remaining packages come from the current one. A package without a version means its newest release;
-`peft@../peft` is a checkout with its uncommitted changes. "Before" is this environment, or one with
-the packages of --from. Cells make their first updates; those that differ train to their end. Four
-quick cells also run on the libraries' own path. If interrupted, run the command again to continue.
-The exit code is the gate's: 1 if a score or a memory figure is worse, or the libraries' own path
-now differs from ours, 6 if numerics changed or the gate cannot tell, else 0.
+`peft@../peft` is a checkout with its uncommitted changes. "Before" is the current environment, or
+one with the packages given by --from. Cells make their first updates; cells whose numerics differ
+are then trained to the end. Four quick cells also run on the libraries' own path. If interrupted,
+run the same command again to continue. The exit code is the gate's: 1 if a score or a memory figure
+is worse, or if the libraries' own path newly differs from ours; otherwise 6 if numerics changed or
+the gate cannot tell, else 0.
 """
 
 import argparse
@@ -29,8 +30,8 @@ from tunegrid.runs.files import SavedRun
 from tunegrid.terminal import say
 from tunegrid.words import count_text, some
 
-# Cells that also run on the libraries' own path. They cover windows of long contexts, generated
-# answers, an encoder-decoder and a classifier.
+# Cells that also run on the libraries' own path (`Trainer`). They cover windows of long contexts,
+# generated answers, an encoder-decoder and a classifier.
 STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
 
 
@@ -57,7 +58,7 @@ def make_environments(options: argparse.Namespace) -> tuple[Environment, Environ
 
 
 def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]:
-    """How the libraries' own training differs from ours, by cell; an empty text if it does not."""
+    """How training on the libraries' own path differs from ours, by cell; empty where equal."""
     if not cells:
         return {}
     differences = dict.fromkeys(cells, "its test did not run")
@@ -140,7 +141,7 @@ def run_upgrade(options: argparse.Namespace) -> int:
 
 
 def uncompared_cells(old: SavedRun) -> str:
-    """A clause on cells that were unsound before the upgrade; empty if there are none."""
+    """A clause that names the cells that were unsound before the upgrade; empty if none were."""
     unsound = unsound_cells(old)
     if not unsound:
         return ""

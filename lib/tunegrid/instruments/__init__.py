@@ -1,9 +1,9 @@
 """Defines instruments, extra measurements of a trained cell that `--ask=ID,ID` adds to its record.
 
 The built-in instruments are the modules of this package that `LISTED` names. Users add their own in
-a `--grid` file with `grid.add_instrument`. An instrument returns lines made by `tidy`, which hold a
-figure for a part of the cell or for each row of that part. Rows are anything that two runs can
-pair, such as test rows, texts or layers. Instruments are imported only when a cell is measured.
+a `--grid` file with `grid.add_instrument`. An instrument returns lines made by `tidy`, each with a
+figure for a part of the cell or for one row of that part. Rows are anything that two runs can pair,
+such as test rows, texts or layers. Instruments are imported only when a cell is measured.
 """
 
 from abc import ABC, abstractmethod
@@ -44,7 +44,7 @@ class NotAskedError(Exception):
 
 
 class Instrument(ABC):
-    """A way to measure a trained cell."""
+    """An extra measurement of a trained cell."""
 
     id: str  # its name for `--ask`
     question: str  # the heading of its table
@@ -65,7 +65,7 @@ class Instrument(ABC):
         """
 
     def objections(self, figures: "pd.DataFrame") -> Iterable[str]:
-        """Sentences that say why the figures fail the cell; none by default."""
+        """Yields sentences that say why the figures make the cell fail; none by default."""
         return ()
 
 
@@ -93,10 +93,12 @@ class Shift:
 
     Attributes:
         meaning: the change in a few words.
-        change: changes a row of a task, using a fresh generator for each row. It returns an equal
-            row if there is nothing to change, and must keep the start of each answer correct.
+        change: a function that changes a row of a task, with a fresh generator for each row. It
+            returns an equal row if there is nothing to change, and must keep the start of each
+            answer correct.
         problems: the kinds of problem that the shift applies to.
-        turns: whether the shift changes the right answer, so that the model's must follow.
+        turns: whether the shift changes the right answer, so that the model's answer must change,
+            too.
     """
 
     id: str

@@ -1,11 +1,11 @@
 """Measures how well a model's confidences match its hits, and fits a temperature.
 
 A hit is a correct prediction. The confidence of a prediction is the probability that the model
-gives it. The expected calibration error (ECE) is the weighted mean, over bins, of the distance
-between confidence and share of hits (Guo et al. 2017, "On Calibration of Modern Neural Networks").
-Chance keeps it above 0 if rows are few, so the ECE expected by chance is measured as well. Runs are
-compared by negative log-likelihood (NLL), which needs no bins. The temperature is fitted on
-validation rows.
+gives it. The expected calibration error (ECE) is the weighted mean, over bins, of the difference
+between mean confidence and share of hits (Guo et al. 2017, "On Calibration of Modern Neural
+Networks"). With few rows, chance alone keeps it above 0, so the ECE expected by chance is measured
+as well. Runs are compared by negative log-likelihood (NLL), which needs no bins. The temperature is
+fitted on validation rows.
 """
 
 import math
@@ -28,10 +28,10 @@ from tunegrid.instruments.trained import TrainedCell
 from tunegrid.run.evaluate import Evaluation
 
 HITS = ("accuracy", "exact_match")  # scores that are 100 for each correct row and 0 for others
-FITTED = 384  # maximum number of validation rows that fit the temperature
+FITTED = 384  # maximum number of validation rows for fitting the temperature
 BINS = 15
 WINDOWS_AT_ONCE = 128  # windows whose spans are summed in one batch
-SURE = 1e-12  # the smallest probability, so a sure miss costs 27.6 nats, not infinity
+SURE = 1e-12  # the smallest probability, so that a sure miss costs 27.6 nats, not infinity
 HOTTEST = 16.0  # the largest temperature tried; the smallest is its reciprocal
 CLOSE = 1e-4  # the tolerance of the temperature's logarithm
 RESAMPLES = 10_000
@@ -86,9 +86,10 @@ class ModelCalibration(Instrument):
 
 
 def forecasts(cell: TrainedCell, evaluation: Evaluation) -> Callable[[float], Forecasts]:
-    """Makes a function from a temperature to the rows' confidences and hits.
+    """Makes a function that maps a temperature to the rows' confidences and hits.
 
-    The function raises NotAskedError if rows have no hits or predictions no finite probabilities.
+    The function raises NotAskedError if rows are neither hits nor misses, or if a prediction has no
+    finite probability.
     """
     examples = [feature.example for feature in evaluation.features]
     hits = next((evaluation.examples[name] for name in HITS if name in evaluation.examples), None)
@@ -166,9 +167,9 @@ def nll(confidences: Array, hits: Array) -> Array:
 def ece(confidences: Array, hits: Array) -> tuple[float, float, float]:
     """The ECE in points over bins of equal width, and the ends of its 95 % interval.
 
-    Resampling adds the distance due to chance a second time, so the interval is reflected about the
-    ECE. This is the basic bootstrap (Davison and Hinkley 1997, chapter 5), widened to contain the
-    ECE and cut off at 0.
+    Resampling adds the difference due to chance a second time, so the interval is reflected about
+    the ECE. This is the basic bootstrap (Davison and Hinkley 1997, chapter 5), widened where needed
+    to contain the ECE and cut off at 0.
     """
     by_bin = (confidences - hits)[:, None] * np.eye(BINS)[_bins(confidences)]
     value = float(_distances(by_bin.sum(0), len(hits)))

@@ -1,10 +1,10 @@
-"""Retrains a cell with SFT as its teacher, from the same start and on the same rows.
+"""Retrains a cell with the SFT cell as its teacher, from the same start and on the same rows.
 
-The loss is (1 - ALPHA) x task loss + ALPHA x T^2 x KL(teacher || student), with both softmaxes at
-temperature T (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network"). The
-factor T^2 compensates for gradients that scale as 1/T^2 (ibid., section 2). The KL term applies
-wherever the task's loss does, that is, to a row's label, a span's first and last token, or each
-target token.
+SFT is full fine-tuning. The loss is (1 - ALPHA) x task loss + ALPHA x T^2 x KL(teacher || student),
+with both softmaxes at temperature T (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a
+Neural Network"). The factor T^2 compensates for gradients that scale as 1/T^2 (ibid., section 2).
+The KL term applies wherever the task's loss does: to a row's label, a span's first and last token,
+or each target token.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ class Distillation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Raises NotAskedError if there is no SFT cell, or if its answers have another format."""
+        """Raises NotAskedError if no SFT cell can teach, or if its answers have another format."""
         head = cell.cell.head
         sft_head = cell.sft.head
         if (head.layout, head.new_token) != (sft_head.layout, sft_head.new_token):
@@ -65,7 +65,10 @@ class Distillation(Instrument):
 
 
 def learn_from(teacher: nn.Module, codec: Codec) -> None:
-    """Makes a codec compute the student's loss; if ALPHA is 0, it equals the task's bit for bit."""
+    """Makes a codec compute the student's loss.
+
+    With ALPHA = 0, it equals the task's loss bit for bit.
+    """
     task_loss = codec.loss
     teacher_logits = list[Tensor]()
 

@@ -1,9 +1,9 @@
 """Measures what a backbone forgets, by its pretraining loss on texts of other tasks.
 
-The checkpoint is loaded as the pretrained model. Its backbone is then replaced by the cell's,
-adapters included. A head that the cell lacks, such as BERT's for masked tokens, comes from the
-checkpoint. Texts and hidden tokens are drawn with a fixed seed, so losses before and after training
-differ only because of training.
+The checkpoint is loaded as the pretrained model, and the backbone of this model is replaced by that
+of the cell, including adapters. A head that the cell lacks, such as BERT's for masked tokens, comes
+from the checkpoint. Texts and hidden tokens are drawn with a fixed seed, so losses before and after
+training differ only because of training.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +54,7 @@ class TextLosses:
 
 
 class Forgetting(Instrument):
-    """The loss of each text before and after training, and the change."""
+    """The backbone's loss on each text before and after training, and the change."""
 
     id = "forgetting"
     question = (
@@ -105,7 +105,7 @@ class Forgetting(Instrument):
 
 
 def text_losses(cell: TrainedCell) -> TextLosses:
-    """Measures the backbone's pretraining losses; raises NotAskedError if that is impossible."""
+    """Measures the backbone's pretraining losses; raises NotAskedError if it cannot."""
     model = pretraining_model(cell)
     tokenizer = cell.codec.tokenizer
     texts = {}
@@ -130,11 +130,11 @@ def text_losses(cell: TrainedCell) -> TextLosses:
 
 
 def task_texts(task: Task, rows: Sequence[Row], tokenizer: Any) -> list[str]:
-    """Selects distinct texts of a task; of a pair such as question and passage, the second text.
+    """Selects distinct texts of a task; from pairs such as question and passage, the second text.
 
-    The texts are the half of a sample that the tokenizer splits into the longest tokens. A backbone
-    never learned text that its tokenizer must spell out, such as emoji or a foreign script. It
-    cannot forget such text, but a few such texts would outweigh all others.
+    From a random sample, the half with the fewest tokens per character is kept. A backbone never
+    learned text that its tokenizer must spell out, such as emoji or a foreign script, so it cannot
+    forget such text; but a few such texts would outweigh all others.
     """
     columns = task.text_pair or task.text
     texts = list(dict.fromkeys(stitch(row, columns) for row in rows))
@@ -188,7 +188,7 @@ def pretraining_model(cell: TrainedCell) -> Any:
 
 
 def own_modules(whole: Any, tuned: Any) -> dict[str, nn.Module]:
-    """The cell's modules that the pretrained model also has, by name; of BERT2BERT, the encoder.
+    """The cell's modules that the pretrained model also has, by name; for BERT2BERT, the encoder.
 
     Raises NotAskedError if the models have no module in common.
     """

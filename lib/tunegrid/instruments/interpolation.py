@@ -1,9 +1,9 @@
 """Scores models between a trained cell and SFT, with weights (1 - a) x the cell's + a x SFT's.
 
-Both models are trained from the same checkpoint with the same seed. An adapter is merged first; a
-base that is packed to 4 bits is unpacked (dequantized) for this. Validation rows select the best
+SFT, full fine-tuning, starts from the same checkpoint with the same seed. An adapter is merged
+first; for this, a base packed to 4 bits is unpacked (dequantized). Validation rows select the best
 share a between the ends 0 and 1; only this share and the ends are scored on test rows. The gain is
-the test points of the best share minus those of the end that is better on validation rows. The
+the test points of the best share minus those of the end with more points on validation rows. The
 barrier is the largest drop of validation points below the straight line between the ends (Frankle
 et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis").
 """
@@ -43,7 +43,7 @@ class Interpolation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Raises NotAskedError if there is no SFT cell, or if its head differs from this cell's."""
+        """Raises NotAskedError if there is no SFT cell to compare with, or if its head differs."""
         head = cell.cell.head.architecture
         sft_head = cell.sft.head.architecture
         if cell.cell.head != cell.sft.head:
@@ -104,7 +104,7 @@ def merged_model(cell: TrainedCell) -> Any:
 
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies a model's tensors; floats become fp32, and Conv1D weights are transposed."""
+    """Copies a model's tensors, converting floats to fp32 and transposing Conv1D weights."""
     state = {}
     for name, tensor in _transposed(model, model.state_dict()).items():
         copy = tensor.detach().clone()

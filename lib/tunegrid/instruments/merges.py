@@ -1,10 +1,10 @@
-"""Compares three merges of an adapter that was trained over a base packed to 4 bits.
+"""Compares three ways to merge an adapter that was trained over a base packed to 4 bits.
 
 The reference is the trained adapter, saved and loaded again over its packed base. Merging into that
 base packs the layers again. Merging into the unpacked (dequantized) base packs nothing. Merging
-into the original checkpoint shifts each layer by the rounding error of packing. Each merged layer
-is checked against the adapter's layer over the same base or, if packed again, against the unpacked
-merge. The kind of base is determined from its weights.
+into the original checkpoint shifts each layer by the rounding error of packing. A merged layer is
+compared with the adapter's layer over the same base; if it was packed again, its bytes are compared
+with those of the unpacked merge. The kind of base is determined from its weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -48,7 +48,7 @@ MEANING: Mapping[BaseKind, str] = {
 
 
 class Merges(Instrument):
-    """Each merge's points, changed predictions (flips) and logits, and a check of its layers."""
+    """Measures how each merge changes points, predictions (flips) and logits; checks its layers."""
 
     id = "merges"
     question = (
@@ -81,7 +81,7 @@ class Merges(Instrument):
             return pd.concat(lines)
 
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
-        """Yields sentences about merges that have the wrong base or wrong layers."""
+        """Yields a sentence for each merge with the wrong base, and for each with wrong layers."""
         for base, meaning in MEANING.items():
             lines = figures[figures.part == base]
             for base_note in lines[(lines.figure == "own base") & (lines.value == 0)].note:
@@ -155,7 +155,7 @@ class _Merging:
         yield tidy("alike", alike, part=base, row=list(layer_checks))
 
     def _load(self, base: BaseKind) -> Any:
-        """Loads the saved adapter over a base.
+        """Loads the saved adapter over a base of this kind.
 
         Raises InputError if no checkpoint holds the original base.
         """
@@ -191,7 +191,8 @@ class _Merging:
     def _check_layers(self, merged: Any, calls: Mapping[str, Call]) -> dict[str, bool]:
         """Checks, layer by layer, whether the merge computes what the adapter computed.
 
-        Bytes of layers that are packed again are compared with the unpacked merge's correct layers.
+        If the merge packed its layers again, their bytes are compared with those of the unpacked
+        merge's correct layers.
         """
         layers = {name: merged.get_submodule(name) for name in calls}
         packs = {}
@@ -219,7 +220,7 @@ class _Merging:
 
 
 def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
-    """Each PEFT-wrapped module's first input and output during `run`, by its name in the base."""
+    """The first input and output of each PEFT-wrapped module during `run`, by name in the base."""
     names = {module: name for name, module in wrappers(model).items()}
     calls: dict[str, Call] = {}
 
@@ -233,7 +234,7 @@ def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
 
 
 def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
-    """A layer's bytes, each with two 4-bit codes; an unpacked layer is first packed like `like`."""
+    """A layer's weight as bytes of two 4-bit codes; packed like `like` first if it is unpacked."""
     weight: Any = layer.weight
     if not isinstance(layer, Linear4bit):
         weight = pack_weight(layer_weight(layer), like)
@@ -242,7 +243,7 @@ def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
 
 
 def same_bytes(first: Tensor, second: Tensor) -> bool:
-    """Checks that two packed layers differ in a share of at most MOST_CODES of their bytes."""
+    """Checks that the share of bytes that differ between packed layers is at most MOST_CODES."""
     if first.shape != second.shape:
         return False
     return float((first != second).float().mean()) <= MOST_CODES
@@ -276,7 +277,7 @@ def bases_below(trained: Any, model: Any) -> frozenset[BaseKind]:
 
 
 def _kinds(packed_layer: Any, layer: Any) -> frozenset[BaseKind]:
-    """The kinds of base that `layer` may come from, as a version of `packed_layer`."""
+    """The kinds of base that `layer` may come from; `packed_layer` is this layer in packed form."""
     levels = unpack_weight(packed_layer.weight)
     if isinstance(layer, Linear4bit):
         is_packed = torch.equal(levels, unpack_weight(layer.weight))

@@ -1,10 +1,10 @@
 """Scores a trained cell on shifted (changed) rows; some shifts change the right answer.
 
-Text in production differs from training text in typos, short forms and names (CheckList, Ribeiro et
-al. 2020). A shift is a function of a task, a row and a random generator; the row that it returns
-has the right target. Some shifts keep the target, except that the start of an answer moves with the
-text before it. Others turn (change) the target, but only where the new one is known (contrast sets,
-Gardner et al. 2020). A row with nothing to change is returned unchanged.
+Text in production contains typos, short forms and names that training text does not (CheckList,
+Ribeiro et al. 2020). A shift is a function of a task, a row and a random generator; the row that it
+returns has the right target. Some shifts keep the target, although the start of an answer may move
+with the text before it. Others turn (change) the target, but only where the new one is known
+(contrast sets, Gardner et al. 2020). A row with nothing to change is returned unchanged.
 """
 
 import re
@@ -33,7 +33,7 @@ Tokens = list[list[list[int]]]  # token ids by row and feature
 
 
 class Robustness(Instrument):
-    """Points on changed rows, whose right answers stay the same or change, too."""
+    """Points on changed rows, whether or not the change affects the right answer."""
 
     id = "robustness"
     question = (
@@ -101,7 +101,7 @@ class Robustness(Instrument):
     def objections(self, figures: pd.DataFrame) -> Iterator[str]:
         """Objects to points that change without reason, and to answers that ignore a new target.
 
-        The latter are not judged if few rows were answered correctly, or if the profile changes the
+        Answers are not judged if few rows were answered correctly, or if the profile changes the
         recipe or limits the training rows, since the model may not have learned the decisive words.
         """
         groups = figures.groupby(["figure", "part"], sort=False).value
@@ -140,9 +140,10 @@ def twin_lines(
     changed: Sequence[int],
     names: Sequence[str],
 ) -> Iterator[pd.DataFrame]:
-    """Yields lines for rows, and for their twins, changed rows with another right answer.
+    """Yields lines that say which rows, and which of their twins, were answered correctly.
 
-    Twins of incorrectly answered rows are omitted.
+    A row's twin is the changed row with its new right answer. Twins of incorrectly answered rows
+    are omitted.
     """
     task = cell.cell.task
     twins = cell.score([new[i] for i in changed])
@@ -160,7 +161,7 @@ def twin_lines(
 def follows(task: Task, twin: Row, row: Row, answer: Any) -> bool:
     """Checks whether an answer fits the row rather than its twin.
 
-    A label must equal the row's. An answer or a summary must have all words that only the row's
+    A label must equal the row's. An answer or a summary must contain all words that only the row's
     target has, and none of the words that only the twin's target has.
     """
     if task.problem is Problem.CLASSIFY:
@@ -188,7 +189,7 @@ def rewrite_row(
     inside: bool,
     columns: Sequence[str] = (),
 ) -> Row:
-    """Copies a row with the edits that `find` makes in `columns`, by default in all text columns.
+    """Copies a row and applies the edits that `find` returns for `columns`, by default all texts.
 
     In a passage with answers, edits that cross the edge of an answer are dropped, as are edits
     within an answer unless `inside`.
@@ -484,7 +485,10 @@ SHIFTS = (
 
 
 def shifted_rows(task: Task, rows: Sequence[Row], shift: Shift) -> list[Row]:
-    """Shifts all rows; raises InputError for an invalid new row or a target that defies `turns`."""
+    """Applies a shift to all rows.
+
+    Raises InputError if a new row is invalid, or if its target contradicts `turns`.
+    """
     source = f"shift {shift.id!r}"
     new_rows: list[Row] = []
     for index, row in enumerate(rows):

@@ -49,7 +49,7 @@ class TrainedCell(Evidence):
         return self.evaluate(model or self.model, rows=rows)
 
     def row_points(self, evaluation: Evaluation) -> list[float]:
-        """Each row's points in the main score; raises NotAskedError if it gives rows no points."""
+        """Each row's points in the main score; raises NotAskedError if rows have no such points."""
         name = self.cell.task.main_score
         if name not in evaluation.examples:
             raise NotAskedError(f"its main score {name} gives single rows no points")
@@ -119,7 +119,7 @@ class TrainedCell(Evidence):
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The records of a cell's instruments, by id, and the objections that fail the cell."""
+    """The records of a cell's instruments, by id, and the objections that make the cell fail."""
 
     records: dict[str, InstrumentRecord]
     objections: list[str]
@@ -203,7 +203,7 @@ def _measure(
 
 
 def _attempt(cell: TrainedCell, call: Callable[[], Any]) -> Any:
-    """Returns the result of a call, or its exception, and restores the trainer's random state.
+    """Returns the result of a call or its exception; restores modes and random states.
 
     A failing instrument must not abort the training run.
     """

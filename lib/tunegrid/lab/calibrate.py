@@ -1,14 +1,15 @@
 """Measure bounds, training noise and tolerances: `python -m tunegrid.lab calibrate` trains the
 study's quick cells 49 times.
 
-It trains seeds 10000 to 10039, which nothing else uses, then the first three again from three
-starts each, with weights moved in the last digits, and the controls. It writes to
-benchmarks/thresholds: quick.toml, the scores that a healthy run reaches; noise.toml, the training
-noise that the gate allows for; numerics.toml, the differences that count as rounding. `--profile
-zoo` or `tasks` trains five seeds and controls, and writes only bounds. If interrupted, run the same
-command again to continue: pytest's `--resume` keeps the cells that passed. `--runs` reads saved
-runs instead of training these seeds and starts; if two files hold the same seed and start, the last
-one counts. If there are no runs from moved starts, add `--moved-seeds 0 --write bounds,noise`.
+It trains each cell with seeds 10000 to 10039, which nothing else uses. It repeats the first three
+seeds from three moved starts each, in which the weights differ in the last digits, and trains the
+controls, which cannot learn. It writes three files to benchmarks/thresholds: quick.toml, the scores
+that a healthy run reaches; noise.toml, the training noise that the gate allows for; and
+numerics.toml, the differences that count as rounding. `--profile zoo` or `tasks` trains five seeds
+and controls, and writes only bounds. If interrupted, run the same command again to continue:
+pytest's `--resume` keeps the cells that passed. `--runs` reads saved runs instead of training these
+seeds and starts; if two files hold the same seed and start, the last one wins. If there are no runs
+from moved starts, add `--moved-seeds 0 --write bounds,noise`.
 """
 
 import argparse
@@ -50,7 +51,7 @@ CONTROLS = {
 
 
 def calibration(options: argparse.Namespace) -> tuple[Calibration, Sequence[Control]]:
-    """Train or read the runs that the options ask for; return their calibration and controls."""
+    """Train or read the runs that the options ask for; return the calibration and the controls."""
     is_quick = options.profile == QUICK
     seeds = options.seeds or PROFILE_SEEDS[options.profile]
     runs = run_grids(options, seeds)
@@ -71,7 +72,10 @@ def run_grids(
     seeds: range,
     draw: int | None = None,
 ) -> Mapping[int, RecordsByCell]:
-    """The grid's records by seed, trained or read; `draw` is a moved start's number, or None."""
+    """Train the grid or read its saved runs; return its records by seed.
+
+    `draw` is the number of a start with moved weights, or None for the usual start.
+    """
     records: list[Record] = []
     if options.runs:
         for path in options.runs:
@@ -97,9 +101,10 @@ def saved(path: Path) -> list[Record]:
 
 
 def get_controls(options: argparse.Namespace) -> Sequence[Control]:
-    """Read the controls from the options' file, or train them if no file is given.
+    """Read the controls from the file given by --controls; without a file, train them.
 
-    Saved quick runs without such a file have no controls. Raises InputError if the file holds none.
+    For saved quick runs without this file, there are no controls. Raises InputError if the file is
+    not a run of controls.
     """
     if options.profile == QUICK and options.runs and not options.controls:
         return []
@@ -120,7 +125,7 @@ def get_controls(options: argparse.Namespace) -> Sequence[Control]:
 
 
 def best_controls(controls: Iterable[Control]) -> dict[NoiseKey, float]:
-    """The best score of any control, by cell and score name."""
+    """The highest score that a control reached, by cell and score name."""
     best: dict[NoiseKey, float] = {}
     for row in controls:
         for metric, score in row["scores"].items():
@@ -133,7 +138,7 @@ def best_controls(controls: Iterable[Control]) -> dict[NoiseKey, float]:
 
 
 def noise_toml(measured: Calibration) -> str:
-    """The text of the training-noise file: scores, and their deviations for human readers."""
+    """The text of noise.toml: scores, and their standard deviations for human readers."""
     noise = measured.noise
     run_counts = [len(grids) for grids in measured.perturbed.values()]
     lines = [
@@ -195,7 +200,7 @@ def parse_seeds(text: str) -> range:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, write the files below a folder and say how many controls miss a bound; return 0."""
+    """Calibrate, write the files and print how many controls miss a bound; return 0."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
     add = parser.add_argument
     add("--profile", choices=PROFILE_SEEDS, default=QUICK, help="which grid (default quick)")

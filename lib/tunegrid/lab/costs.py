@@ -1,4 +1,4 @@
-"""Compares what `--list-cells` predicts for cells with what their training took.
+"""Compares the hours and memory that `--list-cells` predicts with those measured in training.
 
 The footprints must come from the device that trained the cells. Prints a Markdown table.
 """
@@ -28,10 +28,10 @@ HEADER = (
 def cost_rows(
     records: Iterable[Record], footprints: Mapping[str, Record]
 ) -> Iterator[tuple[str, ...]]:
-    """Yields a row per trained record that has a footprint.
+    """Yields a table row for each trained record whose cell has a footprint.
 
-    Measured memory is that of the phase in which the cell trains: on a CPU the whole process, on a
-    GPU the allocator's peak. Raises InputError if another device measured the footprint.
+    Measured memory is the peak of the training phase: on a CPU that of the process, on a GPU that
+    of the allocator. Raises InputError if the footprint was measured on another device.
     """
     for record in records:
         footprint = footprints.get(record.cell)

@@ -4,9 +4,9 @@
 
 Each seed has its own session, `pytest -m quick --seeds=SEED --gate=BASELINE`, whose run, output and
 exit code are kept in --to. If interrupted, run the same command again to continue. Saved runs of
-whole grids are judged, too; they must have had no part in bounds and noise. Each grid is judged by
---bounds and --baseline, first without and then with the training runs that confirm its misses. The
-exit code is 1 if more than one grid in twenty is red with these runs.
+whole grids are judged, too; bounds and noise must not have been computed from them. Each grid is
+judged by --bounds and --baseline, first without and then with the training runs that confirm its
+misses. The exit code is 1 if more than one grid in twenty still raises an alarm with these runs.
 """
 
 import argparse
@@ -34,7 +34,7 @@ ALLOWED = 0.05  # of all grids
 
 
 class Alarm(NamedTuple):
-    """A reason why a grid is red."""
+    """A false alarm that a grid raises."""
 
     kind: str  # "missed" or "worse"
     cell: str
@@ -42,7 +42,7 @@ class Alarm(NamedTuple):
 
 
 def sessions(options: argparse.Namespace) -> Iterator[tuple[Path, str]]:
-    """Run the remaining sessions; yield each run's path, and its exit code as text.
+    """Run the sessions that are still missing; yield each run's path, and its exit code as text.
 
     Raises InputError if a session stopped early.
     """

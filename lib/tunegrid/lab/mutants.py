@@ -5,7 +5,7 @@
 A mutant is one small change to a random library statement that a healthy cell executes. A process
 changes the statement in memory, not in its file, and runs the cell with the gate. The cell's files
 and answers are compared with those of a healthy run, so that mutants without any effect are counted
-separately. Saved trials are only shown.
+separately. If saved trials are given, they are only shown.
 """
 
 import argparse
@@ -134,7 +134,7 @@ class Mutant:
 
 @dataclass(frozen=True, kw_only=True)
 class Healthy:
-    """The result of a cell without any change."""
+    """The result of a cell that runs without a mutant."""
 
     facts: Facts
     answer: Sequence[str]
@@ -162,7 +162,7 @@ TRIAL = TypeAdapter(Trial)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run of a cell, which writes its files to a folder."""
+    """A run of a cell in a process of its own, which writes its files to `folder`."""
 
     cell: str
     folder: Path
@@ -374,7 +374,7 @@ def run_trial(trial: Trial, path: Path, workers: int) -> Trial:
 def prepare_trial(trial: Trial, folder: Path, pool: ThreadPoolExecutor) -> Trial:
     """Add healthy runs and mutants to a trial.
 
-    Raises InputError if a healthy run fails, or if a forked one fails or differs.
+    Raises InputError if a healthy run fails, or if a forked healthy run fails or differs from it.
     """
     jobs = [Job(cell=cell, folder=folder / cell) for cell in trial.cells]
     modules = dict[str, None]()
@@ -412,7 +412,7 @@ def prepare_trial(trial: Trial, folder: Path, pool: ThreadPoolExecutor) -> Trial
 def draw(lines: Mapping[str, Sequence[tuple[str, int]]], count: int, seed: int) -> list[Mutant]:
     """Draw mutants: for each cell in turn, a random statement and one of its changes.
 
-    Raises InputError if the cells have too few mutants.
+    Raises InputError if too few mutants are found.
     """
     rng = random.Random(seed)
     cells = [*lines]
@@ -511,7 +511,7 @@ def find_differences(healthy: Facts, facts: Facts) -> list[str]:
 
 
 def find_outcome(code: int, status: str, answer: Sequence[str], healthy: Sequence[str]) -> str:
-    """Derive one of OUTCOMES from the exit code, the status and the verdicts, ignoring numbers."""
+    """Derive one of OUTCOMES from exit code, status and verdicts; their numbers are ignored."""
     if code == 0:
         sentences = re.sub(r"\d\S*", "", " ".join(answer))
         expected = re.sub(r"\d\S*", "", " ".join(healthy))
@@ -602,7 +602,7 @@ process, judged by the committed baseline, and is compared with the healthy run 
 
 
 def find_trial(options: argparse.Namespace) -> Trial:
-    """Find the trial that the options describe, with the results so far.
+    """Get the trial that the options describe, with any results that were saved.
 
     Raises InputError if an option is invalid, or if the file exists without --resume or holds
     another trial.

@@ -1,4 +1,4 @@
-"""Makes small changes to Python code and to the live functions compiled from it.
+"""Makes small changes to Python code, and applies them to functions that are already loaded.
 
 A change alters one operator, constant, condition or statement, or the arguments of a call. Changed
 code first calls the function CALL_NAME to show that it was reached; `builtins` must hold this
@@ -161,7 +161,7 @@ def changed(node: ast.AST, **fields: object) -> Any:
 
 
 class Replacing(ast.NodeTransformer):
-    """Applies one change to a tree, and inserts a call of CALL_NAME before the changed code."""
+    """Applies one change to a tree, and inserts a call to CALL_NAME before the changed code."""
 
     def __init__(self, change: Mutation) -> None:
         """Store the change to apply."""
@@ -209,7 +209,7 @@ def nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def can_replace(before: Functions, after: Functions) -> bool:
-    """Checks that code changed but reads the same variables of outer functions.
+    """Checks that some code changed and that all code reads the same variables of outer functions.
 
     Live functions reject code that reads a different number of them.
     """
@@ -219,7 +219,7 @@ def can_replace(before: Functions, after: Functions) -> bool:
 
 
 def replace_live(functions: Functions) -> None:
-    """Replace the code of all live functions that have these files, names and lines."""
+    """Replace the code of all live functions that have the same file, name and first line."""
     files = {code.co_filename for code in functions.values()}
     for function in gc.get_objects():
         if type(function) is FunctionType and function.__code__.co_filename in files:

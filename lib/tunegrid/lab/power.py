@@ -1,9 +1,10 @@
 """Estimate how often a session raises false alarms, and how often it detects real losses.
 
 `python -m tunegrid.lab power` simulates runs from the residuals that the calibration measured; it
-trains nothing. Each run is judged by a simulated calibration of its own. A cell is told if the gate
-calls it worse. If the baseline has other seeds, a cell is also told if it misses a bound, and it is
-confirmed if a second simulated training run, judged by itself, fails in the same way.
+trains nothing. Each run is judged by a simulated calibration of its own. In the table, a cell is
+"told" if the gate calls it worse. If the baseline has other seeds, a cell is also told if it misses
+a bound, and it is "confirmed" if a second simulated training run, judged by itself, fails in the
+same way.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from tunegrid.grid.recipes import QUICK_PROFILE
 from tunegrid.report.tables import Section, text
 
 BASELINE_SEEDS = 5
-# training runs per cell in a simulated calibration; more would not change the result
+# Maximum number of training runs per cell in a simulated calibration; more would change nothing
 MOST_TRAININGS = 200
 # by the kind of noise between baseline and run
 BASELINES = {PERTURBED: "same seeds", SEEDS: "other seeds"}
@@ -66,7 +67,7 @@ class SimulatedRun(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """Simulates runs and the calibrations that judge them; one cell of a run may lose points."""
+    """Simulates runs and the calibrations that judge them; one cell per run may lose points."""
 
     noise: Noise  # calibrated noise
     margins: Mapping[str, float]  # smallest drop that counts as a regression, by score
@@ -91,7 +92,10 @@ class Simulation:
 
     @cached_property
     def estimates(self) -> dict[NoiseKey, tuple[float, Deviation]]:
-        """The mean over calibrated runs, in points, and the deviation of each score, if known."""
+        """Each score's mean over calibrated runs, in points, and its deviation.
+
+        Scores without a known deviation are omitted.
+        """
         estimates = {}
         for key, groups in self.noise.scores[self.kind].items():
             mean = fmean(chain.from_iterable(groups))
@@ -181,7 +185,7 @@ class Simulation:
     ) -> Draws:
         """Draw every score, in points, for `trainings` training runs.
 
-        By default, their number is that of the score's degrees of freedom plus 1, but at most
+        By default, there is one run more than the main score has degrees of freedom, but at most
         `MOST_TRAININGS`. Residuals are drawn from the cell's kind, or from a normal distribution if
         its kind has none, and are multiplied by the deviations in `truth`.
         """
@@ -203,8 +207,8 @@ class Simulation:
 def runs_until(chance: float, healthy: float) -> tuple[int, int]:
     """The numbers of runs and of unconfirmed misses that reveal an unhealthy cell.
 
-    `chance` is the unhealthy cell's probability of an unconfirmed miss in one run, and `healthy` a
-    healthy cell's. The unhealthy cell reaches the number of misses with probability `POWER` or
+    An unconfirmed miss in one run has probability `chance` for the unhealthy cell, and `healthy`
+    for a healthy one. The unhealthy cell reaches the number of misses with probability `POWER` or
     more. With probability `ALPHA` or less, at least one of the study's healthy cells reaches it.
     """
     alpha = ALPHA / len(STUDY_IDS)

@@ -5,11 +5,12 @@ digits, and no less than its floor. A cell that deviates by more than ten times 
 cells (three times for single modules) does not widen the tolerance, but gets its own. The distance
 between loss curves and the share of rows with changed predictions depend more on a cell's learning
 rate and number of updates than on its arithmetic. For these figures, each cell has its own
-tolerance, and cells that were never measured use the largest. Curves get three times their largest
-deviation, because they are chaotic and nine pairs of runs rarely show the largest.
+tolerance, and cells that were never measured use the largest. The tolerance of curves is three
+times their largest deviation, because they are chaotic and nine pairs of runs rarely show the
+largest possible one.
 
-The rounding of another AdamW implementation (`moved_alone`) was measured with version 0.16.0. Its
-figures, and the file's head comment, which explains all figures, are kept from the existing file.
+The rounding of another AdamW implementation (`moved_alone`) was measured with version 0.16.0. These
+figures are kept from the existing file, as is its head comment, which explains all figures.
 """
 
 import tomllib
@@ -112,7 +113,10 @@ def diffs(old: Record, new: Record) -> Apart:
 
 
 def pair_figures(pair: Pair) -> dict[str, float]:
-    """The deviations of all figures but the modules' and rows': losses in nats, norms relative."""
+    """The deviations of all figures except those of modules and rows.
+
+    Deviations of losses are in nats, and those of norms are relative.
+    """
     gaps = []
     for old, new in zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False):
         gaps.append(abs((old or 0.0) - (new or 0.0)))
@@ -155,7 +159,10 @@ def get_floor(kind: str, figure: str) -> float:
 
 
 def largest(pairs: Iterable[Apart]) -> Tables:
-    """The largest deviations by arithmetic, and by cell for outlying cells and BY_CELL figures."""
+    """The largest deviations for each arithmetic, and for single cells.
+
+    A cell has its own deviations for BY_CELL figures, and for figures in which it is an outlier.
+    """
     maxima: dict[str, dict[str, dict[str, float]]] = {}
     for pair in pairs:
         for figure, deviation in pair.figures.items():

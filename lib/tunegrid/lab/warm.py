@@ -1,4 +1,4 @@
-"""Does work that all sessions share once, in the process from which `lab.mutants` forks them."""
+"""Loads once what all sessions need, in the process from which `lab.mutants` forks them."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Rebuilds what ships in `fixtures/`.
+"""Rebuilds the micro data and the micro backbones in `fixtures/`.
 
 `python -m tunegrid.lab.micro data` writes the rows; `... pretrain bert` pretrains a backbone.
 """

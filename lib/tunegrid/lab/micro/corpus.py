@@ -3,7 +3,7 @@
 Each document pairs a text with what people write about it: a review with a digest or a reaction, a
 passage with a question and its answer, a report with its gist. From these pairs a backbone learns
 negation, looking up facts and copying, so a cell needs few updates. A cell still has to learn its
-own form: a new head over labels or spans, or `<sum>` or `summarize: ` before a summary. Without
+own format: a new head over labels or spans, or `<sum>` or `summarize: ` before a summary. Without
 training, or from random weights, it misses its bounds.
 """
 

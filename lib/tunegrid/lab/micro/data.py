@@ -119,7 +119,7 @@ def unique(make: Callable[[Random], MicroRow], seed: int, key: str, count: int) 
 
 
 def plain_tables() -> dict[str, list[MicroRow]]:
-    """All files' rows but multi_nli's, by path below `fixtures/data`, before any are made odd."""
+    """The rows of all files except multi_nli's, by path below `fixtures/data`, without oddities."""
     tables = {}
     for split, (count, seed) in REVIEWS.items():
         tables[f"amazon_polarity/{split}"] = unique(review, seed, "content", count)
@@ -134,7 +134,7 @@ def plain_tables() -> dict[str, list[MicroRow]]:
 
 
 def make_tables() -> dict[str, list[MicroRow]]:
-    """All files' rows, by path below `fixtures/data` without suffix."""
+    """The rows of all files, by path below `fixtures/data` without suffix."""
     odd_tables = {}
     for path, rows in plain_tables().items():
         odd_tables[path] = add_oddities(path.split("/")[0], rows, Random(path))

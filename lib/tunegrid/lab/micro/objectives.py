@@ -1,4 +1,4 @@
-"""Defines tokenizers and pretraining objectives, that is, batches of `Document`s and losses.
+"""Defines tokenizers and pretraining objectives: how `Document`s become batches, and the losses.
 
 BERT learns masked LM and next-sentence prediction (Devlin et al. 2018), GPT-2 next-token
 prediction, and T5 span corruption (Raffel et al. 2020). Words that need understanding
@@ -162,9 +162,9 @@ def masked_lm(
 ) -> Batch:
     """Mask tokens of [CLS] first [SEP] second [SEP]; the pooled output must detect foils.
 
-    The reaction shown is always the happy one. Whether it fits depends on the review alone, so the
-    pooled output learns to read reviews. If `judged`, a review's full stops are labelled with its
-    verdict.
+    Of the two reactions, only the happy one is shown. Whether it fits depends on the review alone,
+    so the pooled output learns to read reviews. If `judged`, a review's full stops are labelled
+    with its verdict.
     """
     all_ids = []
     all_labels = []
@@ -252,7 +252,7 @@ def _salient_spans(document: Document, rng: Random) -> tuple[Spans, Spans]:
 
 
 def _verdict_names(document: Document, first: Sequence[int], tokenizer: Any) -> dict[int, int]:
-    """The token labels of a review by position: the id of its verdict at each full stop."""
+    """The token id of a review's verdict at each of its full stops, by position."""
     if not document.verdict:
         return {}
     words = f". {document.verdict}"
@@ -290,7 +290,7 @@ def query_text(document: Document) -> str:
 
 
 def grade(document: Document, rng: Random) -> Document:
-    """A document of the question and the marked passage: `*` at the answer, `-` at other values."""
+    """The question and the passage, with `*` at the answer and `-` at every other value."""
     (answer,) = document.focus
     is_mark_last = rng.random() < 0.5
     text = ""
@@ -327,7 +327,7 @@ def causal_lm(
     *,
     announced: bool = False,
 ) -> Batch:
-    """Predict the next token of documents as running text; `announced` introduces digests."""
+    """Predict the next token of running text; if `announced`, a phrase introduces each digest."""
     rows = []
     for document in documents:
         text = _reading_text(document, tokenizer, rng, announced)

@@ -154,7 +154,7 @@ def passage(rng: Random) -> Passage:
 
 
 def questions(rng: Random, text: Passage) -> list[tuple[str, Fact]]:
-    """A question for each fact whose pair of subject and relation occurs only once."""
+    """Pairs of a question and its fact; facts that share subject and relation are omitted."""
     subjects = [(fact.subject, fact.relation) for fact in text.facts]
     pairs = []
     for fact in text.facts:

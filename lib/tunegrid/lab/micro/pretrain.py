@@ -54,7 +54,7 @@ def adafactor(parameters: Iterable[Any], rate: float) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Updates with one objective; each stage has its own documents and schedule."""
+    """A part of pretraining with its own objective, documents and schedule."""
 
     steps: int
     learning_rate: float

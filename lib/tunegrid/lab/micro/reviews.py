@@ -65,7 +65,7 @@ DAYS = ("monday", "tuesday", "friday")
 
 
 def opinion(rng: Random, aspect: str, positive: bool) -> str:
-    """A clause with an opinion of an aspect, stated plainly or by negating the opposite."""
+    """A clause with an opinion about an aspect, stated plainly or by negating the opposite."""
     is_negated = rng.random() < NEGATED
     phrase = rng.choice(NEGATIONS if is_negated else PLAIN)
     words = GOOD if positive != is_negated else BAD
@@ -141,7 +141,7 @@ def _join(rng: Random, clauses: list[str]) -> list[str]:
 
 
 def make_digest(opinions: Sequence[tuple[str, bool]]) -> tuple[str, list[tuple[int, int]]]:
-    """A text such as "good overall , lid bad .", and the spans of its words of praise and blame."""
+    """A text such as "good overall , lid bad .", and the spans of "good" and "bad" in it."""
     text = ""
     spans = []
     for aspect, positive in opinions:
