@@ -344,10 +344,10 @@ def _lock_folder(folder: Path) -> int | None:
 
 
 def _copy_into(source: Path, path: Path) -> None:
-    """Write a file's content into a device or a pipe.
+    """Write a file's content to a device, a pipe, or this process's own output.
 
-    For this process's own output, the descriptor is duplicated, since opening it anew would
-    truncate the file.
+    For stdout or stderr, the descriptor is duplicated, since reopening a file they are redirected
+    to would truncate it.
     """
     descriptor = _output_descriptor(path.stat())
     opened = path.open("wb") if descriptor is None else os.fdopen(os.dup(descriptor), "wb")

@@ -1,7 +1,8 @@
-"""Bugs that users reported, put back into the installed libraries, each with checks to catch it.
+"""Real bugs, reintroduced into the installed libraries, each with the checks that must catch it.
 
-A patch changes only the library, nothing in tunegrid, and is as strong as the bug was. A bug that
-no cell can trigger must break an invariant or make equal settings differ.
+Users reported these bugs. A patch touches only the library, never tunegrid, and does no more damage
+than the original bug. A bug that no cell can trigger must instead be caught by a library invariant
+or by comparing two settings that should give equal results.
 """
 
 import json
@@ -864,7 +865,7 @@ def gradients_by_memory(planting, update, self, group, p, gindex, pindex):
 )
 @around(functional, "scaled_dot_product_attention", counted=False)
 def masked_rows_are_no_numbers(planting, attend, query, key, value, attn_mask=None, **options):
-    """Returns NaN for fully masked queries, which occur with padding on the left."""
+    """Returns NaN for fully masked queries, which left padding produces."""
     output = attend(query, key, value, attn_mask=attn_mask, **options)
     if attn_mask is None or attn_mask.dtype is not torch.bool:
         return output

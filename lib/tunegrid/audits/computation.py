@@ -170,10 +170,10 @@ def changed_in_the_middle(row: Feature) -> Feature:
 
 
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
-    """A row has the same gradients right after an evaluation in the same autocast context.
+    """A row's gradients right after an evaluation match those computed without one.
 
-    Autocast caches the weights that it casts, and weights cached during an evaluation may carry no
-    gradients.
+    The evaluation is in the same autocast context. Autocast caches the weights it casts, and
+    weights cached under no_grad may pass no gradients.
     """
     gap = evidence.probe.after_evaluation
     if gap is None:

@@ -59,7 +59,7 @@ def updates_run_as_labelled(evidence: Evidence) -> Answer:
 
 
 def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a sentence for each difference between an update and the record.
+    """Yields a phrase for each way in which an update did not run as recorded or planned.
 
     All ranks must call this.
     """

@@ -293,9 +293,9 @@ def other_settings(settings: Settings, tokenizer: Any, folder: Path) -> Iterator
 
 
 def field_difference(name: str, expected: Fields, file: Fields, loaded: Fields) -> str:
-    """The end of a sentence on how a field differs in its file or after loading.
+    """Completes a sentence that says how a field differs in its file or after loading.
 
-    Empty if the field is as expected. A file may omit a field if loading restores its value.
+    Empty if it does not differ. A file may omit a field if loading restores its value.
     """
     if name not in expected:
         return f"is saved as {file[name]!r}, but the trained model has no such field"

@@ -474,7 +474,10 @@ def declared_peak(cell: Cell, name: str) -> float:
 
 
 def planned_share(recipe: Hyperparameters, step: int, total: int) -> float:
-    """The factor on the peak rate at a step of the schedule, as transformers documents it."""
+    """The learning rate at a step, as a fraction of the peak rate.
+
+    Follows the schedule as transformers documents it.
+    """
     name = recipe.lr_scheduler_type
     if name == "constant":  # without a warm-up
         return 1.0

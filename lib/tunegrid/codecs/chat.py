@@ -161,7 +161,10 @@ class ChatCodec(CausalCodec):
             del turns[len(system) : len(system) + 2]  # a user turn and its reply
 
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[Piece]:
-        """The tokens of the template and the turns, in order; only assistant turns are learned."""
+        """The tokens of the template and the turns, in order.
+
+        Each piece has a flag for whether it is trained on; only assistant turns are.
+        """
         roles = tuple(role for role, _ in turns)
         frames = self._frames(roles)
         pieces: list[Piece] = [(frames[0].ids, False)]

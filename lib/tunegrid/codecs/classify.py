@@ -54,7 +54,10 @@ class ClassifyCodec(Codec):
 
     @property
     def room(self) -> int:
-        """The number of text tokens that fit beside special tokens and the separator of a pair."""
+        """The number of text tokens that fit alongside the special tokens.
+
+        For pairs, the separator takes room too.
+        """
         room = super().room
         if self.task.text_pair:
             room -= len(self.between)

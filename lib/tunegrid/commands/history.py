@@ -261,9 +261,9 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
 
 
 def read_causes(path: Path | None) -> Mapping[str, str]:
-    """Read a person's explanations of changes, by release; empty if `path` is None.
+    """Read user-written explanations of changes, by release; empty if `path` is None.
 
-    Raises InputError if the file cannot be read or is not TOML that maps releases to texts.
+    Raises InputError if the file is unreadable or is not TOML that maps releases to strings.
     """
     if path is None:
         return {}

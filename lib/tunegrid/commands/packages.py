@@ -61,9 +61,10 @@ def parse_requirement(spec: str) -> str:
 
 
 def git_address(checkout: Path, commit: str = "") -> str:
-    """The git address of a commit in a checkout; by default, of its tracked files as they are now.
+    """A git+file URL for a commit in a checkout.
 
-    Uncommitted changes are stored in a new commit that belongs to no branch.
+    By default, the commit holds the tracked files as they are now. Uncommitted changes
+    are stored in a new commit that belongs to no branch.
     """
     git = ["env", *DATES, "git", "-C", str(checkout)]
     failure = f"{checkout} cannot be read as a checkout of a library"

@@ -74,11 +74,11 @@ def run(
 
     Args:
         cells: ids of cells; None runs all cells of the profile.
-        seeds: one seed, several, or a text such as "0-4"; None runs seed 0.
+        seeds: one seed, several, or a string such as "0-4"; None runs seed 0.
         grid: files that add to the grid.
         set: values for fields of every recipe, such as {"learning_rate": 1e-3}.
-        profile: the value of `-m`.
-        to: the file of the run; None writes reports/latest.json.
+        profile: the profile to run, as given to `-m`.
+        to: where to write the run; by default reports/latest.json.
         options: other options of `tunegrid run`, such as ("-n", "2"), or "-q" to print less.
 
     Raises:

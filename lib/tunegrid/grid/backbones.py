@@ -48,7 +48,8 @@ class Head:
             `tunegrid.codecs.architectures`.
         new_modules: modules without pretrained weights. Every method trains them in full; QLoRA
             leaves them unquantized.
-        adapted_modules: new modules whose random weights stay frozen under an adapter.
+        adapted_modules: new modules that get adapters, like pretrained ones; under an adapter,
+            their random weights stay frozen.
         optional_modules: pretrained modules that encoder-only checkpoints lack; a missing one
             starts with random weights.
         renewable_modules: pretrained layers that count as new if a local checkpoint lacks them,
@@ -60,8 +61,9 @@ class Head:
         start_token: the tokenizer attribute, without its `_id` suffix, of the decoder's first
             token; None means cls_token if the tokenizer has one, otherwise pad_token.
         dropouts: as in `Backbone`, for the head's own modules.
-        copied_as: the id of a study cell. A copy of a cell with this head gets the backbone's
-            default head, with the adapted layers and quick learning rate of the cell named here.
+        copied_as: the id of a study cell. Copies of a cell with this head do not inherit the head:
+            they use the backbone's default head, and take adapted layers and the quick learning
+            rate from this study cell.
     """
 
     architecture: str | type[Any]

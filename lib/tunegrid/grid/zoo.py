@@ -231,7 +231,7 @@ class BitFit(Method):
         return frozenset(name for name, _ in model.named_parameters() if name.endswith("bias"))
 
     def declared_names(self, model: "nn.Module", cell: Cell) -> frozenset[str]:
-        """The biases and the head's new modules."""
+        """The names of the biases and of all parameters in the head's new modules."""
         return self.own_parameters(model) | frozenset(head_names(model, cell))
 
     def group_name(self, name: str) -> str:

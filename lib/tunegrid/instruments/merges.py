@@ -234,7 +234,10 @@ def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
 
 
 def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
-    """A layer's weight as bytes of two 4-bit codes; packed like `like` first if it is unpacked."""
+    """A layer's 4-bit weight as raw bytes, two codes per byte.
+
+    An unpacked weight is first quantized the way `like` is.
+    """
     weight: Any = layer.weight
     if not isinstance(layer, Linear4bit):
         weight = pack_weight(layer_weight(layer), like)

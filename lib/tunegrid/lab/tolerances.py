@@ -154,7 +154,7 @@ def tolerance(deviation: float, floor: float, times: int) -> float:
 
 
 def get_floor(kind: str, figure: str) -> float:
-    """The smallest tolerance for a figure in this arithmetic."""
+    """The smallest tolerance allowed for a figure in the arithmetic `kind`, such as bf16."""
     return KIND_FLOORS.get(kind, {}).get(figure, FLOORS[figure])
 
 

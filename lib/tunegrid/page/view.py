@@ -104,7 +104,10 @@ class PageRun:
 
     @cached_property
     def time(self) -> datetime | None:
-        """The time of saving, read as UTC if it names no zone; None if it is no valid date."""
+        """When the run was saved, taken as UTC if no time zone is given.
+
+        None if the date is invalid.
+        """
         try:
             time = datetime.fromisoformat(self.when)
         except ValueError:

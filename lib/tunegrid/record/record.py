@@ -358,7 +358,7 @@ class Phase(Part):
 
 
 class Ledger(Part):
-    """Sizes of the tensors that fine-tuning keeps, in bytes."""
+    """Bytes of memory and storage that fine-tuning needs, by what they hold."""
 
     weights_bytes: Positive | None
     gradients_bytes: Count | None

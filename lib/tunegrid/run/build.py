@@ -251,7 +251,10 @@ def embedding_name(model: Any) -> str:
 
 
 def train_in_fp32(model: nn.Module) -> None:
-    """Casts trained weights to fp32; modules whose weights were cast also cast their inputs."""
+    """Casts trainable weights to fp32, and makes the modules that own them cast their inputs too.
+
+    Modules whose trainable weights are already in fp32 stay as they are.
+    """
 
     def inputs_in_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         values = list(inputs)

@@ -116,7 +116,10 @@ def digest(value: Any) -> str:
 
 
 def sampled_values(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
-    """Copies evenly spaced values of each tensor in fp32 or, if `exact`, in fp64 on the host."""
+    """Copies evenly spaced values of each tensor.
+
+    Copies are fp32; with `exact`, they are then widened to fp64 and moved to the CPU.
+    """
     samples = {}
     for name, tensor in tensors.items():
         step = max(1, tensor.numel() // SAMPLED)

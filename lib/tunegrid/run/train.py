@@ -332,9 +332,9 @@ class Trainer:
         group: Sequence[Sequence[Feature]],
         names: Iterable[str],
     ) -> tuple[Tensor, list[Tensor]]:
-        """The loss of an update on `group`, and the gradients of the parameters in `names`.
+        """The loss on `group`, as in an update, and the gradients of the parameters in `names`.
 
-        Makes no step. All ranks must call this.
+        Takes no optimizer step. All ranks must call this.
         """
         self.optimizer.zero_grad()
         micro_batches = self.ranks.share(group, self.log.micro_batch)
