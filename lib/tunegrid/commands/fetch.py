@@ -25,11 +25,13 @@ SUBFOLDERS = "*/*"  # subfolders hold other formats, such as ONNX
 
 def checkpoints(cells: Iterable[Cell]) -> dict[str, str | None]:
     """The revision of each hub checkpoint that cells load; None means the newest revision."""
+    from tunegrid.run.metrics import needs_bertscore  # imports torch
+
     revisions = {}
     for cell in cells:
         if local_checkpoint(cell.backbone, cell.profile) is None:
             revisions[cell.backbone.checkpoint] = cell.backbone.revision
-        if "bertscore_f1" in cell.task.bounded_scores:
+        if needs_bertscore(cell.task):
             revisions[BERT.checkpoint] = BERT.revision
     return revisions
 
@@ -71,12 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
     names = options.cells.split(",") if options.cells else grid.ids(FULL_PROFILE)
     cells = [grid.cell(name, FULL_PROFILE) for name in names]
     tasks = {cell.task.id: cell.task for cell in cells if cell.uses_hub}
-    revisions = checkpoints(cells)
     if os.environ.get("HF_HUB_OFFLINE"):
         raise InputError("HF_HUB_OFFLINE is set, which forbids downloads; unset it")
     if not prefer_cache_if_unreachable():
         hint = "run this where there is a network, and copy $HF_HOME"
         raise InputError(f"the hub cannot be reached; {hint}")
+    revisions = checkpoints(cells)
     for checkpoint, revision in revisions.items():
         size = fetch_weights(checkpoint, revision)
         say(f"{checkpoint}: {size / GB:.2f} GB")
@@ -84,5 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name, table in hub_tables(task).items():
             say(f"{task.dataset}, {name}: {count(len(table), 'row')}")
     fetched = f"{count(len(revisions), 'checkpoint')} and {count(len(tasks), 'data set')}"
-    say(f"Fetched: {fetched}. `HF_HUB_OFFLINE=1 tunegrid run -m full` needs no network now.")
+    run = " ".join(["tunegrid run -m full", *(f"--grid={path}" for path in options.grid)])
+    if options.cells:
+        run += f" --cells {options.cells}"
+    say(f"Fetched: {fetched}. `HF_HUB_OFFLINE=1 {run}` needs no network now.")
     return 0

@@ -43,6 +43,8 @@ def cost_rows(
             other = record.device.name if record.device else "an unknown device"
             raise InputError(f"{record.cell} trained on {other}, not on {device}")
         predicted = estimate(record.recipe, data.rows, footprint, measured=True)
+        if device not in predicted.hours:  # the footprint has no speed
+            continue
         low, high = predicted.hours[device]
         hours = training.seconds / 3600
         phase = memory.phases["train"]

@@ -259,7 +259,7 @@ class Costs:
         if self.downloads.high:
             low, high = (f"{end / GB:.1f}" for end in self.downloads)
             yield f"to download: {low} to {high} GB"
-        yield f"updates, FLOPs and bytes are those of {self.source}"
+        yield f"FLOPs and bytes are those of the checkpoints in {self.source}"
         guide = "benchmarks/guides/full-study-on-a-gpu.md"
         if self.measured:
             yield f"its device is the one in the table; scoring is not included ({guide})"

@@ -139,7 +139,8 @@ def test_what_was_fetched_loads_without_a_network(tmp_path, hub):
         "acme/tickets, train: 30 rows",
         "acme/tickets, test: 10 rows",
         "Fetched: 1 checkpoint and 1 data set. "
-        "`HF_HUB_OFFLINE=1 tunegrid run -m full` needs no network now.",
+        f"`HF_HUB_OFFLINE=1 tunegrid run -m full --grid={tmp_path}/own.py "
+        "--cells small_tickets_lora` needs no network now.",
     ]
     assert not [*home.glob("**/*.bin")]
     loaded = python("-c", READ_CACHE, COMMIT, HF_HUB_OFFLINE="1")
