@@ -152,7 +152,7 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
 
 
 def _several(kind: str, faults: Sequence[str]) -> str:
-    """Sums up faults by their number and the first two; returns a single fault unchanged."""
+    """Sums up faults by their number and the first two, but returns a single fault unchanged."""
     if len(faults) == 1:
         return faults[0]
     return f"{len(faults)} {kind} differ: {faults[0]}; {faults[1]}"
