@@ -67,7 +67,7 @@ class Environment:
 
     @property
     def name(self) -> str:
-        """The names and versions of its own packages, such as "peft 0.21.2"."""
+        """The names and versions of the environment's own packages, such as "peft 0.21.2"."""
         names = sorted(self.own, key=lambda name: name not in PACKAGES)
         return some([f"{name} {self.own[name]}" for name in names]) or "the libraries here"
 

@@ -165,7 +165,7 @@ def add_hashes(lock: str, folder: Path) -> str:
 
 
 def find_packages(folders: Sequence[str]) -> dict[str, Distribution]:
-    """The packages in these folders, by name; for duplicates, the package that Python imports."""
+    """The packages in these folders, by name; of duplicates, the one that Python imports."""
     packages: dict[str, Distribution] = {}
     for package in distributions(path=list(folders)):
         packages.setdefault(canonicalize_name(package.name), package)
@@ -263,7 +263,7 @@ def check_packages(
 def run_uv(
     arguments: Sequence[str], failure: str, *, text: str = "", python: Path | str = sys.executable
 ) -> subprocess.CompletedProcess[str]:
-    """Run uv for a Python's environment; raises InputError with uv's reason if it fails."""
+    """Run uv on a Python's environment; raises InputError with uv's reason if it fails."""
     command = [find_uv_bin(), "--color=never", *arguments, f"--python={python}"]
     return run_command(command, failure, text)
 

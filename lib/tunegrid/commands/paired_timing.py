@@ -36,7 +36,7 @@ def own_time() -> float:
 
 
 def wait_seconds() -> float:
-    """Seconds that this thread was ready to run without a core; 0 if the system does not say."""
+    """Seconds that this thread was ready to run but had no core; 0 if the system does not say."""
     if not SCHEDULER.exists():
         return 0.0
     fields = SCHEDULER.read_text(encoding="utf-8").split()

@@ -58,7 +58,7 @@ def judge_figures(
 
 
 def _costs(rows: Rows, margins: Mapping[str, float], is_finished: bool) -> Iterator[Judgement]:
-    """Judges tensor bytes; for finished runs, also peaks, traced bytes and speed."""
+    """Judges tensor bytes and, for finished runs, peaks, traced bytes and speed."""
     before, after = rows.records[0]
     references = {name: [before] for name in LEDGER}
     if is_finished:

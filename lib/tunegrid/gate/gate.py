@@ -45,7 +45,7 @@ class Run:
         noise: Sequence[OwnNoise] = (),
         doubt: str = "",
     ) -> "Run":
-        """Makes a run from those records that finished or made only their first updates.
+        """Makes a run from the records that finished or that made only their first updates.
 
         Raises InputError if these belong to more than one profile.
         """
@@ -236,7 +236,7 @@ def _confirm(
 
 
 def is_suspect(old: Run, record: Record) -> bool:
-    """Checks whether the gate on this record alone finds a drop, at a seed that the baseline lacks.
+    """Checks whether the gate finds a drop in this record alone, at a seed that the baseline lacks.
 
     A gate on many cells adjusts its p-values, so it finds fewer drops.
     """

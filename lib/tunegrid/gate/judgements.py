@@ -208,7 +208,7 @@ def was_compared(judgement: Judgement) -> bool:
 
 
 def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[str]:
-    """The kinds among `kinds` in which no figure (for quality, no main score) could be compared.
+    """Those of `kinds` for which no figure (for quality, no main score) could be compared.
 
     Kinds without judgements are left out, except speed and instruments. If that leaves no kind
     although nothing was compared, returns all kinds of figures in `kinds`.
