@@ -289,7 +289,7 @@ def is_part(name: str, modules: Iterable[str]) -> bool:
 
 
 def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
-    """Adds to the head's new modules the renewable ones that the user's checkpoint lacks."""
+    """Adds the renewable modules that the user's checkpoint lacks to the head's new modules."""
     folder = own_checkpoint(backbone, profile)
     if folder is None or not head.renewable_modules or profile.random_weights:
         return head

@@ -60,7 +60,7 @@ class AdaLora(Adapting):
         return {**scale, **self._ranks(cell.recipe), "total_step": 1}
 
     def plan(self, model: Any, updates: int) -> None:
-        """Has PEFT cut ranks after each update, except in the shares `first` and `last`."""
+        """Has PEFT cut ranks after every update outside the shares `first` and `last`."""
         config = model.peft_config["default"]
         config.tinit = round(updates * self.first)
         config.tfinal = round(updates * self.last)
@@ -132,7 +132,7 @@ class Ia3(Adapting):
     changes_inputs: ClassVar[bool] = True
 
     def declared_facts(self, cell: Cell, layer: str) -> tuple[str, ...]:
-        """Whether the layer's vector scales its input or its output."""
+        """A fact that says whether the layer's vector scales its input or its output."""
         fields = self.config_fields(cell)
         return (SIDES[is_part(layer, fields["feedforward_modules"])],)
 

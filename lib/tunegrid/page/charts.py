@@ -270,7 +270,7 @@ def loss_chart(name: str, new: Losses, old: Losses) -> Chart:
 
 
 def thin(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """The updates and losses to plot; long curves become means over stretches of equal length."""
+    """The updates and losses to plot; long curves become means over equally long stretches."""
     stretch = len(values) // MOST_POINTS + 1
     series = pd.Series(values, index=range(1, len(values) + 1), dtype=float).dropna()
     means = series.groupby((series.index - 1) // stretch).mean()
