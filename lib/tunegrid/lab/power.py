@@ -185,7 +185,7 @@ class Simulation:
     ) -> Draws:
         """Draw every score, in points, for `trainings` training runs.
 
-        By default, there is one run more than the main score has degrees of freedom, but at most
+        By default, there is one more run than the main score has degrees of freedom, but at most
         `MOST_TRAININGS`. Residuals are drawn from the cell's kind, or from a normal distribution if
         its kind has none, and are multiplied by the deviations in `truth`.
         """

@@ -136,7 +136,7 @@ def measured_seconds(work: Work, footprint: Record) -> Range | None:
 
 
 def memory_bytes(recipe: Hyperparameters, footprint: Record) -> int | None:
-    """Bytes of tensors held between updates and activations of a micro-batch; None if unknown."""
+    """Bytes of tensors held between updates plus a micro-batch's activations; None if unknown."""
     ledger = footprint.memory.ledger if footprint.memory else None
     if not ledger or ledger.tensor_bytes is None or ledger.activations_bytes is None:
         return None

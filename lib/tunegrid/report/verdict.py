@@ -252,7 +252,7 @@ def _next_step(statements: Sequence[Statement]) -> str:
 
 
 def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
-    """Statements on failures: the first in full, all others by title only."""
+    """Statements on failures: the first in full, the others by title only."""
     failures = find_failed_cells(run.records)
     for failure in failures[:1]:
         first = failure.records[0]
@@ -657,7 +657,7 @@ def _reasons(run: JudgedRun, kinds: Sequence[str]) -> str:
 
 
 def is_equal_or_rounding(judgement: Judgement) -> bool:
-    """Checks that numerics are equal or differ only by rounding."""
+    """Checks whether numerics are equal or differ only by rounding."""
     return judgement.verdict in (Verdict.EQUAL, Verdict.ROUNDING)
 
 
@@ -767,7 +767,7 @@ def _missed_baseline(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _rounding(run: JudgedRun) -> Iterator[Statement]:
-    """A statement that numerics differ by rounding alone, if any differ and none changed."""
+    """A statement that numerics differ only by rounding, if any differ and none changed."""
     rounding = [j for j in run.numerics if j.verdict is Verdict.ROUNDING and not j.first_updates]
     if not rounding or not all(is_equal_or_rounding(judgement) for judgement in run.numerics):
         return

@@ -68,7 +68,7 @@ def device_record(device: torch.device, attention: str) -> DeviceRecord:
 
 
 def library_lack(cell: Cell, device: torch.device) -> str:
-    """A message if the installed bitsandbytes lacks the cell's optimizer on CPUs, else empty."""
+    """A message if the installed bitsandbytes cannot run the cell's optimizer on a CPU, else ""."""
     installed = versions()["bitsandbytes"]
     if device.type != "cpu" or cell.optimizer is not adamw_bnb_8bit or not installed:
         return ""

@@ -227,7 +227,10 @@ def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
 
 
 def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
-    """Compares the number of trained parameters, except a new token's row, with the recipe's."""
+    """Returns a sentence if the trained parameters, without a new token's row, differ in number.
+
+    The expected number is the recipe's.
+    """
     expected = cell.recipe.trainable_params
     count = 0
     for name, p in model.named_parameters():
@@ -239,7 +242,10 @@ def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
 
 
 def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> list[str]:
-    """Checks that the device holds the ledger's bytes, up to the rounding of CUDA's allocator."""
+    """Returns a sentence if the device does not hold the ledger's bytes, except for rounding.
+
+    CUDA's allocator rounds sizes up.
+    """
     expected = ledger.tensor_bytes or 0
     allowed_error = CUDA_ROOM * expected if device.type == "cuda" else 0
     if abs(footprint.live_bytes - expected) <= allowed_error:
@@ -248,7 +254,11 @@ def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> l
 
 
 def wrong_savings(cell: Cell, ledger: Ledger, total_params: int) -> list[str]:
-    """Checks that quantized weights, and an adapter's gradients and moments, are small enough."""
+    """Returns a sentence for each missing saving.
+
+    A saving is missing if quantized weights, or an adapter's gradients and moments, take too much
+    memory.
+    """
     weights = ledger.weights_bytes or 0
     unpacked = base_type(cell).itemsize * total_params
     training = (ledger.gradients_bytes or 0) + (ledger.optimizer_bytes or 0)

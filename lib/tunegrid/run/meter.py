@@ -108,7 +108,7 @@ class Meter:
 
     @contextmanager
     def update(self, *, samples: int) -> Iterator[Update]:
-        """Times one update with its collation; drops it if it fails. The caller counts tokens."""
+        """Times one update, including collation; drops it if it fails. The caller counts tokens."""
         update = Update(began=self.mark(), samples=samples)
         yield update
         update.ended = self.mark()

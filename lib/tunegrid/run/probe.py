@@ -60,7 +60,7 @@ class Probe:
 def probe(trainer: Trainer) -> Probe:
     """Probes a short and a long row, each on its own and both as one batch.
 
-    The batch's gradient is computed only if training's micro-batches hold two rows.
+    The batch's gradient is computed only if micro-batches hold at least two rows in training.
     """
     answer = Probe(rows=spread_features(trainer.features[:FIRST_ROWS], 2))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}

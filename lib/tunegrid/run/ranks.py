@@ -1,10 +1,10 @@
 """Trains one cell in several processes (ranks), which share each update's rows and sum gradients.
 
 A single process would make the same update, since each rank divides its summed loss by the number
-of targets on all ranks; a mean over ranks would be right only if all had equally many targets. With
-DDP, every rank holds the whole model. FSDP2 is for models that do not fit on one GPU along with
-their optimizer: it trains a copy that is sharded over the ranks, while the model itself waits in
-host memory. The model then receives the copy's weights.
+of targets on all ranks; a mean over ranks would be right only if all had the same number of
+targets. With DDP, every rank holds the whole model. FSDP2 is for models that do not fit on one GPU
+along with their optimizer: it trains a copy that is sharded over the ranks, while the model itself
+waits in host memory. The model then receives the copy's weights.
 """
 
 import copy

@@ -563,7 +563,7 @@ class Stepper:
         return full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
 
     def step(self, update: int) -> tuple[list[float], float]:
-        """Steps the optimizer in `update`, counted from 0.
+        """Steps the optimizer in update number `update`, counting from 0.
 
         Returns the learning rate of each parameter group, and the schedule's learning rate.
         """
