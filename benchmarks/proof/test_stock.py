@@ -1,4 +1,4 @@
-"""Checks that the libraries' own path equals ours at every stage, except for known differences."""
+"""Checks that the libraries' own path equals ours at every stage, apart from known differences."""
 
 from dataclasses import replace
 from itertools import product

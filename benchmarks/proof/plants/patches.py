@@ -145,7 +145,7 @@ def decoder_sees_the_answer(planting):
 
 
 def scaled_by_sdpa(layer):
-    """Makes a plant that leaves the scale of attention to SDPA, whose default is 1/sqrt(d)."""
+    """Makes a plant that leaves attention's scale to SDPA, whose default is 1/sqrt(d)."""
 
     @around(layer, "__init__")
     def unscaled(planting, init, self, *args, **options):

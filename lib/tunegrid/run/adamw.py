@@ -53,7 +53,7 @@ class AdamW:
     _state: dict[str, AdamState] = field(default_factory=dict, init=False)
 
     def before_step(self, update: int, total: int) -> None:
-        """Takes the reference's own step if update number `update`, from 0, is being followed."""
+        """Takes the reference's step if this update is being followed; `update` counts from 0."""
         if update in (0, max(MOVED, int(LATE * total))):
             self._follow(update)
         gradients = {}

@@ -227,9 +227,9 @@ def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
 
 
 def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
-    """Returns a sentence if the trained parameters, without a new token's row, differ in number.
+    """Returns a sentence if the number of trained parameters is not the recipe's.
 
-    The expected number is the recipe's.
+    A new token's row does not count.
     """
     expected = cell.recipe.trainable_params
     count = 0
@@ -242,9 +242,9 @@ def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
 
 
 def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> list[str]:
-    """Returns a sentence if the device does not hold the ledger's bytes, except for rounding.
+    """Returns a sentence if the device holds more or fewer bytes than the ledger lists.
 
-    CUDA's allocator rounds sizes up.
+    On CUDA, the allocator's rounding is allowed for.
     """
     expected = ledger.tensor_bytes or 0
     allowed_error = CUDA_ROOM * expected if device.type == "cuda" else 0
@@ -256,8 +256,8 @@ def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> l
 def wrong_savings(cell: Cell, ledger: Ledger, total_params: int) -> list[str]:
     """Returns a sentence for each missing saving.
 
-    A saving is missing if quantized weights, or an adapter's gradients and moments, take too much
-    memory.
+    Quantized weights must take less memory than unquantized ones, and an adapter's gradients and
+    moments less than those of full fine-tuning.
     """
     weights = ledger.weights_bytes or 0
     unpacked = base_type(cell).itemsize * total_params
