@@ -69,7 +69,7 @@ KASA = with_other(
 
 
 def codec_whose(method: str, change: Callable[..., Any]) -> Callable[[Codec, Path], Codec]:
-    """Makes a plant that replaces a codec method's result with `change(codec, result, ...)`."""
+    """Creates a plant that replaces a codec method's result with `change(codec, result, ...)`."""
 
     def broken(codec: Codec, folder: Path) -> Codec:
         kind = type(codec)

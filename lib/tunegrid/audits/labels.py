@@ -22,7 +22,7 @@ ATTENTION_CALL = "scaled_dot_product_attention"
 
 
 def updates_run_as_labelled(evidence: Evidence) -> Answer:
-    """The first and last updates ran as recorded, for example in micro-batches and precision.
+    """The first and last updates ran as recorded, for example in micro-batch size and precision.
 
     Hooks noted the number of rows in each forward pass, the layers that were at least partly
     recomputed in the backward pass, and the types and devices of linear layers' outputs. Attention

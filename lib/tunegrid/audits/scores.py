@@ -60,7 +60,7 @@ def selection_apart_from_test(evidence: Evidence) -> Answer:
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
-    """Prompts keep their frame, fit the length limit and have the same tokens outside a batch.
+    """Prompts keep their frame, fit the length limit, and do not depend on batching.
 
     The frame surrounds the text: special tokens, a prefix, a separator or a chat template. Up to
     `ENCODED` rows are encoded again, one by one, and must give the tokens that were scored.

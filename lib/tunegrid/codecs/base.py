@@ -205,7 +205,7 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def integers(values: Sequence[Any]) -> Tensor:
-    """Makes a tensor from integers, or from lists of equal length, faster than `torch.tensor`."""
+    """Builds a tensor from integers, or from lists of equal length, faster than `torch.tensor`."""
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 

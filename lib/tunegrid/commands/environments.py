@@ -57,7 +57,7 @@ def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A Python with packages of its own, and the folder for its runs."""
+    """A Python with its own packages, and the folder for its runs."""
 
     python: Path
     folder: Path

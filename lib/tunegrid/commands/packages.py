@@ -205,7 +205,7 @@ def recorded_hashes(package: Distribution) -> dict[str, str]:
 
 
 def changed_file(package: Distribution) -> str:
-    """The first file of a package that is missing or differs from RECORD; empty if none is."""
+    """The first file of a package that is missing or differs from RECORD; empty if none."""
     for name, digest in recorded_hashes(package).items():
         path = Path(str(package.locate_file(name)))
         if not path.is_file() or file_hash(path) != digest:
@@ -214,7 +214,7 @@ def changed_file(package: Distribution) -> str:
 
 
 def is_same(package: Distribution, here: Distribution | None) -> bool:
-    """True if `here` has the same version, source and files as `package`, and none was edited."""
+    """True if `here` has the same version, source and files as `package`, all unedited."""
     if here is None or installed_version(package) != installed_version(here):
         return False
     hashes = recorded_hashes(package)

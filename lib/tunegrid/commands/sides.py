@@ -129,7 +129,7 @@ def check_finished(run: SavedRun, side: Environment) -> None:
 
 
 def with_ends(start: SavedRun, end: SavedRun) -> SavedRun:
-    """The run `end`, completed with the records of `start` for cells that `end` lacks."""
+    """The run `end`, plus the records of `start` for cells that `end` lacks."""
     finished = {record.cell for record in end.records}
     begun = [record for record in start.records if record.cell not in finished]
     return replace(end, records=[*end.records, *begun])

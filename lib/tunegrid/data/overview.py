@@ -1,4 +1,4 @@
-"""Describes a task's rows: each split's size and labels, an example, and reasons for distrust."""
+"""Describes a task's rows: split sizes, labels, an example, and reasons to distrust scores."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

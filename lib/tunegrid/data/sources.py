@@ -512,7 +512,7 @@ def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
 
 
 def _separator(task: Task, path: Path) -> str:
-    """The separator that splits the header into the most of the task's column names."""
+    """The separator that finds the most of the task's column names in the header."""
     with _open(path) as file:
         header = file.readline().decode("utf-8-sig", "replace")
     best = (-1, -1)

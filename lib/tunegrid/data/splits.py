@@ -1,4 +1,4 @@
-"""Makes the train, validation and test rows of a `Task` for a `Profile`.
+"""Builds the train, validation and test rows of a `Task` for a `Profile`.
 
 Splits depend on no backbone, method or training seed, so that scores can be compared example by
 example. Each row is checked before anything trains on it.

@@ -111,7 +111,7 @@ class Judgement:
 
 
 def make_judgement(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
-    """Makes the judgement on one figure of the record's cell."""
+    """Creates the judgement on one figure of the record's cell."""
     return Judgement(
         cell=record.cell,
         main_score=record.main_score,
@@ -122,7 +122,7 @@ def make_judgement(record: Record, quantity: str, verdict: Verdict, **evidence: 
 
 
 def worst(judged: Iterable[Judgement]) -> Verdict | None:
-    """The gravest verdict, or None if nothing was judged."""
+    """The most severe verdict, or None if nothing was judged."""
     return min((judgement.verdict for judgement in judged), key=GRAVEST_FIRST.index, default=None)
 
 

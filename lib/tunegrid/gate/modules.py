@@ -84,14 +84,14 @@ def parse_modules(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Module
 
 
 def _numbers(calls: Modules) -> Any:
-    """The numbers, shape (calls, figures, parts of a figure); NaN if missing or not finite."""
+    """The numbers, of shape (calls, figures, parts of a figure); NaN if missing or not finite."""
     numbers = calls[[*CALL_NUMBERS]].to_numpy(float)
     return numbers.reshape(-1, len(COLUMN_PREFIXES), len(FIGURE_PARTS))
 
 
 @dataclass(frozen=True)
 class Moved:
-    """How far each figure of one phase of the probe moved between two records."""
+    """The distance that each figure of one phase of the probe moved between two records."""
 
     calls: Modules  # calls of the newer record
     # A row per call and a column per figure, in units of the figure's norm; NaN if the older record
@@ -136,8 +136,8 @@ class Moved:
     def backward(self, bound: float) -> tuple[list[int], float]:
         """The innermost calls in which gradients first moved, and by what share of the norm.
 
-        The search starts at the end of the model. At the output of these calls, the gradient is
-        still equal.
+        The search starts at the end of the model. The gradient at the output of these calls has not
+        moved.
         """
         calls = self.calls
         gradient = self.shares.gradient

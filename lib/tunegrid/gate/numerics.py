@@ -378,7 +378,7 @@ def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
 
 
 def judge_numerics(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
-    """The gravest judgement on a cell, and whether every finished new run repeats its old run.
+    """The most severe judgement on a cell, and whether each finished new run repeats its old run.
 
     A new run does if both finished and are the same training run up to rounding.
     """

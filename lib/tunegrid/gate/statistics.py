@@ -49,7 +49,7 @@ class Effect:
 def critical_value(alpha: float, df: float) -> float:
     """The one-sided critical value of Student's t, in standard errors.
 
-    A healthy score falls this far below the mean with chance `alpha`.
+    A healthy score falls this far below the mean with probability `alpha`.
     """
     return -float(special.stdtrit(df, alpha))
 

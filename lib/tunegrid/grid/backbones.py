@@ -14,7 +14,7 @@ from tunegrid.grid.tasks import Problem
 
 
 class Layout(StrEnum):
-    """How a model that generates text arranges source and target."""
+    """The arrangement of source and target in a model that generates text."""
 
     ENCODER_DECODER = "encoder_decoder"
     SEPARATED = "separated"  # source + separator + target in one causal sequence

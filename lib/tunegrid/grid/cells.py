@@ -1,4 +1,4 @@
-"""Makes `Cell`s for a `Profile` from backbones, tasks, methods and recipes.
+"""Builds `Cell`s for a `Profile` from backbones, tasks, methods and recipes.
 
 The grid is sparse: only a combination of backbone, task and method that has a recipe is a cell.
 `study` declares the study's 27 cells; users add more in the hook `pytest_tunegrid_grid`.
@@ -72,7 +72,7 @@ class Cell:
 
     @property
     def quantization(self) -> Quantization | None:
-        """How the base is quantized; None if it is not."""
+        """The quantization of the base; None if it is not quantized."""
         return self.method.quantization
 
     @property
@@ -376,7 +376,7 @@ class Grid:
         return tuple(self.cell(cell_id, profile) for cell_id in self.ids(profile))
 
     def cell(self, cell_id: str, profile: Profile) -> Cell:
-        """Makes a cell; raises InputError if it cannot be built or its recipe is unusable."""
+        """Builds a cell; raises InputError if it cannot be built or its recipe is unusable."""
         self.checked_ids([cell_id])
         backbone, task, method = self._parts(cell_id)
         if profile.micro and cell_id not in self.quick and task.id in self.missing_files:

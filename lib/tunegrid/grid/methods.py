@@ -30,14 +30,14 @@ OptimizerFactory = Callable[[ParameterGroups, float], "torch.optim.Optimizer"]
 
 
 def adamw_torch(groups: ParameterGroups, learning_rate: float) -> "torch.optim.Optimizer":
-    """Makes torch's fused AdamW."""
+    """Creates torch's fused AdamW."""
     import torch
 
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 def adamw_bnb_8bit(groups: ParameterGroups, learning_rate: float) -> "torch.optim.Optimizer":
-    """Makes bitsandbytes' AdamW with 8-bit moments."""
+    """Creates bitsandbytes' AdamW with 8-bit moments."""
     import bitsandbytes as bnb
 
     optimizer: torch.optim.Optimizer = bnb.optim.AdamW8bit(groups, lr=learning_rate)
@@ -79,7 +79,7 @@ Answer = tuple[bool | Measured, str] | None  # passed, detail; None if there is 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """How the frozen base is stored; the fields are those of `BitsAndBytesConfig`."""
+    """The storage format of the frozen base; the fields are those of `BitsAndBytesConfig`."""
 
     bnb_4bit_quant_type: str
     bnb_4bit_use_double_quant: bool
@@ -238,7 +238,7 @@ class Method(UpdateHooks):
         return parameter_groups
 
     def make_optimizer(self, model: "nn.Module", cell: "Cell") -> "torch.optim.Optimizer":
-        """Makes the recipe's optimizer for the method's parameter groups."""
+        """Creates the recipe's optimizer for the method's parameter groups."""
         return cell.optimizer(self.parameter_groups(model, cell), cell.recipe.learning_rate)
 
     def save(self, model: Any, cell: "Cell", folder: Path) -> None:
@@ -278,7 +278,7 @@ def base_weight(layer: Any) -> "torch.Tensor":
 
 
 def get_adapter(recipe: Recipe) -> Adapter:
-    """The recipe's adapter; the method's `check` has made sure that there is one."""
+    """The recipe's adapter; the method's `check` ensures that there is one."""
     assert recipe.adapter, "checked by `check`"
     return recipe.adapter
 
@@ -518,7 +518,7 @@ class Lora(Adapting):
         config.init_lora_weights = start
 
     def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
-        """Checks that the model has this variant's options and parameters, and no other variant's.
+        """Checks whether the model has this variant's options and parameters, and no other's.
 
         Returns None for plain LoRA if no variant's parameters are found.
         """

@@ -461,7 +461,7 @@ CONFIRMING = 10_000  # added to a seed that missed a bound: the seed that confir
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Where rows and checkpoints come from, and which values override those of the recipes.
+    """The sources of rows and checkpoints, and the values that override those of the recipes.
 
     Attributes:
         data_root, checkpoint_root: folders to read instead of the hub; None uses the hub.

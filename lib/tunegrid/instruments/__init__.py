@@ -119,7 +119,7 @@ def tidy(
     high: float | None = None,
     note: str = "",  # such as the reason for a missing number
 ) -> "pd.DataFrame":
-    """Makes the lines of one figure for a part of the cell: a single line, or one for each row."""
+    """Builds the lines of one figure for a part of the cell: a single line, or one for each row."""
     import pandas as pd
 
     columns = {"figure": figure, "part": part, "row": row, "note": note}

@@ -86,7 +86,7 @@ class ModelCalibration(Instrument):
 
 
 def forecasts(cell: TrainedCell, evaluation: Evaluation) -> Callable[[float], Forecasts]:
-    """Makes a function that maps a temperature to the rows' confidences and hits.
+    """Returns a function that maps a temperature to the rows' confidences and hits.
 
     The function raises NotAskedError if rows are neither hits nor misses, or if a prediction has no
     finite probability.

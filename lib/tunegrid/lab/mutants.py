@@ -162,7 +162,7 @@ TRIAL = TypeAdapter(Trial)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run of a cell in a process of its own, which writes its files to `folder`."""
+    """A run of a cell in its own process, which writes its files to `folder`."""
 
     cell: str
     folder: Path

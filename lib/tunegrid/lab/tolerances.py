@@ -1,4 +1,4 @@
-"""Makes thresholds/numerics.toml from training runs that share a seed and differ only in rounding.
+"""Builds thresholds/numerics.toml from training runs that share a seed and differ only in rounding.
 
 A tolerance is twice the largest deviation of all cells with the same arithmetic, rounded up to two
 digits, and no less than its floor. A cell that deviates by more than ten times the median of these

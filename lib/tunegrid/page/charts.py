@@ -107,7 +107,7 @@ def style() -> AbstractContextManager[None]:
 
 
 def blank(xlabel: str, ylabel: str, entries: Sequence[Line2D]) -> tuple[Figure, Axes]:
-    """Makes a figure with empty axes and a legend below them."""
+    """Creates a figure with empty axes and a legend below them."""
     figure = Figure()
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=defuse(ylabel))  # a score may have any name

@@ -104,7 +104,7 @@ class PageRun:
 
     @cached_property
     def time(self) -> datetime | None:
-        """When the run was saved, taken as UTC if no time zone is given.
+        """The time when the run was saved, in UTC unless a time zone is given.
 
         None if the date is invalid.
         """

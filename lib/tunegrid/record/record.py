@@ -595,7 +595,7 @@ class Record(Part):
 
 
 def new_record(cell: Cell) -> Record:
-    """Makes the record of a cell that has not run yet.
+    """Creates the record of a cell that has not run yet.
 
     Raises InputError if the method's settings cannot be written as JSON.
     """

@@ -99,7 +99,7 @@ class Entry:
 
 
 def make_entry(records: Sequence[Record]) -> Entry:
-    """Makes the entry of a cell from its sound records."""
+    """Builds a cell's entry from its sound records."""
     frame = figure_frame(records, ENTRY_COLUMNS)
     costs = {
         TRAINED: frame[TRAINED].iloc[0],
@@ -400,7 +400,7 @@ OF_QUICK = (
 
 
 def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> list[Section]:
-    """Makes the report's sections: differing settings, each task, undecided pairs, and notes."""
+    """Builds the report's sections: differing settings, each task, undecided pairs, and notes."""
     frame = method_frame(comparisons)
     tables = [_differences(comparisons)]
     for (task, score), rows in frame.groupby(["task", "score"], sort=False):

@@ -1,4 +1,4 @@
-"""Makes the verdict on a run: statements on failures, changes and unknowns, most severe first.
+"""Builds the verdict on a run: statements on failures, changes and unknowns, most severe first.
 
 `run_verdict` makes the verdict once. The terminal, step summary, JUnit file, annotations and page
 all print this verdict (`tunegrid.report.summary`).
@@ -154,7 +154,7 @@ class JudgedRun:
 
     @property
     def early_numerics(self) -> list[Judgement]:
-        """The judgements on numerics that rest on first updates alone."""
+        """The judgements on numerics that are based on first updates alone."""
         return [judgement for judgement in self.numerics if judgement.first_updates]
 
 
@@ -174,7 +174,7 @@ def run_verdict(
     runner: Sequence[str] = (),
     upgrade: Sequence[str] = (),
 ) -> RunVerdict:
-    """Makes the verdict on a run.
+    """Builds the verdict on a run.
 
     Args:
         records: the run's records, finished or not.

@@ -238,7 +238,7 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
 
 
 def untrained_scores(trainer: Trainer, rows: Sequence[Row]) -> dict[str, Any]:
-    """The untrained model's points per row; a digest of its predictions unless it generates text.
+    """The untrained model's points per row, and a digest of its predictions unless they are text.
 
     Both are None if memory runs out.
     """

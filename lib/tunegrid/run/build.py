@@ -360,7 +360,7 @@ def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
 
 
 def lacking_modules(cell: Cell) -> list[str]:
-    """The head's optional modules that the checkpoint lacks and that therefore start random."""
+    """Optional modules of the head that the checkpoint lacks, so their weights start random."""
     if not cell.head.optional_modules:
         return []
     names = files_by_key(tuple(weight_files(cell)))

@@ -95,7 +95,7 @@ def used_by_others_gib(device: torch.device) -> float:
 
 
 def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
-    """Raises InputError if an earlier cell or another process holds much GPU memory.
+    """Raises InputError if an earlier cell or another process holds a lot of GPU memory.
 
     With `allow_busy`, other processes may hold it.
     """

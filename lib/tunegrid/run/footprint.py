@@ -51,7 +51,7 @@ class Footprint:
 
 
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
-    """Makes two updates; counts FLOPs in one and bytes beyond `baseline_bytes` in the other."""
+    """Performs two updates; counts FLOPs in one and bytes beyond `baseline_bytes` in the other."""
     device = trainer.meter.device
     live_sizes: list[int] = []
     with FlopCounterMode(display=False, custom_mapping=extra_flops()) as flops:

@@ -433,7 +433,7 @@ def distance(values: Tensor, expected: Tensor) -> float:
 
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
-    """The largest `distance` that rounding may cause: `fine` if all is in fp32, else `coarse`."""
+    """The largest `distance` that rounding may cause: `fine` for fp32, else `coarse`."""
     return fine if has_fp32_base(trainer) and trainer.log.precision == "fp32" else coarse
 
 

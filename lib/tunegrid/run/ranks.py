@@ -88,7 +88,7 @@ class Ranks:
         return values
 
     def sharded_model(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
-        """Makes a sharded copy of the model; raises InputError if FSDP cannot shard the model."""
+        """Creates a sharded copy of the model; raises InputError if FSDP cannot shard the model."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 

@@ -129,7 +129,7 @@ def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 
 
 def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
-    """Options that loading the base needs but the checkpoint's config does not give."""
+    """Options that are needed to load the base but are not in the checkpoint's config."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False, **pin)
     options: dict[str, Any] = {}
@@ -153,7 +153,7 @@ def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 
 
 def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
-    """Loads a model that was saved whole; raises InputError for tensors missing or misshapen."""
+    """Loads a model that was saved whole; raises InputError if tensors are missing or misshapen."""
     kind = architecture(cell.head.architecture)
     if kind.__module__.startswith("transformers."):
         kind = getattr(hf, AUTO[cell.task.problem, cell.head.layout])

@@ -1,4 +1,4 @@
-"""Makes the micro data, `fixtures/data/<data set>/<split>.jsonl`, from the seeds below."""
+"""Builds the micro data, `fixtures/data/<data set>/<split>.jsonl`, from the seeds below."""
 
 import json
 import re
