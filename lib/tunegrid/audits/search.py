@@ -268,7 +268,7 @@ class Beams:
     ) -> list[list["Beam"]]:
         """Runs a search for each row in `indices` and returns its finished beams, best first.
 
-        Normal noise with a standard deviation of `noise` nats and the seed `draw` is added to all
+        Gaussian noise with a standard deviation of `noise` nats and the seed `draw` is added to all
         scores.
         """
         generator = torch.Generator().manual_seed(draw)

@@ -121,7 +121,7 @@ def task_name(cell: str) -> str:
 
 
 def cell_kind(cell: str) -> str:
-    """A cell's kind: its backbone and task, for example "bert_qa"; methods affect noise less."""
+    """A cell's kind: its backbone and task, as in "bert_qa". Methods affect noise less."""
     return cell.rpartition("_")[0]
 
 

@@ -340,7 +340,7 @@ class Grid:
         return tuple(cell_id for cell_id, reason in reasons.items() if reason is None)
 
     def unsupported(self, profile: Profile) -> dict[str, str]:
-        """Maps the id of each cell that has a recipe but cannot be built to the reason."""
+        """The reasons why cells that have recipes cannot be built, by cell id."""
         reasons = self._reasons(profile)
         return {cell_id: reason for cell_id, reason in reasons.items() if reason is not None}
 

@@ -246,7 +246,7 @@ class Method(UpdateHooks):
         model.save_pretrained(folder)
 
     def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
-        """Checks, in addition to `must_move`, that this method trained the model.
+        """Checks, beyond `must_move`, whether this method trained the model.
 
         Returns None if the method has no such check.
         """

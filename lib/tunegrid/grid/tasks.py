@@ -82,8 +82,8 @@ class Task:
         columns: the hub's column names, with the JSON type of each; `str` for labels given by name.
         text: columns to read, joined by line breaks; `Recipe.text` may choose others.
         text_pair: columns of the second text: a hypothesis, or the passage after a question.
-        identity: columns by which rows count as the same; empty means all columns that are read. A
-            row that is also in a scored split is dropped from train.
+        identity: columns that decide whether rows count as the same; empty means all that are read.
+            A row that is also in a scored split is dropped from train.
         messages: the hub's column that holds conversations in its chat format; each is read as a
             row {history, prompt, reply}.
         target: the column to predict.

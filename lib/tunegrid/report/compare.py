@@ -234,7 +234,7 @@ def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The methods of one backbone and task, the best score first."""
+    """The methods of one backbone and task, best score first."""
 
     task: str
     backbone: str

@@ -78,7 +78,7 @@ class Statement:
 
     @property
     def sentence(self) -> str:
-        """The clause with a capital and a full stop; a leading file or cell name keeps its case."""
+        """The clause, capitalized and with a full stop; a leading file or cell is left as is."""
         is_word = self.clause.partition(" ")[0].isalpha()
         first = self.clause[0].upper() if is_word else self.clause[0]
         return f"{first}{self.clause[1:]}."
@@ -279,7 +279,7 @@ def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Sta
 def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
     """Statements on cells that passed or were too short to judge, unless anything failed.
 
-    If the run holds no cell that ran, a statement says so.
+    If no cell ran, a statement says so.
     """
     if all(record.status == "reported" for record in run.records):
         yield Statement(rank=Rank.EMPTY, clause="nothing to show: this run holds no cell that ran")

@@ -195,7 +195,7 @@ class Meter:
         eval_samples: float | None = None,
         generated_tokens: float | None = None,
     ) -> Throughput:
-        """Training rates after warm-up, None if training was too short, and evaluation rates."""
+        """Training rates after warm-up (None if training was too short) and evaluation rates."""
         updates = self.updates[WARMUP_UPDATES:]
         durations = self.durations(updates)
         total = sum(durations)
