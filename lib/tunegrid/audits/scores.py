@@ -82,7 +82,7 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
 
 
 def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
-    """Describes the rows, among up to `ENCODED`, whose tokens change if a row is encoded alone."""
+    """Describes the rows, of at most `ENCODED`, whose tokens change if they are encoded alone."""
     # Tokenizers written in Python encode one text at a time anyway.
     if getattr(codec.tokenizer, "backend_tokenizer", None) is None:
         return []

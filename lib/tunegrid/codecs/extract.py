@@ -105,7 +105,7 @@ class ExtractCodec(Codec):
         return {**batch, "labels": integers([feature.target for feature in features])}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean of the start's and the end's cross-entropy, each summed over windows."""
+        """The mean of the start and end cross-entropies, each summed over windows."""
         pairs = zip(self._logits(model, batch), batch["labels"].unbind(1), strict=True)
         return torch.stack([self.criterion(logits, labels) for logits, labels in pairs]).mean()
 

@@ -570,7 +570,7 @@ def context(task: Task, row: Row) -> str:
 
 
 def answer_texts(task: Task, row: Row) -> list[str]:
-    """All annotated answers of a row in an extraction task, in the annotated order."""
+    """All annotated answers of a row in an extraction task, in annotation order."""
     return list(row[task.target]["text"])
 
 

@@ -194,7 +194,7 @@ def weigh(
     noise: Noise,
     margin: float,
 ) -> tuple[dict[str, Any], Effect | None]:
-    """The evidence on a score's change, and the effect, which is None if no noise is known."""
+    """The evidence for a score's change, and the effect, which is None if no noise is known."""
     gains = rows.gains(metric)
     data = next(iter(rows.old.values())).data
     test_rows = data.rows["test"] if data else 1
@@ -238,7 +238,7 @@ class Decision(NamedTuple):
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
 ) -> dict[NoiseKey, Decision]:
-    """Decides on each effect.
+    """Decides the verdict on each effect.
 
     P-values are adjusted (Holm 1979) separately for main scores and for all other scores.
     """

@@ -363,7 +363,7 @@ def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
     Such a layer casts its inputs to its compute type and its output back, so only the output's
     digits reveal that type. Each layer is therefore called again, with fp32 inputs and outside
     autocast. Under autocast, the type would also depend on the batch: bitsandbytes calls `linear`
-    in autocast's type, but for few tokens on a GPU its own kernel in the layer's type.
+    in autocast's type but, for few tokens on a GPU, uses its own kernel in the layer's type.
     """
     names: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
