@@ -367,7 +367,7 @@ def packed(bench: Bench, *, alone: bool = False) -> Fields:
 
 
 def make_model(bench: Bench, second: str | None = None) -> Any:
-    """The cell's model, with a second adapter if named; noise gives the adapters an effect."""
+    """The cell's model, with a second adapter if one is named; noise gives adapters an effect."""
     model = bench.model()
     if second:
         model.add_adapter(second, model.peft_config[FIRST])

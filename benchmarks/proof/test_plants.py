@@ -86,7 +86,7 @@ def differs_from_grid(plant: Plant) -> bool:
 
 
 def find_twins() -> list[Plant]:
-    """One plant per cell that differs from the grid's cell; without the plant, it must pass."""
+    """One plant for each cell that differs from the grid's; without the plant, it must pass."""
     twins = {}
     for plant in PLANTS:
         if not (is_in_a_cell(plant) and plant.caught_by and differs_from_grid(plant)):
@@ -167,7 +167,7 @@ def validation_rows(splits, broken):
 
 
 def breakable(noun: str) -> Any:
-    """Makes a fixture that overrides the pipeline's fixture `noun` and lets plants break it."""
+    """Creates a fixture that overrides the pipeline's fixture `noun` and lets plants break it."""
 
     @pytest.fixture(name=noun)
     def fixture(request: pytest.FixtureRequest, broken: Callable[..., Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Checks that the libraries' own path equals ours at every stage, except for known differences."""
+"""Checks that the libraries' own path equals ours at every stage, apart from known differences."""
 
 from dataclasses import replace
 from itertools import product
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.stock, pytest.mark.filterwarnings("default")]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Makes a case per study cell and seed; unlike tests marked `cells`, these make no records."""
+    """Creates a case per study cell and seed, but no records, unlike tests marked `cells`."""
     session = get_session(metafunc.config)
     if "seed" in metafunc.fixturenames:
         ids = [cell_id for cell_id in session.ids("stock") if cell_id in CELLS]

@@ -81,7 +81,7 @@ def run(
 def end_with_launcher(lock: str, torchrun: int | None = None) -> None:
     """Wait until the process that holds the lock has ended, then end this process.
 
-    By then nobody is left to collect this process's rows. `torchrun`, if given, is the id of the
+    By then, nothing is left to collect this process's rows. `torchrun`, if given, is the id of the
     process that started this one as a rank. That process is killed outright, because it has nothing
     left to wait for and is slow to stop.
     """

@@ -184,7 +184,7 @@ def warmup_is_shorter(planting, steps, self, *args):
 
 
 def option_is_lost(name, value):
-    """Makes a plant that overrides the field `name` of TrainingArguments with `value`."""
+    """Creates a plant that overrides the field `name` of TrainingArguments with `value`."""
 
     @around(hf.TrainingArguments, "__init__")
     def without(planting, init, self, **options):

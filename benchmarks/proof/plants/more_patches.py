@@ -106,7 +106,7 @@ def search_stops_early(planting, generate, self, *args, **options):
 )
 @around(DynamicLayer, "update", counted=False)
 def late_values_fade(planting, update, self, key_states, value_states, *args, **options):
-    """Scales down the values that enter the cache from the 13th token after the prompt on."""
+    """Scales down the values that enter the cache, from the 13th token after the prompt onward."""
     is_prompt = key_states.shape[-2] > 1 or not self.is_initialized
     self.steps = 0 if is_prompt else self.steps + 1
     if self.steps > 12:
@@ -233,7 +233,7 @@ def padding_is_not_saved(planting, save, self, save_directory, **options):
 
 
 def after_saving(target, file):
-    """Returns a decorator that makes a plant from a function that edits a saved JSON file."""
+    """Returns a decorator that creates a plant from a function that edits a saved JSON file."""
 
     def make_plant(change):
         @around(target, "save_pretrained", counted=False)
@@ -892,7 +892,7 @@ def ranks_do_not_divide(planting, update, self, adapter_name, *args, **options):
 
 
 def side_is_flipped(name):
-    """Makes a plant in which the method `name` of square IA3 layers mistakes inputs for outputs."""
+    """Creates a plant in which method `name` of square IA3 layers mistakes inputs for outputs."""
 
     @around(ia3.Linear, name, counted=False)
     def flipped(planting, method, self, *args, **options):

@@ -145,7 +145,7 @@ def decoder_sees_the_answer(planting):
 
 
 def scaled_by_sdpa(layer):
-    """Makes a plant that leaves the scale of attention to SDPA, whose default is 1/sqrt(d)."""
+    """Creates a plant that leaves attention's scale to SDPA, whose default is 1/sqrt(d)."""
 
     @around(layer, "__init__")
     def unscaled(planting, init, self, *args, **options):
@@ -680,7 +680,7 @@ def dropped_deltas_are_not_rescaled(planting, prune, tensor, density, rescale):
     "two-adapters",
 )
 def likely_named_adapters_are_saved_along(planting):
-    """Saves the tensors of adapter "default_2" also in the file of adapter "default"."""
+    """Also saves the tensors of adapter "default_2" in the file of adapter "default"."""
     planting.setattr(
         save_and_load,
         "_filter_state_dict_for_adapter_name",

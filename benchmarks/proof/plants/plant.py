@@ -24,7 +24,7 @@ def unchanged(cell: Cell, folder: Path) -> Cell:
 
 
 def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
-    """Makes a function that changes fields of a cell's `part`: recipe, method or profile."""
+    """Returns a function that changes fields of a cell's `part`: recipe, method or profile."""
 
     def changed(cell: Cell, folder: Path) -> Cell:
         return replace(cell, **{part: replace(getattr(cell, part), **fields)})
@@ -158,7 +158,7 @@ def around(
     *,
     counted: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[[Planting], None]]:
-    """Returns a decorator that makes a plant from a replacement for `target.name`.
+    """Returns a decorator that creates a plant from a replacement for `target.name`.
 
     The replacement takes the planting, the original, and the original's arguments.
     """

@@ -1,4 +1,4 @@
-"""Plants in the libraries' own path, each with the beginning of the sentence to report it."""
+"""Plants in the libraries' own path, each with the start of the sentence that must report it."""
 
 import copy
 

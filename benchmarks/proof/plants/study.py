@@ -1,4 +1,4 @@
-"""Faults of fine-tuning, each with the check that must object.
+"""Faults in fine-tuning, each with the check that must object.
 
 F1 to F14 occurred in the study's own notebooks or reports; F46 and F51 occur in PEFT. The others
 are classics: one-line mistakes in a model, collator or loop, most of which hardly lower a score.
@@ -69,7 +69,7 @@ KASA = with_other(
 
 
 def codec_whose(method: str, change: Callable[..., Any]) -> Callable[[Codec, Path], Codec]:
-    """Makes a plant that replaces a codec method's result with `change(codec, result, ...)`."""
+    """Creates a plant that replaces a codec method's result with `change(codec, result, ...)`."""
 
     def broken(codec: Codec, folder: Path) -> Codec:
         kind = type(codec)

@@ -1,6 +1,6 @@
 """Our side of the comparison: the cell's own codec and model, adjusted for known differences.
 
-Where a difference in `known.py` changes results, this module or `stages` makes both sides agree.
+If a difference in `known.py` changes results, this module or `stages` makes both sides agree.
 Stages after a known difference are therefore compared as strictly as stages before it.
 """
 

@@ -407,9 +407,9 @@ def optimizer(pair: Pair) -> Iterator[Comparison]:
 
 
 def optimizer_class(optimizer: Any) -> list[Any]:
-    """The name of the optimizer's class, and the number of bits of its moments.
+    """The name of the optimizer's class, and the bit width of its moments.
 
-    bitsandbytes offers 8-bit moments as an argument of AdamW or as a class of its own.
+    bitsandbytes offers 8-bit moments as an argument of AdamW or as a separate class.
     """
     bits = getattr(getattr(optimizer, "args", None), "optim_bits", 32)
     return [type(optimizer).__name__.removesuffix("8bit"), bits]

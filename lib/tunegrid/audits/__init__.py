@@ -1,7 +1,7 @@
 """Runs audits: functions that check that a cell ran as declared.
 
 An audit examines part of the `Evidence`: the model, the rows, the training or the predictions. If
-it applies, it gives a finding named after the function. Audits across several cells are in
+it applies, its finding is named after the function. Audits across several cells are in
 `tunegrid.runs.status`.
 """
 

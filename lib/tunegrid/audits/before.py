@@ -56,8 +56,8 @@ NF4_LEVELS = (
 def drawn_from_the_seed(evidence: Evidence) -> Answer:
     """The cell's seed determines torch's random numbers and the initial trainable tensors.
 
-    On micro backbones, the tensors are compared with those of a second model. Two larger models may
-    not fit in memory.
+    On micro backbones, the tensors are compared with a second model's. Larger backbones skip this,
+    since two models may not fit in memory.
     """
     profile, device = evidence.cell.profile, evidence.device
     generator = torch.Generator(device).manual_seed(profile.seed)
@@ -134,7 +134,7 @@ def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def quantized_as_declared(evidence: Evidence) -> Answer:
-    """A quantized base has all of its linear layers packed as declared, with a few exceptions.
+    """All linear layers of a quantized base are packed as declared, with a few exceptions.
 
     The head's new and tied modules, and the modules that transformers keeps in fp32, are not
     packed. Without quantization, a cell has no quantized layers.
@@ -226,7 +226,7 @@ def rewritten_modules(cell: Cell) -> tuple[str, ...]:
 
 
 def missing_layers(evidence: Evidence) -> list[str]:
-    """Layers of the checkpoint that the model lacks although it has others from the same stack.
+    """Checkpoint layers that the model lacks although it has others from the same stack.
 
     A stack that the model lacks entirely, such as a decoder, is not reported.
     """
@@ -361,7 +361,7 @@ def labels_are_targets(evidence: Evidence) -> Answer:
 def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
     """Describes how the tokenizer decodes correct labels differently from its backend.
 
-    Returns a list with one phrase, or an empty list, for example if the labels are wrong.
+    Returns a list with one phrase; empty if they agree or the labels are wrong.
     """
     tokenizer = codec.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -378,7 +378,7 @@ def decoding_fault(codec: Codec, row: Row, label: Tensor) -> list[str]:
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
-    """Labelled spans cover the annotated answers; every window with a whole answer has a label."""
+    """Labelled spans cover the annotated answers; windows that hold a whole answer are labelled."""
     codec, rows = require(evidence.codec, ExtractCodec), evidence.train_rows
     span_count = 0
     wrong_rows = []

@@ -140,8 +140,8 @@ def scored_loss_gap(evidence: Evidence) -> float:
 def decoder_sees_no_future(evidence: Evidence) -> Answer:
     """Changing a target's middle token changes no logits that predict it or earlier tokens.
 
-    Rows are compared in one batch. The longest row is also compared by itself, since the model may
-    use a different mask if there is no padding.
+    Rows are compared in one batch. The longest row is also compared on its own, since without
+    padding the model may use a different mask.
     """
     trainer = evidence.trainer
     rows = evidence.probe.rows if evidence.codec.generates else []
@@ -172,7 +172,7 @@ def changed_in_the_middle(row: Feature) -> Feature:
 def gradients_survive_evaluation(evidence: Evidence) -> Answer:
     """A row's gradients right after an evaluation match those computed without one.
 
-    The evaluation is in the same autocast context. Autocast caches the weights it casts, and
+    The evaluation runs in the same autocast context. Autocast caches the weights it casts, and
     weights cached under no_grad may pass no gradients.
     """
     gap = evidence.probe.after_evaluation

@@ -54,9 +54,9 @@ def dropout_drops(evidence: Evidence) -> Answer:
     """Dropouts have their declared rates, draw a new mask for each call and row, and keep the mean.
 
     A dropout module must not be applied twice to a tensor, and must scale the values that it keeps
-    by 1 / (1 - rate). A dropout that is only a number, such as attention's under SDPA, must change
-    its module's output when all other dropouts are off. For attention, the mean and variance of
-    many outputs must also fit the rate. A dropout without effect is a fault if it is in an adapter
+    by 1 / (1 - rate). Dropout that is stored only as a rate, as in SDPA attention, must change its
+    module's output when all other dropout is off. For attention, the mean and variance over many
+    outputs must also match the rate. Dropout that has no effect is a fault if it is in an adapter
     or if the backbone declares its dropouts. `predicting_twice_is_the_same` checks that evaluation
     drops no values.
     """
@@ -112,7 +112,7 @@ def undeclared_rates(evidence: Evidence) -> list[str]:
 
 
 def all_rates(model: nn.Module) -> dict[str, float]:
-    """Dropout rates of all modules (0 if none) and their "dropout" attributes, by name."""
+    """The rate of each module (0 if not a dropout) and of each "dropout" attribute, by name."""
     rates = {}
     for name, module in model.named_modules():
         rates[name] = module.p if isinstance(module, nn.Dropout) else 0.0
@@ -146,8 +146,8 @@ def declared_dropouts(model: nn.Module) -> list[Dropout]:
 class DropoutPass:
     """Checks dropouts during a training-mode pass of the model over a batch of two equal rows.
 
-    Dropout modules are also called on tensors of ones. Modules whose dropout is a number are called
-    again on their inputs. Both are cheaper than more passes of the model.
+    Dropout modules are also called on tensors of ones, and modules that store only a rate are
+    called again on their inputs. Both are cheaper than more passes of the model.
     """
 
     dropouts: list[Dropout]
@@ -241,7 +241,7 @@ class DropoutPass:
     def _look_at_number(
         self, dropout: Dropout, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> None:
-        """Compares the user's outputs under this dropout alone to its output without dropout."""
+        """Compares a module's outputs under this dropout alone with its output without dropout."""
         self.numbers.add(dropout.name)
         arguments = (inputs, options)
         inputs, options = tree_map(
@@ -286,7 +286,7 @@ def wrong_moments(
     draws: list[Tensor],
     call: Callable[[], Tensor],
 ) -> tuple[Measured, str]:
-    """Returns the deviation closest to its limit, and the end of a sentence on the first fault.
+    """Returns the deviation closest to its limit, and the end of a sentence about the first fault.
 
     The sentence is empty if there is no fault. `draws`, made at the declared rate, are compared
     with `plain` and with new outputs at `HIGH_RATE`.
@@ -309,7 +309,7 @@ def is_scaled(values: Tensor, output: Tensor, rate: float) -> bool:
 
 
 def repetition(results: list[Tensor], dimensions: Iterable[int]) -> str:
-    """The end of a sentence if all results, or rows along a dimension, are equal; else empty."""
+    """The end of a sentence if all results, or all rows along a dimension, are equal; else ""."""
     if all(torch.equal(result, results[0]) for result in results):
         return "drops the same values each time"
     for dimension in dimensions:

@@ -35,7 +35,7 @@ SAMPLE = 8  # default size of a sample
 
 
 class AbsentError(Exception):
-    """Raised if the run left nothing for an audit to examine; the audit is then skipped."""
+    """Raised if the run left nothing for an audit to examine, so the audit is skipped."""
 
 
 def require(value: object, kind: type[T]) -> T:
@@ -143,7 +143,7 @@ def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
 
 
 def copies(cell: Cell, rows: Sequence[Row], others: Sequence[Row]) -> list[int]:
-    """Indices of rows whose text in the columns that the cell reads also occurs in `others`."""
+    """Indices of rows whose text, in the columns that the cell reads, also occurs in `others`."""
     columns = (*cell.text, *cell.task.context_columns)
     known_texts = {identity(row, columns) for row in others}
     return [i for i, row in enumerate(rows) if identity(row, columns) in known_texts]

@@ -22,7 +22,7 @@ ATTENTION_CALL = "scaled_dot_product_attention"
 
 
 def updates_run_as_labelled(evidence: Evidence) -> Answer:
-    """The first and last updates ran as recorded, for example in micro-batches and precision.
+    """The first and last updates ran as recorded, for example in micro-batch size and precision.
 
     Hooks noted the number of rows in each forward pass, the layers that were at least partly
     recomputed in the backward pass, and the types and devices of linear layers' outputs. Attention
@@ -83,7 +83,7 @@ def update_faults(evidence: Evidence, facts: Mapping[str, Any]) -> Iterator[str]
 def planned_passes(trainer: Trainer, update: int, micro_batch: int) -> list[list[list[int]]]:
     """The possible plans of an update: the number of rows in each forward pass, by rank.
 
-    There are several plans if one of the epoch's batches is smaller, since it may come anywhere.
+    There are several plans if one of the epoch's batches is smaller, since it may come at any time.
     """
     recipe, ranks, count = trainer.cell.recipe, trainer.ranks, len(trainer.features)
     size, steps = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
@@ -124,7 +124,7 @@ class FunctionCalls(TorchFunctionMode):
     """Counts calls of torch's SDPA and of softmax over 4-D scores (B, heads, L, L)."""
 
     def __init__(self) -> None:
-        """Starts with no calls counted."""
+        """Starts with all counts at zero."""
         super().__init__()
         self.counts: Counter[str] = Counter()
 

@@ -56,7 +56,7 @@ def saved_is_served(evidence: Evidence) -> Answer:
 
     The files hold the trained tensors bit for bit, and the settings of the trained objects. Loaded
     again, they give the same tokens and logits, and the same answers if the logits are
-    bit-identical. When PEFT merges an adapter into an NF4 layer, it packs the layer anew, which
+    bit-identical. When PEFT merges an adapter into an NF4 layer, it packs the layer again, which
     rounds away changes of less than half a step between two levels. The merged layer is therefore
     compared with base plus adapter, and the merged model's logits are computed with the trained
     layers put back. A large model is not loaded.
@@ -152,7 +152,7 @@ def _check_saved(evidence: Evidence, folder: Path) -> Answer:
 
 
 def _several(kind: str, faults: Sequence[str]) -> str:
-    """Sums up faults by their number and the first two; returns a single fault unchanged."""
+    """Sums up faults by their number and the first two, but returns a single fault unchanged."""
     if len(faults) == 1:
         return faults[0]
     return f"{len(faults)} {kind} differ: {faults[0]}; {faults[1]}"

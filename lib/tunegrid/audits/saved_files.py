@@ -152,7 +152,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def adapter_key(name: str) -> str:
-    """The name of a tensor in an adapter's file, from which PEFT omits the adapter's name."""
+    """A tensor's key in an adapter file; PEFT drops the adapter's name and renames suffixes."""
     key = name.replace(".modules_to_save.default.", ".").replace(".default", "")
     for end, saved_end in RENAMED.items():
         if key.endswith(end):
@@ -198,7 +198,7 @@ def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str])
 def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:
     """Yields a sentence for each parameter that differs between the loaded and the trained model.
 
-    Skips parameters that the method adds but does not train, since they may be drawn anew, and the
+    Skips parameters that the method adds but does not train, since they may be redrawn, and the
     unused original modules that PEFT keeps beside a new head.
     """
     cell, model = evidence.cell, evidence.model
@@ -224,7 +224,7 @@ def storage(tensor: Tensor) -> Any:
 
 
 def tensor_difference(trained: Tensor, other: Tensor) -> str:
-    """The end of a sentence on how `other` differs from `trained`; empty if the bits agree."""
+    """The end of a sentence about how `other` differs from `trained`; empty if the bits agree."""
     kind, other_kind = (
         f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}" for tensor in (trained, other)
     )

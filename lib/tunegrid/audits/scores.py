@@ -51,7 +51,7 @@ ENCODED = 200  # scored rows, evenly spread, that are encoded again
 
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
-    """No row that was used to choose among epochs is scored."""
+    """No row that helped to choose among epochs is scored."""
     rows, test_rows = evidence.trainer.chosen_on, evidence.scored.rows
     if not rows:
         return None
@@ -60,7 +60,7 @@ def selection_apart_from_test(evidence: Evidence) -> Answer:
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
-    """Prompts keep their frame and the length limit, and batching does not change their tokens.
+    """Prompts keep their frame, fit the length limit, and do not depend on batching.
 
     The frame surrounds the text: special tokens, a prefix, a separator or a chat template. Up to
     `ENCODED` rows are encoded again, one by one, and must give the tokens that were scored.
@@ -82,7 +82,7 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
 
 
 def misread_rows(codec: Codec, evaluation: Evaluation) -> list[str]:
-    """Describes the rows, among up to `ENCODED`, whose tokens change if a row is encoded alone."""
+    """Describes the rows, of at most `ENCODED`, whose tokens change if they are encoded alone."""
     # Tokenizers written in Python encode one text at a time anyway.
     if getattr(codec.tokenizer, "backend_tokenizer", None) is None:
         return []
@@ -152,7 +152,7 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
 
 
 def generation_not_truncated(evidence: Evidence) -> Answer:
-    """Nearly all generated texts end by themselves instead of reaching the token limit."""
+    """Nearly all generated texts end with an end token instead of reaching the token limit."""
     codec = evidence.text_codec
     outputs = evidence.scored.outputs
     lengths = [len(ids) for ids in outputs]
@@ -162,7 +162,7 @@ def generation_not_truncated(evidence: Evidence) -> Answer:
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
-    """Scores are possible and fit the rows' points; a row's points do not depend on other rows.
+    """Scores are possible and match the rows' points; a row's points depend on no other row.
 
     Rows, or a sample of generated texts, are scored again one by one. Fixed predictions must get
     the scores worked out by hand, and generated texts must be what their tokens decode to.
@@ -262,7 +262,7 @@ def learned_something(evidence: Evidence) -> tuple[bool, str, Mapping[str, float
     """Scores beat the best answers that need no model, and are no worse than before training.
 
     Gains and drops count if they exceed three standard errors. A healthy run need not improve on
-    its checkpoint, which may already know the task, as T5's knows SQuAD.
+    its checkpoint, which may already have learned the task, as T5's has learned SQuAD.
     """
     task, evaluation = evidence.cell.task, evidence.scored
     train_rows = evidence.train_rows

@@ -1,6 +1,6 @@
 """Audits that recompute generated texts and their scores without a cache.
 
-Two searches may diverge at a tie, which rounding decides, and find different texts. Where a text
+Two searches may diverge at a tie, which rounding decides, and find different texts. If a text
 differs, rounding is therefore measured with a copy of the model in fp64. The search here is written
 without any library's search code.
 """
@@ -95,7 +95,7 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
     """For a sample of rows, the search defined here finds the texts that were scored.
 
     The search uses the recipe's settings and no cache. The sample contains evenly spread texts and
-    the texts closest to losing to another text. In fp32, a few more rows are searched under rules
+    the texts closest to losing to another text. In fp32, a few more rows are searched with settings
     that all take effect, and all their beams are compared; in coarser arithmetic, beams tie too
     often. True-size models would take minutes on a CPU and are skipped there.
     """
@@ -174,7 +174,7 @@ def get_openness(scores: Tensor, text: Sequence[int], search: Generation) -> flo
 
 
 def provoke(evidence: Evidence, evaluation: Evaluation) -> list["Gap"]:
-    """Searches under `PROVOKING` with the library and with `beam_search`; compares all beams."""
+    """Searches with the library and `beam_search` under `PROVOKING`; compares all beams."""
     codec = evidence.text_codec
     lengths = get_lengths(evaluation.features)
     shortest = sorted(range(len(lengths)), key=lambda i: lengths[i])[:PROVOKED]
@@ -212,7 +212,7 @@ class Beams:
     def __init__(
         self, evidence: Evidence, rows: Sequence[Feature], texts: Sequence[Sequence[int]]
     ) -> None:
-        """Computes the logits after each beginning of each row's text, in one pass over all rows.
+        """Computes the logits after every prefix of each row's text, in one pass over all rows.
 
         A search is likely to find exactly these texts.
         """
@@ -255,7 +255,7 @@ class Beams:
             self.learn(i, draft, logits)
 
     def learn(self, i: int, text: Text, logits: Tensor) -> None:
-        """Stores the logits (T, V) after each beginning of a row's text."""
+        """Stores the logits (T, V) after every prefix of a row's text."""
         for length, next_logits in enumerate(logits):
             self.known[i][text[:length]] = next_logits
 
@@ -268,7 +268,7 @@ class Beams:
     ) -> list[list["Beam"]]:
         """Runs a search for each row in `indices` and returns its finished beams, best first.
 
-        Normal noise with a standard deviation of `noise` nats and the seed `draw` is added to all
+        Gaussian noise with a standard deviation of `noise` nats and the seed `draw` is added to all
         scores.
         """
         generator = torch.Generator().manual_seed(draw)
@@ -303,7 +303,7 @@ def search_gaps(
     rules: Generation,
     pools: Sequence[Sequence[Text]],
 ) -> list[Gap]:
-    """Compares each row's texts in `pools` with as many of the best texts that the search finds."""
+    """Compares each row's texts in `pools` with the same number of the search's best texts."""
     gaps: list[Gap] = []
     batch_size = AT_ONCE if evidence.cell.profile.micro else 1
     for start in range(0, len(rows), batch_size):

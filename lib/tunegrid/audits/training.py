@@ -116,7 +116,7 @@ def gradients_reach(evidence: Evidence) -> Answer:
     """Every trained tensor has a fresh nonzero gradient in each update, except in unused modules.
 
     Updates with almost no loss do not count, nor do updates before weights have moved, since LoRA's
-    A has no gradient while B is zero. Experts may lack a gradient in every update. Tensors of few
+    A has no gradient while B is zero. Experts may lack a gradient in every update. Tensors with few
     values, such as the bias for two labels, may lack one in a tenth of the updates, since rounded
     gradients can cancel to 0.
     """
@@ -155,8 +155,8 @@ def used_names(evidence: Evidence) -> list[str]:
     """Names of the trained tensors that must get a gradient.
 
     A pretrained module that the loss does not use, such as BERT2BERT's pooler, may stay as it is.
-    So may the bias of a head that finds spans: it shifts the scores of all positions equally, and
-    the softmax over positions cancels the shift.
+    So may the bias of a head that finds spans: it shifts all positions' scores equally, and the
+    softmax over positions cancels the shift.
     """
     cell = evidence.cell
     called = {
@@ -244,7 +244,7 @@ def moment_types(evidence: Evidence) -> set[torch.dtype]:
 
 
 def first_step(evidence: Evidence, weight: torch.Tensor, gradient: torch.Tensor) -> Any:
-    """The recipe's optimizer after its first step on a single weight, at a learning rate of 1.
+    """The recipe's optimizer after its first step, on a single weight at a learning rate of 1.
 
     Returns None if the method made its own optimizer.
     """
@@ -358,7 +358,7 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
 
 
 def memory_does_not_grow(evidence: Evidence) -> Answer:
-    """On average, updates leave behind less than one tensor, and tensors' bytes hardly grow.
+    """On average, an update leaves behind less than one tensor, and the tensors' bytes hardly grow.
 
     The first ten or more updates do not count, nor does the process's other memory, since oneDNN
     keeps kernels for each new shape.
@@ -529,7 +529,8 @@ def batch_gradients(
 ) -> tuple[float, list[torch.Tensor]]:
     """The mean loss of some rows, and the gradients of that loss plus the method's penalty.
 
-    The rows are split into several batches only if they exceed training's micro-batch.
+    The rows are split into several batches only if there are more of them than the training
+    micro-batch size.
     """
     size = trainer.log.micro_batch
     parameters = [trainer.parameters[name] for name in names]

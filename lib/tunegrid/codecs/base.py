@@ -103,7 +103,7 @@ class Codec(ABC):
         return [*self.before, *tokens[: self.room], *self.after]
 
     def frame(self) -> tuple[list[int], list[int]]:
-        """The tokens with which every input begins and ends, including the recipe's prefix."""
+        """The tokens that begin and end every input, including the recipe's prefix."""
         prefix = self.recipe.prefix.strip()
         prefix_ids = self.ids(prefix) if prefix else []
         return self.before + prefix_ids, self.after
@@ -155,7 +155,7 @@ class Codec(ABC):
 
     @abstractmethod
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that a feature's collated labels, ignored ones aside, match its row's target."""
+        """Checks whether a feature's collated labels, except ignored ones, are its row's target."""
 
     def scores(self, output: Any) -> list[float]:
         """The scores by which the model chose an output; empty if the output has none."""
@@ -205,7 +205,7 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def integers(values: Sequence[Any]) -> Tensor:
-    """Makes a tensor from integers, or equally long lists of them, faster than `torch.tensor`."""
+    """Builds a tensor from integers, or from lists of equal length, faster than `torch.tensor`."""
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
@@ -242,12 +242,12 @@ def token_counts(batch: Batch) -> tuple[int, int]:
 
 
 def alphanumeric(text: str) -> str:
-    """A text's ASCII letters and digits, lowercase and unaccented; tokenizers preserve them."""
+    """A text's ASCII letters and digits, lowercase and unaccented, which tokenizers preserve."""
     return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text.lower()))
 
 
 def same_alphanumeric(tokens: str, text: str, unknown: str | None) -> bool:
-    """Checks that decoded tokens contain a text's letters and digits, or the token `unknown`."""
+    """Checks whether decoded tokens contain a text's letters and digits, or the token `unknown`."""
     if unknown and unknown in tokens:
         return True
     return alphanumeric(text) in alphanumeric(tokens)
@@ -278,7 +278,7 @@ class SyntheticTokenizer:
         return self._size + self._added.index(token)
 
     def draw(self, rng: Random, count: int) -> list[int]:
-        """Draws random ids, none of them a special token's."""
+        """Draws random ids, excluding those of special tokens."""
         ids = list[int]()
         while len(ids) < count:
             token = rng.randrange(self._size)

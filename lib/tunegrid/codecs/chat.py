@@ -48,7 +48,7 @@ class ChatCodec(CausalCodec):
     def _frames(self, roles: tuple[str, ...]) -> list[Surrounding]:
         """The template's text before each turn and after the last, for turns of these roles.
 
-        Raises InputError if the template cannot render these turns, or does not show each turn
+        Raises InputError if the template cannot render these turns, or does not show every turn
         exactly once.
         """
         if roles in self._cache:
@@ -179,8 +179,8 @@ class ChatCodec(CausalCodec):
     def frame(self) -> tuple[list[int], list[int]]:
         """The template's tokens around an input, and the prefix except its last token.
 
-        The prefix's last token may merge with the text. For conversations, the opening is only what
-        the template writes both with and without a system turn.
+        The prefix's last token may merge with the text. For conversations, the opening is only the
+        text that the template writes whether or not there is a system turn.
         """
         if self.task.messages:
             openings = (self._frames(roles)[0].ids for roles in (("system", "user"), ("user",)))
@@ -201,7 +201,7 @@ class ChatCodec(CausalCodec):
         return batch
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that the labels are the last replies in `history`, followed by the target."""
+        """Checks whether the labels are the last replies in `history`, followed by the target."""
         start = len(feature.input_ids)
         history = row["history"] if self.task.messages else []
         ignored = (IGNORED, self.end_id)

@@ -107,7 +107,7 @@ class ClassifyCodec(Codec):
         return list(output[2])
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that the label equals the row's label."""
+        """Checks whether the label equals the row's label."""
         return bool(int(label) == row[self.task.target])
 
     @staticmethod

@@ -105,7 +105,7 @@ class ExtractCodec(Codec):
         return {**batch, "labels": integers([feature.target for feature in features])}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean of the start's and the end's cross-entropy, each summed over windows."""
+        """The mean of the start and end cross-entropies, each summed over windows."""
         pairs = zip(self._logits(model, batch), batch["labels"].unbind(1), strict=True)
         return torch.stack([self.criterion(logits, labels) for logits, labels in pairs]).mean()
 
@@ -146,7 +146,7 @@ class ExtractCodec(Codec):
         return [output[0]]
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that the label is the first annotated answer, or (0, 0) if the window lacks it."""
+        """Checks whether the label is the first annotated answer, or (0, 0) if it is elsewhere."""
         first, last = label.tolist()
         if (first, last) == (0, 0):
             return not self.holds_answer(row, feature)
@@ -154,7 +154,7 @@ class ExtractCodec(Codec):
         return same_alphanumeric(tokens, answer_texts(self.task, row)[0], self.tokenizer.unk_token)
 
     def holds_answer(self, row: Row, feature: Feature) -> bool:
-        """Checks that a window contains the whole of its row's first annotated answer."""
+        """Checks whether a window contains all of its row's first annotated answer."""
         offsets = feature.extra.offsets
         begin, end = answer_span(self.task, row)
         return bool(offsets) and offsets[0][0] <= begin and end <= offsets[-1][1]
@@ -215,6 +215,6 @@ def crop(scores: Tensor, window: Window) -> Tensor:
 
 
 def legal_ends(ends: Tensor, behind: float) -> Tensor:
-    """Scores (..., L, 30) of the ends allowed for each start; ends past the text score `behind`."""
+    """Scores (..., L, 30) of the ends allowed for each start; ends past the text get `behind`."""
     padded = pad(ends, (0, MAX_ANSWER_TOKENS - 1), value=behind)
     return padded.unfold(-1, MAX_ANSWER_TOKENS, 1)

@@ -1,10 +1,10 @@
 """Caches the features that a codec makes from rows, in memory or on disk.
 
-If the profile has a cache folder, features go there for other runs and processes: `datasets` writes
-them to an Arrow file and maps the file into memory. Otherwise they stay in memory for later cells
-of the same process. The key is a hash of everything that determines the features: the rows, the
-tokenizer, the task's columns, the recipe's lengths and texts, the tokens around a text, the code
-that encodes, and the code of the libraries that tokenize.
+If the profile has a cache folder, features go there, so that other runs and processes can use them:
+`datasets` writes them to an Arrow file and maps the file into memory. Otherwise they stay in memory
+for later cells of the same process. The key is a hash of everything that determines the features:
+the rows, the tokenizer, the task's columns, the recipe's lengths and texts, the tokens around a
+text, the code that encodes, and the code of the libraries that tokenize.
 """
 
 import hashlib

@@ -95,7 +95,7 @@ class GenerateCodec(Codec):
         return [[*tokens[:room], self.end_id] for tokens in self.to_ids(texts)]
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature per row, with the truncated source as `input_ids` and the target's tokens."""
+        """One feature per row: the truncated source as `input_ids`, and the target's tokens."""
         sources = self.to_ids([self.text(row) for row in rows])
         features: list[Feature] = []
         for source, target in zip(sources, self.answers(rows), strict=True):
@@ -194,11 +194,11 @@ class GenerateCodec(Codec):
         return output[:-1] if self.has_end(output) else output
 
     def has_end(self, output: Any) -> bool:
-        """Checks that an output ends with the end token."""
+        """Checks whether an output ends with the end token."""
         return bool(output) and output[-1] == self.end_id
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """Checks that labels are the row's target and end token; an overlong target may be cut."""
+        """Checks whether labels are the row's target and end token; long targets may be cut."""
         target_ids = label[label != IGNORED].tolist()
         if not self.has_end(target_ids) or len(target_ids) > self.max_target_length:
             return False

@@ -42,8 +42,8 @@ def search(measure: Measure, versions: Sequence[str], kinds: Sequence[str]) -> t
     """Find the last version known to be good and the first known to be bad.
 
     Returns their indexes, and the reason why the gate calls the bad one worse. Versions that cannot
-    be run or judged are skipped. All versions between the two returned were skipped, and any of
-    them may be the true first bad version.
+    be run or judged are skipped. All versions between the two returned were skipped; any of them
+    may be the first bad one.
 
     Raises:
         InputError: if the good or the bad version cannot be run, if the gate calls the good version

@@ -57,7 +57,7 @@ def suite(python: Path, out: Path, arguments: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A Python with packages of its own, and the folder for its runs."""
+    """A Python with its own packages, and the folder for its runs."""
 
     python: Path
     folder: Path
@@ -67,7 +67,7 @@ class Environment:
 
     @property
     def name(self) -> str:
-        """The names and versions of its own packages, such as "peft 0.21.2"."""
+        """The names and versions of the environment's own packages, such as "peft 0.21.2"."""
         names = sorted(self.own, key=lambda name: name not in PACKAGES)
         return some([f"{name} {self.own[name]}" for name in names]) or "the libraries here"
 

@@ -87,7 +87,7 @@ def row_frame(runs: Sequence[SavedRun]) -> tuple["pd.DataFrame", list[str]]:
 
 
 def record_key(path: Path, record: Record) -> dict[str, Any]:
-    """The columns that identify the record from which a row comes."""
+    """The columns that identify the record that a row comes from."""
     key: dict[str, Any] = {"run": path.name}
     for name in ("profile", "cell", "backbone", "task", "method", "status", "main_score"):
         key[name] = getattr(record, name)
@@ -114,7 +114,7 @@ def write_table(frame: "pd.DataFrame", path: Path) -> None:
 
 
 def escape_formula(value: Any) -> Any:
-    """Put an apostrophe before a text that a spreadsheet would treat as a formula."""
+    """Put an apostrophe before text that a spreadsheet would treat as a formula."""
     if isinstance(value, str) and normalize("NFKC", value[:1]).startswith(FORMULA):
         return f"'{value}"
     return value

@@ -115,7 +115,7 @@ def judge(
 ) -> GateAnswer:
     """Judge the new run against the old one; `given` holds the words of the command line.
 
-    Raises InputError if a file was changed since it was written, or if the gate refuses a run.
+    Raises InputError if a file was changed since it was written, or if the gate rejects a run.
     """
     from tunegrid.gate.gate import Run, gate  # imports scipy
 

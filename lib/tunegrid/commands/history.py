@@ -2,11 +2,11 @@
 
 `tunegrid history peft --from 0.18` compares every release with the one before it.
 
-Each release on the index is installed in an environment of its own, together with the packages that
-must change with it. There, cells make their first updates; with --whole, cells whose numerics
-changed are trained to the end. If a release cannot be installed or no cell runs with it, its row of
-the table says so, and the next release is compared with the last one that ran. If interrupted, run
-the same command again to continue. With --causes, a TOML file gives reasons for changes, as in
+Each release on the index is installed in its own environment, together with the packages that must
+change with it. There, cells make their first updates; with --whole, cells whose numerics changed
+are trained to the end. If a release cannot be installed or no cell runs with it, its row of the
+table says so, and the next release is compared with the last one that ran. If interrupted, run the
+same command again to continue. With --causes, a TOML file gives reasons for changes, as in
 `"0.19.0" = "..."`. The exit code is 2 if nothing could be compared, else 0.
 """
 

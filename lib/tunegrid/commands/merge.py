@@ -74,7 +74,7 @@ def merge_rows(runs: Sequence[SavedRun]) -> tuple[dict[RowKey, BenchmarkRow], di
 
 
 def accept_refused(pair: tuple[BenchmarkRow, Record | None]) -> tuple[BenchmarkRow, Record | None]:
-    """Restore a record that could not be saved and was kept in its row, if it can be read now."""
+    """Restore a record that was rejected and kept in its row, if it can be read now."""
     row = pair[0]
     if not isinstance(row.get(REFUSED), dict):
         return pair

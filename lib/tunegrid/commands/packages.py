@@ -165,7 +165,7 @@ def add_hashes(lock: str, folder: Path) -> str:
 
 
 def find_packages(folders: Sequence[str]) -> dict[str, Distribution]:
-    """The packages in these folders, by name; for duplicates, the package that Python imports."""
+    """The packages in these folders, by name; of duplicates, the one that Python imports."""
     packages: dict[str, Distribution] = {}
     for package in distributions(path=list(folders)):
         packages.setdefault(canonicalize_name(package.name), package)
@@ -205,7 +205,7 @@ def recorded_hashes(package: Distribution) -> dict[str, str]:
 
 
 def changed_file(package: Distribution) -> str:
-    """The first file of a package that is missing or differs from RECORD; empty if none is."""
+    """The first file of a package that is missing or differs from RECORD; empty if none."""
     for name, digest in recorded_hashes(package).items():
         path = Path(str(package.locate_file(name)))
         if not path.is_file() or file_hash(path) != digest:
@@ -214,7 +214,7 @@ def changed_file(package: Distribution) -> str:
 
 
 def is_same(package: Distribution, here: Distribution | None) -> bool:
-    """True if `here` has the same version, source and files as `package`, and none was edited."""
+    """True if `here` has the same version, source and files as `package`, all unedited."""
     if here is None or installed_version(package) != installed_version(here):
         return False
     hashes = recorded_hashes(package)
@@ -263,7 +263,7 @@ def check_packages(
 def run_uv(
     arguments: Sequence[str], failure: str, *, text: str = "", python: Path | str = sys.executable
 ) -> subprocess.CompletedProcess[str]:
-    """Run uv for a Python's environment; raises InputError with uv's reason if it fails."""
+    """Run uv on a Python's environment; raises InputError with uv's reason if it fails."""
     command = [find_uv_bin(), "--color=never", *arguments, f"--python={python}"]
     return run_command(command, failure, text)
 

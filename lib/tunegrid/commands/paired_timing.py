@@ -36,7 +36,7 @@ def own_time() -> float:
 
 
 def wait_seconds() -> float:
-    """Seconds that this thread was ready to run without a core; 0 if the system does not say."""
+    """Seconds that this thread was ready to run but had no core; 0 if the system does not say."""
     if not SCHEDULER.exists():
         return 0.0
     fields = SCHEDULER.read_text(encoding="utf-8").split()
@@ -46,7 +46,7 @@ def wait_seconds() -> float:
 def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
     """Yield an empty answer when ready, then each update's seconds and the peak bytes so far.
 
-    The peak is that of resident memory on a CPU and of allocated memory on a GPU; it is None if the
+    The peak measures resident memory on a CPU and allocated memory on a GPU; it is None if the
     system does not report it.
     """
     threads = thread_share(cell.profile.threads)
@@ -85,7 +85,7 @@ def answers(cell: Cell) -> Iterator[dict[str, float | None]]:
 
 
 def main(cell: str, device: str) -> None:
-    """Prepare a cell on a device; for each line of stdin, make an update and print its figures."""
+    """Prepare a cell on a device; for each line of stdin, run an update and print its figures."""
     try:
         study_cell = STUDY.cell(cell, replace(QUICK_PROFILE, device=device))
         lines = chain([""], sys.stdin)

@@ -56,7 +56,7 @@ def user_arguments(arguments: Sequence[object]) -> str:
 
 
 def own_words(words: list[str]) -> list[str]:
-    """The arguments of pytest without those that `command` adds."""
+    """Pytest's arguments without those that `command` adds."""
     return words[len(SUITE) :] if tuple(words[: len(SUITE)]) == SUITE else words
 
 

@@ -54,7 +54,7 @@ class Runner:
         first_updates: bool = False,
         again: bool = False,
     ) -> SavedRun:
-        """Run cells, by default all of the profile; `again` ignores results of earlier runs."""
+        """Run cells, by default all of the profile; `again` ignores earlier runs' results."""
         stage = "first-updates" if first_updates else "whole"
         arguments = ["-m", self.options.profile]
         if cells:
@@ -129,7 +129,7 @@ def check_finished(run: SavedRun, side: Environment) -> None:
 
 
 def with_ends(start: SavedRun, end: SavedRun) -> SavedRun:
-    """The run `end`, completed with the records of `start` for cells that `end` lacks."""
+    """The run `end`, plus the records of `start` for cells that `end` lacks."""
     finished = {record.cell for record in end.records}
     begun = [record for record in start.records if record.cell not in finished]
     return replace(end, records=[*end.records, *begun])
@@ -195,7 +195,7 @@ def parse_options(
 ) -> argparse.Namespace:
     """Parse a command's own options and those that `upgrade`, `history` and `bisect` share.
 
-    `counted` lists the kinds that --gate-on accepts. Words after `--` are options of pytest.
+    `counted` lists the kinds that --gate-on accepts. Arguments after `--` are passed to pytest.
 
     Raises:
         InputError: for an unknown kind.

@@ -202,7 +202,7 @@ def paired_updates(commands: Sequence[Sequence[str]], number: int) -> tuple[Turn
 def log_ratios(before: Turn, after: Turn) -> dict[str, float]:
     """The log ratio of each figure, `after` over `before`.
 
-    For time, it is the median over updates, which no outlier can distort.
+    For time, it is the median over updates, which is robust to outliers.
     """
     logs = []
     for old, new in zip(before, after, strict=True):
@@ -227,7 +227,7 @@ def open_cells(ratios: Ratios, shifts: Mapping[Key, FigureShift]) -> list[str]:
 
 
 def report(ratios: Ratios, shifts: Mapping[Key, FigureShift]) -> int:
-    """Print the shifts and the answer; return 1 for worse, 6 for cannot tell, 0 for no worse."""
+    """Print the shifts and the answer; return 1 for worse, 6 for cannot tell, 0 otherwise."""
     sentences = []
     drops = []
     for (cell, figure), shift in shifts.items():

@@ -36,7 +36,7 @@ STOCK_CELLS = ("bert_qa_lora", "gpt2_sum_lora", "t5_sum_sft", "bert_sa_lora")
 
 
 def make_environments(options: argparse.Namespace) -> tuple[Environment, Environment]:
-    """Create the environments before and after; raises InputError if nothing would change."""
+    """Create the old and new environments. Raises InputError if they would not differ."""
     specs = options.specs
     origin = options.origin
     if not specs and not origin:
@@ -58,7 +58,7 @@ def make_environments(options: argparse.Namespace) -> tuple[Environment, Environ
 
 
 def stock_differences(side: Environment, cells: Sequence[str]) -> dict[str, str]:
-    """How training on the libraries' own path differs from ours, by cell; empty where equal."""
+    """Describes, by cell, how training on the libraries' own path differs from ours, if at all."""
     if not cells:
         return {}
     differences = dict.fromkeys(cells, "its test did not run")
@@ -150,7 +150,7 @@ def uncompared_cells(old: SavedRun) -> str:
 
 
 def upgrade_words(options: argparse.Namespace) -> list[str]:
-    """The command that runs both sides again in full; options of pytest can be appended."""
+    """The command that reruns both sides in full; further pytest options can be appended."""
     words = ["tunegrid", "upgrade", *options.specs]
     for spec in options.origin:
         words += ["--from", spec]

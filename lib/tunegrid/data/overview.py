@@ -1,4 +1,4 @@
-"""Describes a task's rows: each split's size and labels, an example, and doubts about them."""
+"""Describes a task's rows: split sizes, labels, an example, and reasons to distrust scores."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +54,7 @@ def example(task: Task, row: Row) -> tuple[str, str]:
 
 
 def doubts(task: Task, splits: Splits) -> Iterator[str]:
-    """Yields a sentence for each reason to doubt the scores.
+    """Yields a sentence for each reason to distrust the scores.
 
     Reasons are classes missing from train, scored splits with only one class, and rows without
     text.

@@ -104,7 +104,7 @@ SHARD_NUMBER = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-0
 
 @contextmanager
 def input_errors(origin: str) -> Iterator[None]:
-    """Turns any error while the file `origin` is read into an InputError with a short message."""
+    """Turns any error in reading the file `origin` into an InputError with a short message."""
     try:
         yield
     except InputError:
@@ -152,8 +152,8 @@ class Table:
         is_whole: whether the table has all rows of its file.
         first: the number of the first row, for messages.
         names: the names of the columns as stored.
-        convert: a function that makes a row from a stored row and a description of where it is,
-            for messages; None leaves rows as stored.
+        convert: a function that makes a row from a stored row and, for messages, its location; None
+            leaves rows as stored.
     """
 
     def __init__(
@@ -330,7 +330,7 @@ def check_split(by_name: Collection[str], split: str, task: Task) -> None:
 
 
 def split_files(task: Task, root: Path | None) -> dict[str, list[Path]]:
-    """The files of each split, by split: the task's own files, or those in its folder.
+    """The files of each split: the task's own files, or those in its folder.
 
     A split is one file, Parquet shards named as on the hub, or a folder from `save_to_disk`. Raises
     InputError if the folder or a named file is missing, or the folder has no split.
@@ -432,7 +432,7 @@ def _open(path: Path) -> Any:
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Checks that a file is neither compressed nor a JSON array, so that rows have offsets."""
+    """Checks whether a file is neither compressed nor a JSON array, so that rows have offsets."""
     return not path.name.lower().endswith(GZIP) and not _is_array(path)
 
 
@@ -479,7 +479,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
-    """Makes a dict of a JSON object's pairs; raises ValueError if a key is repeated."""
+    """Builds a dict from a JSON object's pairs; raises ValueError if a key is repeated."""
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -512,7 +512,7 @@ def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
 
 
 def _separator(task: Task, path: Path) -> str:
-    """The separator that splits the header into the most of the task's column names."""
+    """The separator that finds the most of the task's column names in the header."""
     with _open(path) as file:
         header = file.readline().decode("utf-8-sig", "replace")
     best = (-1, -1)
@@ -570,7 +570,7 @@ def context(task: Task, row: Row) -> str:
 
 
 def answer_texts(task: Task, row: Row) -> list[str]:
-    """All annotated answers of a row in an extraction task, in the annotated order."""
+    """All annotated answers of a row in an extraction task, in annotation order."""
     return list(row[task.target]["text"])
 
 

@@ -1,4 +1,4 @@
-"""Makes the train, validation and test rows of a `Task` for a `Profile`.
+"""Builds the train, validation and test rows of a `Task` for a `Profile`.
 
 Splits depend on no backbone, method or training seed, so that scores can be compared example by
 example. Each row is checked before anything trains on it.
@@ -43,8 +43,8 @@ class Splits:
     Attributes:
         origins: where each split came from.
         revision: the hub's commit at which the rows were read; None if unknown or local.
-        dropped: the number of rows left out of each split because a scored split also has their
-            text.
+        dropped: the number of rows left out of each split because their text is also in a scored
+            split.
     """
 
     train: Sequence[Row]
@@ -311,7 +311,7 @@ def _surrogate_fault(task: Task, row: Row) -> str | None:
 
 
 def type_fault(task: Task, column: str, value: Any) -> str:
-    """Describes a value that does not have its column's type."""
+    """Describes a value whose type is not its column's."""
     if task.labels and column == task.target and isinstance(value, str):
         return _label_fault(task, {column: value}) or ""
     kind = task.columns[column]

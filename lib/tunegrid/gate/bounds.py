@@ -84,7 +84,7 @@ class Calibration:
     def bounds(self) -> dict[NoiseKey, float]:
         """Computes the bounds from the noise between seeds.
 
-        Raises InputError if a run lacks a score, or if an answer given without a model, such as the
+        Raises InputError if a run lacks a score, or if an answer that needs no model, such as the
         most frequent label, reaches a bound.
         """
         bounds = get_bounds(self.noise, self.controls)
@@ -96,7 +96,7 @@ class Calibration:
 
 
 def _check_sharp(record: Record, bounds: Mapping[NoiseKey, float]) -> None:
-    """Raises InputError if an answer given without a model reaches a bound."""
+    """Raises InputError if an answer that needs no model reaches a bound."""
     for finding in record.audits:
         for metric, score in (finding.without_model or {}).items():
             minimum = bounds.get((record.cell, metric), math.inf)

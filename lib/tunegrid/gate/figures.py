@@ -48,7 +48,7 @@ def judge_figures(
     one_training: Collection[str],
     margins: Mapping[str, Mapping[str, float]],
 ) -> Iterator[Judgement]:
-    """Yields judgements on memory and speed, and the gravest judgement on each instrument."""
+    """Yields judgements on memory and speed, and the most severe one on each instrument."""
     cost_margins = {**margins["memory"], **margins["speed"]}
     for cell, rows in cells.items():
         is_finished = all(record.finished for record in rows.records[0])
@@ -58,7 +58,7 @@ def judge_figures(
 
 
 def _costs(rows: Rows, margins: Mapping[str, float], is_finished: bool) -> Iterator[Judgement]:
-    """Judges tensor bytes; for finished runs, also peaks, traced bytes and speed."""
+    """Judges tensor bytes and, for finished runs, peaks, traced bytes and speed."""
     before, after = rows.records[0]
     references = {name: [before] for name in LEDGER}
     if is_finished:
@@ -150,7 +150,7 @@ def unlike_machines(before: Record, after: Record) -> str:
 
 
 def _instruments(rows: Rows, one_training: bool) -> Iterator[Judgement]:
-    """Yields each instrument's gravest judgement; skips figures whose `better` is not declared."""
+    """Yields each instrument's most severe judgement; skips figures that declare no `better`."""
     old, new = zip(*rows.records, strict=True)
     before = load_frame(old, rows.old_path)
     after = load_frame(new, rows.new_path)
@@ -213,7 +213,7 @@ def _judge_figure(
 
 
 def _gravity(judgement: Judgement) -> tuple[int, float]:
-    """A sort key: the gravest verdict first, then the smallest p-value."""
+    """A sort key: the most severe verdict first, then the smallest p-value."""
     p = 1.0 if judgement.p is None else judgement.p
     return GRAVEST_FIRST.index(judgement.verdict), p
 

@@ -45,7 +45,7 @@ class Run:
         noise: Sequence[OwnNoise] = (),
         doubt: str = "",
     ) -> "Run":
-        """Makes a run from those records that finished or made only their first updates.
+        """Builds a run from the records that finished or that made only their first updates.
 
         Raises InputError if these belong to more than one profile.
         """
@@ -74,7 +74,7 @@ class Run:
 
     @classmethod
     def of_file(cls, saved: SavedRun) -> "Run":
-        """Makes a run from a `SavedRun`; raises InputError as `make` does."""
+        """Builds a run from a `SavedRun`; raises InputError as `make` does."""
         return cls.make(saved.records, saved.path, saved.noise, saved.doubt)
 
     @property
@@ -191,7 +191,7 @@ def check_sound(baseline: Run) -> None:
 
 
 def is_sound(record: Record) -> bool:
-    """Checks that all audits passed or are excused, and that the first updates had no fault."""
+    """Checks whether all audits passed or are excused, and the first updates had no fault."""
     return record.status != "failed" and not failed_audit_names(record)
 
 
@@ -236,7 +236,7 @@ def _confirm(
 
 
 def is_suspect(old: Run, record: Record) -> bool:
-    """Checks whether the gate on this record alone finds a drop, at a seed that the baseline lacks.
+    """Checks whether the gate finds a drop in this record alone, at a seed that the baseline lacks.
 
     A gate on many cells adjusts its p-values, so it finds fewer drops.
     """

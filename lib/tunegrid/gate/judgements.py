@@ -111,7 +111,7 @@ class Judgement:
 
 
 def make_judgement(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
-    """Makes the judgement on one figure of the record's cell."""
+    """Creates the judgement on one figure of the record's cell."""
     return Judgement(
         cell=record.cell,
         main_score=record.main_score,
@@ -122,7 +122,7 @@ def make_judgement(record: Record, quantity: str, verdict: Verdict, **evidence: 
 
 
 def worst(judged: Iterable[Judgement]) -> Verdict | None:
-    """The gravest verdict, or None if nothing was judged."""
+    """The most severe verdict, or None if nothing was judged."""
     return min((judgement.verdict for judgement in judged), key=GRAVEST_FIRST.index, default=None)
 
 
@@ -208,7 +208,7 @@ def was_compared(judgement: Judgement) -> bool:
 
 
 def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[str]:
-    """The kinds among `kinds` in which no figure (for quality, no main score) could be compared.
+    """Those of `kinds` for which no figure (for quality, no main score) could be compared.
 
     Kinds without judgements are left out, except speed and instruments. If that leaves no kind
     although nothing was compared, returns all kinds of figures in `kinds`.

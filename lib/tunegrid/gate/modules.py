@@ -8,11 +8,11 @@ grow from module to module, so the last modules set the bound. A figure counts a
 by no more than the bound, and by no more than a tenth of the movement on the module's other side.
 
 In the forward pass, the first modules to change are the innermost ones whose output moved although
-their input is equal, in the order in which their calls ended. The backward pass is searched from
-the end of the model for a tensor whose gradient moved. There, the first modules are those that
-received this tensor although the gradient at their own output is equal. If there are none, the
-smallest module around the tensor with an equal gradient at its output is named. A module nearer the
-end is named instead if the gradients of its weights moved but the gradient at its output did not.
+their input did not, in the order in which their calls ended. The backward pass is searched from the
+end of the model for a tensor whose gradient moved. There, the first modules are those that received
+this tensor although the gradient at their own output is equal. If there are none, the smallest
+module around the tensor with an equal gradient at its output is named. A module nearer the end is
+named instead if the gradients of its weights moved but the gradient at its output did not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +54,7 @@ Names = tuple[tuple[str, str, str], ...]  # modules, each with its class and lib
 
 
 class FirstModules(NamedTuple):
-    """The module that changed first; `words` also says how many others changed likewise."""
+    """The module that changed first; `words` also counts others that changed the same way."""
 
     words: str = ""
     names: Names = ()
@@ -74,7 +74,7 @@ def read_both(old: Record, new: Record, runs: Runs) -> tuple[Modules, Modules] |
 
 
 def parse_modules(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Modules:
-    """Makes a frame of calls from a file's columns; raises InputError if one is missing or bad."""
+    """Builds a frame of calls from a file's columns; raises InputError if one is missing or bad."""
     try:
         calls = pd.DataFrame({name: columns[name] for name in COLUMNS})
         return calls.astype(dict.fromkeys(PLACE_COLUMNS, "int32"))
@@ -84,14 +84,14 @@ def parse_modules(columns: Mapping[str, Sequence[Any]] | pd.DataFrame) -> Module
 
 
 def _numbers(calls: Modules) -> Any:
-    """The numbers, shape (calls, figures, parts of a figure); NaN if missing or not finite."""
+    """The numbers, of shape (calls, figures, parts of a figure); NaN if missing or not finite."""
     numbers = calls[[*CALL_NUMBERS]].to_numpy(float)
     return numbers.reshape(-1, len(COLUMN_PREFIXES), len(FIGURE_PARTS))
 
 
 @dataclass(frozen=True)
 class Moved:
-    """How far each figure of one phase of the probe moved between two records."""
+    """The distance that each figure of one phase of the probe moved between two records."""
 
     calls: Modules  # calls of the newer record
     # A row per call and a column per figure, in units of the figure's norm; NaN if the older record
@@ -128,7 +128,7 @@ class Moved:
         return cls(calls, shares)
 
     def forward(self, bound: float) -> list[int]:
-        """The innermost calls, in order, whose output moved although their input is equal."""
+        """The innermost calls, in order, whose output moved but whose input (almost) did not."""
         shares = self.shares
         has_equal_input = shares.input <= np.minimum(bound, TENTH * shares.output)
         return self._innermost(shares.index[(shares.output > bound) & has_equal_input])
@@ -136,8 +136,8 @@ class Moved:
     def backward(self, bound: float) -> tuple[list[int], float]:
         """The innermost calls in which gradients first moved, and by what share of the norm.
 
-        The search starts at the end of the model. At the output of these calls, the gradient is
-        still equal.
+        The search starts at the end of the model. The gradient at the output of these calls has not
+        moved.
         """
         calls = self.calls
         gradient = self.shares.gradient
@@ -170,7 +170,7 @@ class Moved:
                 yield later_call
 
     def _innermost(self, calls: Sequence[int]) -> list[int]:
-        """Those of the given calls that enclose no other given call.
+        """Those of the given calls that enclose no other of them.
 
         Calls made inside a call are deeper and come directly before it.
         """

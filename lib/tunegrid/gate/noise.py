@@ -121,7 +121,7 @@ def task_name(cell: str) -> str:
 
 
 def cell_kind(cell: str) -> str:
-    """A cell's kind: its backbone and task, for example "bert_qa"; methods affect noise less."""
+    """A cell's kind: its backbone and task, as in "bert_qa". Methods affect noise less."""
     return cell.rpartition("_")[0]
 
 
@@ -162,7 +162,7 @@ class Noise:
         return [list(map(scale.position, group)) for group in self.scores[kind][cell, metric]]
 
     def residuals(self, kind: str, cell: str, metric: str) -> list[float]:
-        """How far a cell's scores lie from their group's mean, scaled to a variance of 1.
+        """A cell's scores minus their group's mean, scaled to a variance of 1.
 
         Empty if the cell's standard deviation is 0 or unknown.
         """
@@ -179,7 +179,7 @@ class Noise:
         return residuals
 
     def tail(self, cell: str, metric: str) -> float:
-        """How far the worst seed of this kind of cell is below its cell's mean, in deviations."""
+        """The farthest that a seed of this kind of cell is below its cell's mean, in deviations."""
         lowest = 0.0
         for calibrated, score in self.scores[SEEDS]:
             if cell_kind(calibrated) == cell_kind(cell) and score == metric:
@@ -215,9 +215,9 @@ class Noise:
         """Estimates a cell's deviation; None if no cell of its kind was calibrated.
 
         Below `ENOUGH` degrees of freedom, it is at least the deviation of the cell's kind, since a
-        few runs may agree by chance. Uncalibrated cells get the deviation of their kind.
-        Calibrated cells keep their own degrees of freedom, since cells of a kind may be compared
-        with each other. The deviation is at least the resolution of the test rows at `score`.
+        few runs may agree by chance. Uncalibrated cells get the deviation of their kind. Calibrated
+        cells keep their own degrees of freedom, since cells of a kind may be compared with each
+        other. The deviation is at least the resolution of the test rows at `score`.
         """
         common = self.spreads.get((kind, cell_kind(cell), metric))
         if not common:

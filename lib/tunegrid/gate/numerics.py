@@ -78,8 +78,8 @@ class Pair:
     def figures(self, name: str) -> tuple[Any, Any]:
         """A figure of the old run and of the new run; `NO_FIGURES` unless both have it.
 
-        Figures of the probe are returned only if both runs used the same probe. Figures of losses
-        after the first are 0 for the old run and the gap between the runs for the new one.
+        The probe's figures are returned only if both runs used the same probe. For losses after the
+        first, the old figure is 0 and the new one is the gap between the runs.
         """
         if name == "order":
             return self.old.order, self.new.order
@@ -182,7 +182,7 @@ def _gap(before: Any, after: Any) -> float:
 
 
 def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, Any] | None:
-    """Describes the gap of a figure: for norms the largest, otherwise the first above the limit.
+    """Describes how far a figure moved: a norm's largest gap, or else the first above the limit.
 
     Returns None if no gap exceeds the limit.
     """
@@ -201,7 +201,7 @@ def _difference(name: str, before: Any, after: Any, limit: float) -> dict[str, A
 
 
 def _first_gap(before: dict[Any, Any], after: dict[Any, Any], limit: float) -> tuple[float, Any]:
-    """The first gap that exceeds the limit, and its group; a gap of 0 if none does."""
+    """The first gap that exceeds the limit, and its group; 0 and "" if none does."""
     for group in before | after:
         gap = _gap(before.get(group), after.get(group))
         if gap > limit:
@@ -336,7 +336,7 @@ class Change(NamedTuple):
 
 
 def first_change(pair: Pair) -> Change | None:
-    """The first stage that changed; None if all differences are rounding."""
+    """The first stage that changed; None if all differences are due to rounding."""
     # If losses and norms are equal before the optimizer's first step, only the optimizer rounds.
     early_figures = ("weights", "probe_gradients", "gradients")
     norms = [furthest(*pair.figures(name))[0] for name in early_figures]
@@ -378,9 +378,9 @@ def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
 
 
 def judge_numerics(rows: Rows, tolerances: Tolerances) -> tuple[Judgement, bool]:
-    """The gravest judgement on a cell, and whether every finished new run repeats its old run.
+    """The most severe judgement on a cell, and whether each finished new run repeats its old run.
 
-    It does if both finished and are the same training run up to rounding.
+    A new run does if both finished and are the same training run up to rounding.
     """
     judgements = []
     same_trainings = []

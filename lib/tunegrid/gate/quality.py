@@ -1,11 +1,11 @@
 """Judges whether scores got worse, with one judgement per cell and bounded score.
 
 The difference between mean scores is compared with the training noise (`tunegrid.gate.noise`) by a
-t-test on the noise's `Scale`. Points by row are optional. If no noise was calibrated, it is
+t-test on the noise's `Scale`. Per-row points are optional. If no noise was calibrated, it is
 estimated from the seeds of the two runs. With one seed on each side, it is estimated from single
 rows, provided that both are the same training run up to rounding; otherwise nothing can be decided.
-The chance that any score of a run of equal quality is called worse is at most 5 %. Most of this
-chance goes to the main scores, and all other scores share the rest.
+The chance that any score of an equally good run is called worse is at most 5 %. Most of this chance
+goes to the main scores, and all other scores share the rest.
 """
 
 import math
@@ -65,7 +65,7 @@ class Rows:
 
     @cached_property
     def records(self) -> list[tuple[Record, Record]]:
-        """The (old, new) pairs of records, with pairs of equal seed first."""
+        """The (old, new) pairs of records; pairs with the same seed come first."""
         baseline = list(self.old.values())
         pairs = []
         for index, (seed, record) in enumerate(self.new.items()):
@@ -85,7 +85,7 @@ class Rows:
 
     @cached_property
     def points(self) -> list[tuple[RowPoints, RowPoints]]:
-        """The points by row of each (old, new) pair; empty if any are missing.
+        """The per-row points of each (old, new) pair; empty if any are missing.
 
         Raises InputError if two records scored different test rows, or either scored none.
         """
@@ -102,7 +102,7 @@ class Rows:
     def gains(self, metric: str) -> list[Array]:
         """The points that each row gained, one array per pair; empty if rows have no points.
 
-        Macro F1 has no points by row, so the points of accuracy stand in.
+        Macro F1 has no per-row points, so those of accuracy are used instead.
         """
         name = "accuracy" if metric == "f1_macro" else metric
         gains = []
@@ -194,7 +194,7 @@ def weigh(
     noise: Noise,
     margin: float,
 ) -> tuple[dict[str, Any], Effect | None]:
-    """The evidence on a score's change, and the effect, which is None if no noise is known."""
+    """The evidence for a score's change, and the effect, which is None if no noise is known."""
     gains = rows.gains(metric)
     data = next(iter(rows.old.values())).data
     test_rows = data.rows["test"] if data else 1
@@ -238,7 +238,7 @@ class Decision(NamedTuple):
 def decide(
     effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float]
 ) -> dict[NoiseKey, Decision]:
-    """Decides on each effect.
+    """Decides the verdict on each effect.
 
     P-values are adjusted (Holm 1979) separately for main scores and for all other scores.
     """
@@ -320,7 +320,7 @@ def assess(
 
 
 def has_numbers(records: RecordsBySeed, metric: str) -> bool:
-    """Checks that every record has a finite number for this score."""
+    """Checks whether every record has a finite number for this score."""
     scores = [record.scores.get(metric) for record in records.values()]
     return all(score is not None and math.isfinite(score) for score in scores)
 

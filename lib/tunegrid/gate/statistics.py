@@ -49,7 +49,7 @@ class Effect:
 def critical_value(alpha: float, df: float) -> float:
     """The one-sided critical value of Student's t, in standard errors.
 
-    A healthy score falls this far below the mean with chance `alpha`.
+    A healthy score falls this far below the mean with probability `alpha`.
     """
     return -float(special.stdtrit(df, alpha))
 
@@ -72,12 +72,12 @@ def by_training(before: float, after: float, error: float, df: float, scale: Sca
 
 
 def row_deviation(gains: Sequence[Array]) -> float:
-    """The smallest plausible standard deviation of a run's score, in points.
+    """A lower estimate of the standard deviation of a run's score due to noise, in points.
 
-    It is estimated from the points that rows gained between paired runs. Without a change, rows
-    gain as often as they lose, so whichever moved less, gains or losses, shows the noise of both.
-    Its sum of squares, divided by the squared number of rows, is the variance of one run. Rows that
-    a change makes worse (or better) are on the other side and do not count.
+    It is computed from each row's gain between paired runs. If nothing but noise differs, gains and
+    losses are equally large on average, and the sum of squares of either, divided by the squared
+    number of rows, estimates the variance of one run. A real change inflates only one of the two,
+    so the smaller estimate is used.
     """
     variances = []
     for sign in (1, -1):

@@ -1,1 +1,1 @@
-"""What runs: `Cell`s, combinations of a backbone, a task and a method, each with its recipe."""
+"""The `Cell`s that run: combinations of a backbone, a task and a method, each with its recipe."""

@@ -14,7 +14,7 @@ from tunegrid.grid.tasks import Problem
 
 
 class Layout(StrEnum):
-    """How a model that generates text arranges source and target."""
+    """The arrangement of source and target in a model that generates text."""
 
     ENCODER_DECODER = "encoder_decoder"
     SEPARATED = "separated"  # source + separator + target in one causal sequence
@@ -289,7 +289,7 @@ def is_part(name: str, modules: Iterable[str]) -> bool:
 
 
 def complete_head(head: Head, backbone: Backbone, profile: Profile) -> Head:
-    """Adds to the head's new modules the renewable ones that the user's checkpoint lacks."""
+    """Adds the renewable modules that the user's checkpoint lacks to the head's new modules."""
     folder = own_checkpoint(backbone, profile)
     if folder is None or not head.renewable_modules or profile.random_weights:
         return head

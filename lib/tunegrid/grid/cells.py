@@ -1,4 +1,4 @@
-"""Makes `Cell`s for a `Profile` from backbones, tasks, methods and recipes.
+"""Builds `Cell`s for a `Profile` from backbones, tasks, methods and recipes.
 
 The grid is sparse: only a combination of backbone, task and method that has a recipe is a cell.
 `study` declares the study's 27 cells; users add more in the hook `pytest_tunegrid_grid`.
@@ -72,7 +72,7 @@ class Cell:
 
     @property
     def quantization(self) -> Quantization | None:
-        """How the base is quantized; None if it is not."""
+        """The quantization of the base; None if it is not quantized."""
         return self.method.quantization
 
     @property
@@ -104,9 +104,9 @@ class Grid:
         heads: heads that replace the backbone's default head, by cell id.
         shifts: changes to rows for `--ask=robustness`, in addition to the suite's own.
         instruments: measurements for `--ask`, in addition to the suite's own.
-        refused: the reason why the grid refuses a cell, by cell id.
-        remarks: doubts about cells that can be trained, by cell id; `--list-cells` prints them.
-        missing_files: an error message, by task id, for each task that has no quick cells because
+        refused: the reason why the grid leaves out a cell, by cell id.
+        remarks: caveats about cells that can be trained, by cell id; `--list-cells` prints them.
+        missing_files: by task id, an error message for each task that has no quick cells because
             none of its files is beside the `--grid` file.
         folder: the folder of the `--grid` file that is being run; relative paths in its tasks are
             resolved against it.
@@ -273,8 +273,8 @@ class Grid:
     def _copy(self, source: str, cell_id: str, changes: Fields, quick: Fields) -> None:
         """Copies a cell's recipe, quick form and head to another cell.
 
-        Does not copy parameter counts, `text` columns if the tasks differ, or a head with
-        `copied_as`.
+        Does not copy parameter counts, a head with `copied_as`, or, if the tasks differ, the `text`
+        columns.
         """
         recipe = self.recipes[source]
         head = self.heads.get(source)
@@ -340,7 +340,7 @@ class Grid:
         return tuple(cell_id for cell_id, reason in reasons.items() if reason is None)
 
     def unsupported(self, profile: Profile) -> dict[str, str]:
-        """Maps the id of each cell that has a recipe but cannot be built to the reason."""
+        """The reasons why cells that have recipes cannot be built, by cell id."""
         reasons = self._reasons(profile)
         return {cell_id: reason for cell_id, reason in reasons.items() if reason is not None}
 
@@ -376,7 +376,7 @@ class Grid:
         return tuple(self.cell(cell_id, profile) for cell_id in self.ids(profile))
 
     def cell(self, cell_id: str, profile: Profile) -> Cell:
-        """Makes a cell; raises InputError if it cannot be built or its recipe is unusable."""
+        """Builds a cell; raises InputError if it cannot be built or its recipe is unusable."""
         self.checked_ids([cell_id])
         backbone, task, method = self._parts(cell_id)
         if profile.micro and cell_id not in self.quick and task.id in self.missing_files:
@@ -502,7 +502,7 @@ SMOKE = (
 def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
     """A sort key that puts cells in the order of `STUDY_IDS`.
 
-    Tasks, backbones and methods that are not the study's come last.
+    Tasks, backbones and methods from outside the study come last.
     """
     backbone, task, method = [*cell_id.split("_", 2), "", ""][:3]  # a file may name any cell
     order = ((task, reversed(STUDY.tasks)), (backbone, STUDY.backbones), (method, STUDY.methods))

@@ -30,14 +30,14 @@ OptimizerFactory = Callable[[ParameterGroups, float], "torch.optim.Optimizer"]
 
 
 def adamw_torch(groups: ParameterGroups, learning_rate: float) -> "torch.optim.Optimizer":
-    """Makes torch's fused AdamW."""
+    """Creates torch's fused AdamW."""
     import torch
 
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 def adamw_bnb_8bit(groups: ParameterGroups, learning_rate: float) -> "torch.optim.Optimizer":
-    """Makes bitsandbytes' AdamW with 8-bit moments."""
+    """Creates bitsandbytes' AdamW with 8-bit moments."""
     import bitsandbytes as bnb
 
     optimizer: torch.optim.Optimizer = bnb.optim.AdamW8bit(groups, lr=learning_rate)
@@ -58,7 +58,7 @@ class Measured(NamedTuple):
     limit: float
 
     def __bool__(self) -> bool:
-        """Checks that the value is within the limit."""
+        """Checks whether the value is within the limit."""
         return self.value <= self.limit
 
     @property
@@ -70,7 +70,7 @@ class Measured(NamedTuple):
 
 
 def closest_to_limit(values: Iterable[Measured]) -> Measured:
-    """The value that is largest relative to its limit; a failing one, such as NaN, wins."""
+    """The value that is largest relative to its limit; failing values, such as NaN, come first."""
     return max(values, key=lambda measured: (not measured, measured.share))
 
 
@@ -79,7 +79,7 @@ Answer = tuple[bool | Measured, str] | None  # passed, detail; None if there is 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """How the frozen base is stored; the fields are those of `BitsAndBytesConfig`."""
+    """The storage format of the frozen base; the fields are those of `BitsAndBytesConfig`."""
 
     bnb_4bit_quant_type: str
     bnb_4bit_use_double_quant: bool
@@ -115,7 +115,7 @@ class UpdateHooks:
         """Called before the first update, with the number of planned updates."""
 
     def after_step(self, model: "nn.Module", update: int) -> None:
-        """Called after each optimizer step, before gradients are cleared. Updates count from 0."""
+        """Called after each optimizer step, before gradients are cleared; `update` starts at 0."""
 
     def state_dict(self, model: "nn.Module") -> dict[str, Any]:
         """The state that a resumed run needs for `after_step`, as plain values and tensors."""
@@ -176,7 +176,7 @@ class Method(UpdateHooks):
         return frozenset()
 
     def declared_names(self, model: "nn.Module", cell: "Cell") -> frozenset[str]:
-        """Names of the parameters that must train by the method's definition."""
+        """Names of the parameters that, by the method's definition, must train."""
         return frozenset(name for name, _ in model.named_parameters())
 
     def group_name(self, name: str) -> str:
@@ -238,7 +238,7 @@ class Method(UpdateHooks):
         return parameter_groups
 
     def make_optimizer(self, model: "nn.Module", cell: "Cell") -> "torch.optim.Optimizer":
-        """Makes the recipe's optimizer for the method's parameter groups."""
+        """Creates the recipe's optimizer for the method's parameter groups."""
         return cell.optimizer(self.parameter_groups(model, cell), cell.recipe.learning_rate)
 
     def save(self, model: Any, cell: "Cell", folder: Path) -> None:
@@ -246,7 +246,7 @@ class Method(UpdateHooks):
         model.save_pretrained(folder)
 
     def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
-        """Checks, in addition to `must_move`, that this method trained the model.
+        """Checks, beyond `must_move`, whether this method trained the model.
 
         Returns None if the method has no such check.
         """
@@ -278,7 +278,7 @@ def base_weight(layer: Any) -> "torch.Tensor":
 
 
 def get_adapter(recipe: Recipe) -> Adapter:
-    """The recipe's adapter; the method's `check` has made sure that there is one."""
+    """The recipe's adapter; the method's `check` ensures that there is one."""
     assert recipe.adapter, "checked by `check`"
     return recipe.adapter
 
@@ -293,7 +293,7 @@ class Adapting(Method):
         options_by_backbone: further fields of the config, by backbone.
         layers: suffixes of the names of the layers to adapt, by backbone.
         on_targets: whether to adapt the recipe's target modules instead of `layers`.
-        trains_token_rows: whether the config has `trainable_token_indices`, needed for new tokens.
+        trains_token_rows: whether the config has `trainable_token_indices`, which new tokens need.
         frozen_parts: substrings of the names of the method's own parameters that never train.
     """
 
@@ -352,7 +352,7 @@ class Adapting(Method):
         return config(**fields, **self.options, **self.config_fields(cell))
 
     def adapt(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
-        """Freezes the base and wraps it in a `PeftModel`; raises InputError if PEFT refuses."""
+        """Freezes the base and wraps it in a `PeftModel`; raises InputError if PEFT cannot."""
         import peft
 
         model.requires_grad_(False)
@@ -443,7 +443,7 @@ class Lora(Adapting):
         }
 
     def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
-        """Rank, scale and dropout, with the options' `rank_pattern` and `alpha_pattern` applied."""
+        """Rank, scale and dropout; the options `rank_pattern` and `alpha_pattern` apply."""
 
         def by_pattern(option: str, default: int) -> Any:
             """Looks up the first pattern that matches the layer's name or a suffix, as in PEFT."""
@@ -518,7 +518,7 @@ class Lora(Adapting):
         config.init_lora_weights = start
 
     def check_model(self, model: "nn.Module", cell: "Cell") -> Answer:
-        """Checks that the model has this variant's options and parameters, and no other variant's.
+        """Checks whether the model has this variant's options and parameters, and no other's.
 
         Returns None for plain LoRA if no variant's parameters are found.
         """

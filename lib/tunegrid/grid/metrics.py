@@ -28,7 +28,7 @@ class Metric:
             label's number or a text. In extraction, a reference is a list of answers. The function
             returns a number, or a mapping with a number under `name`. An object with a `compute`
             method works too, such as the result of `evaluate.load`.
-        worst: the number that is worth 0 points; above `best` if lower is better.
+        worst: the number that is worth 0 points; it exceeds `best` if lower is better.
         best: the number that is worth 100 points.
         by_row: whether to call the function on one row at a time; the score is then the mean, and a
             gate compares the rows.

@@ -135,7 +135,7 @@ class Hyperparameters:
 
 
 def cpu_precision(precision: Precision) -> Precision:
-    """The precision in which a CPU trains: bf16 in place of fp16, which CPUs only emulate."""
+    """The precision in which a CPU trains: bf16 instead of fp16, which CPUs only emulate."""
     return "bf16" if precision == "fp16" else precision
 
 
@@ -307,7 +307,7 @@ TOTAL_PARAMS = {
 def merge(
     cell_id: str, shared: Mapping[str, Fields], cells: Mapping[str, Fields]
 ) -> dict[str, Any]:
-    """A cell's recipe fields; its own override those that its task, method or backbone shares."""
+    """A cell's recipe fields; its own override those shared by its task, method or backbone."""
     backbone, task, method = cell_id.split("_")
     fields: dict[str, Any] = {}
     for level in (task, method, backbone, f"{backbone}_{task}"):
@@ -461,7 +461,7 @@ CONFIRMING = 10_000  # added to a seed that missed a bound: the seed that confir
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Where rows and checkpoints come from, and which values override those of the recipes.
+    """The sources of rows and checkpoints, and the values that override those of the recipes.
 
     Attributes:
         data_root, checkpoint_root: folders to read instead of the hub; None uses the hub.

@@ -80,10 +80,10 @@ class Task:
             must have a file named after each split. Rows come only from these files if all paths
             are absolute or any of the files is next to the `--grid` file.
         columns: the hub's column names, with the JSON type of each; `str` for labels given by name.
-        text: columns to read, joined by a line break; `Recipe.text` may choose others.
+        text: columns to read, joined by line breaks; `Recipe.text` may choose others.
         text_pair: columns of the second text: a hypothesis, or the passage after a question.
-        identity: columns by which rows count as the same; empty means all columns that are read. A
-            row that is also in a scored split is dropped from train.
+        identity: columns that decide whether rows count as the same; empty means all that are read.
+            A row that is also in a scored split is dropped from train.
         messages: the hub's column that holds conversations in its chat format; each is read as a
             row {history, prompt, reply}.
         target: the column to predict.

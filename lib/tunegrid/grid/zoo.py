@@ -60,7 +60,7 @@ class AdaLora(Adapting):
         return {**scale, **self._ranks(cell.recipe), "total_step": 1}
 
     def plan(self, model: Any, updates: int) -> None:
-        """Has PEFT cut ranks after each update, except in the shares `first` and `last`."""
+        """Has PEFT cut ranks after each update, except in the first and last part of training."""
         config = model.peft_config["default"]
         config.tinit = round(updates * self.first)
         config.tfinal = round(updates * self.last)
@@ -111,7 +111,7 @@ class AdaLora(Adapting):
         return True
 
     def check_model(self, model: "nn.Module", cell: Cell) -> Answer:
-        """Checks that the layers' mean rank was cut to the target."""
+        """Checks whether the layers' mean rank was cut to the target."""
         ranks = []
         for name, parameter in model.named_parameters():
             if "lora_E" in name:
@@ -132,7 +132,7 @@ class Ia3(Adapting):
     changes_inputs: ClassVar[bool] = True
 
     def declared_facts(self, cell: Cell, layer: str) -> tuple[str, ...]:
-        """Whether the layer's vector scales its input or its output."""
+        """A fact that says whether the layer's vector scales its input or its output."""
         fields = self.config_fields(cell)
         return (SIDES[is_part(layer, fields["feedforward_modules"])],)
 
@@ -335,7 +335,7 @@ RATES: Mapping[str, float] = {
 
 
 class QuickPlan(NamedTuple):
-    """How the cells of one backbone and task train, in batches of 16 rows."""
+    """The training plan for the cells of one backbone and task, in batches of 16 rows."""
 
     updates: int
     rate: float  # LoRA's rate

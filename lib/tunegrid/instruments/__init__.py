@@ -70,7 +70,7 @@ class Instrument(ABC):
 
 
 def check_instrument(instrument: Instrument) -> None:
-    """Raises InputError if a record cannot hold the instrument's question or figures."""
+    """Raises InputError if a record cannot store the instrument's question or figures."""
     name = f"instrument {instrument.id!r}"
     try:
         figures = dict(instrument.figures)
@@ -97,7 +97,7 @@ class Shift:
             returns an equal row if there is nothing to change, and must keep the start of each
             answer correct.
         problems: the kinds of problem that the shift applies to.
-        turns: whether the shift changes the right answer, so that the model's answer must change,
+        turns: whether the shift changes the right answer, so that the model's answer must change
             too.
     """
 
@@ -119,7 +119,7 @@ def tidy(
     high: float | None = None,
     note: str = "",  # such as the reason for a missing number
 ) -> "pd.DataFrame":
-    """Makes the lines of one figure for a part of the cell: a single line, or one for each row."""
+    """Builds the lines of one figure for a part of the cell: a single line, or one for each row."""
     import pandas as pd
 
     columns = {"figure": figure, "part": part, "row": row, "note": note}

@@ -1,4 +1,4 @@
-"""Measures how well a model's confidences match its hits, and fits a temperature.
+"""Measures how well a model's confidence matches its share of hits, and fits a temperature.
 
 A hit is a correct prediction. The confidence of a prediction is the probability that the model
 gives it. The expected calibration error (ECE) is the weighted mean, over bins, of the difference
@@ -86,7 +86,7 @@ class ModelCalibration(Instrument):
 
 
 def forecasts(cell: TrainedCell, evaluation: Evaluation) -> Callable[[float], Forecasts]:
-    """Makes a function that maps a temperature to the rows' confidences and hits.
+    """Returns a function that maps a temperature to the rows' confidences and hits.
 
     The function raises NotAskedError if rows are neither hits nor misses, or if a prediction has no
     finite probability.
@@ -168,8 +168,8 @@ def ece(confidences: Array, hits: Array) -> tuple[float, float, float]:
     """The ECE in points over bins of equal width, and the ends of its 95 % interval.
 
     Resampling adds the difference due to chance a second time, so the interval is reflected about
-    the ECE. This is the basic bootstrap (Davison and Hinkley 1997, chapter 5), widened where needed
-    to contain the ECE and cut off at 0.
+    the ECE. This is the basic bootstrap (Davison and Hinkley 1997, chapter 5), widened if necessary
+    to contain the ECE, and cut off at 0.
     """
     by_bin = (confidences - hits)[:, None] * np.eye(BINS)[_bins(confidences)]
     value = float(_distances(by_bin.sum(0), len(hits)))

@@ -39,7 +39,7 @@ class Distillation(Instrument):
     }
 
     def before(self, cell: TrainedCell) -> None:
-        """Raises NotAskedError if no SFT cell can teach, or if its answers have another format."""
+        """Raises NotAskedError if no SFT cell can teach, or if its answers differ in format."""
         head = cell.cell.head
         sft_head = cell.sft.head
         if (head.layout, head.new_token) != (sft_head.layout, sft_head.new_token):

@@ -236,7 +236,7 @@ def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
 def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
     """A layer's 4-bit weight as raw bytes, two codes per byte.
 
-    An unpacked weight is first quantized the way `like` is.
+    An unpacked weight is first quantized in the same way as `like`.
     """
     weight: Any = layer.weight
     if not isinstance(layer, Linear4bit):
@@ -246,7 +246,7 @@ def layer_bytes(layer: nn.Module, like: Any) -> Tensor:
 
 
 def same_bytes(first: Tensor, second: Tensor) -> bool:
-    """Checks that the share of bytes that differ between packed layers is at most MOST_CODES."""
+    """Checks whether at most a share MOST_CODES of the bytes differ between two packed layers."""
     if first.shape != second.shape:
         return False
     return float((first != second).float().mean()) <= MOST_CODES
@@ -303,7 +303,7 @@ def single_base(bases: frozenset[BaseKind]) -> BaseKind | None:
 
 
 def packed_layers(model: Any) -> dict[str, Any]:
-    """The 4-bit layers below an adapter, by their names in the base model."""
+    """All 4-bit layers of a PEFT model's base, adapted or not, by name in the base model."""
     layers = {}
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, Linear4bit):

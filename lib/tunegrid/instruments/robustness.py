@@ -3,8 +3,8 @@
 Text in production contains typos, short forms and names that training text does not (CheckList,
 Ribeiro et al. 2020). A shift is a function of a task, a row and a random generator; the row that it
 returns has the right target. Some shifts keep the target, although the start of an answer may move
-with the text before it. Others turn (change) the target, but only where the new one is known
-(contrast sets, Gardner et al. 2020). A row with nothing to change is returned unchanged.
+with the text before it. Others turn (change) the target, but only if the new one is known (contrast
+sets, Gardner et al. 2020). A row with nothing to change is returned unchanged.
 """
 
 import re

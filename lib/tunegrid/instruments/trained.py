@@ -49,7 +49,7 @@ class TrainedCell(Evidence):
         return self.evaluate(model or self.model, rows=rows)
 
     def row_points(self, evaluation: Evaluation) -> list[float]:
-        """Each row's points in the main score; raises NotAskedError if rows have no such points."""
+        """Each row's points on the main score; raises NotAskedError if it is not scored by row."""
         name = self.cell.task.main_score
         if name not in evaluation.examples:
             raise NotAskedError(f"its main score {name} gives single rows no points")

@@ -30,8 +30,8 @@ def cost_rows(
 ) -> Iterator[tuple[str, ...]]:
     """Yields a table row for each trained record whose cell has a footprint.
 
-    Measured memory is the peak of the training phase: on a CPU that of the process, on a GPU that
-    of the allocator. Raises InputError if the footprint was measured on another device.
+    Measured memory is the peak of the training phase: the process's on a CPU, the allocator's on a
+    GPU. Raises InputError if the footprint was measured on another device.
     """
     for record in records:
         footprint = footprints.get(record.cell)

@@ -162,7 +162,7 @@ TRIAL = TypeAdapter(Trial)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run of a cell in a process of its own, which writes its files to `folder`."""
+    """A run of a cell in its own process, which writes its files to `folder`."""
 
     cell: str
     folder: Path
@@ -511,7 +511,7 @@ def find_differences(healthy: Facts, facts: Facts) -> list[str]:
 
 
 def find_outcome(code: int, status: str, answer: Sequence[str], healthy: Sequence[str]) -> str:
-    """Derive one of OUTCOMES from exit code, status and verdicts; their numbers are ignored."""
+    """Derive one of OUTCOMES from exit code, status and verdicts, ignoring numbers in verdicts."""
     if code == 0:
         sentences = re.sub(r"\d\S*", "", " ".join(answer))
         expected = re.sub(r"\d\S*", "", " ".join(healthy))
@@ -533,7 +533,7 @@ def short(source: str) -> str:
 
 
 def share(mutants: Sequence[Mutant]) -> str:
-    """The share of mutants with a nonzero exit code and its 95 % interval, as text."""
+    """The share of mutants with a nonzero exit code, and its 95 % interval, as text."""
     if not mutants:
         return "none"
     seen = sum(mutant.exit_code != 0 for mutant in mutants)

@@ -209,7 +209,7 @@ def nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def can_replace(before: Functions, after: Functions) -> bool:
-    """Checks that some code changed and that all code reads the same variables of outer functions.
+    """Checks whether some code changed and all code reads the same variables of outer functions.
 
     Live functions reject code that reads a different number of them.
     """

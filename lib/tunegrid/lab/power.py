@@ -1,9 +1,9 @@
 """Estimate how often a session raises false alarms, and how often it detects real losses.
 
 `python -m tunegrid.lab power` simulates runs from the residuals that the calibration measured; it
-trains nothing. Each run is judged by a simulated calibration of its own. In the table, a cell is
-"told" if the gate calls it worse. If the baseline has other seeds, a cell is also told if it misses
-a bound, and it is "confirmed" if a second simulated training run, judged by itself, fails in the
+trains nothing. Each run is judged by its own simulated calibration. In the table, a cell is "told"
+if the gate calls it worse. If the baseline has other seeds, a cell is also told if it misses a
+bound, and it is "confirmed" if a second simulated training run, judged on its own, fails in the
 same way.
 """
 
@@ -185,7 +185,7 @@ class Simulation:
     ) -> Draws:
         """Draw every score, in points, for `trainings` training runs.
 
-        By default, there is one run more than the main score has degrees of freedom, but at most
+        By default, there is one more run than the main score has degrees of freedom, but at most
         `MOST_TRAININGS`. Residuals are drawn from the cell's kind, or from a normal distribution if
         its kind has none, and are multiplied by the deviations in `truth`.
         """

@@ -1,4 +1,4 @@
-"""Makes thresholds/numerics.toml from training runs that share a seed and differ only in rounding.
+"""Builds thresholds/numerics.toml from training runs that share a seed and differ only in rounding.
 
 A tolerance is twice the largest deviation of all cells with the same arithmetic, rounded up to two
 digits, and no less than its floor. A cell that deviates by more than ten times the median of these
@@ -6,8 +6,8 @@ cells (three times for single modules) does not widen the tolerance, but gets it
 between loss curves and the share of rows with changed predictions depend more on a cell's learning
 rate and number of updates than on its arithmetic. For these figures, each cell has its own
 tolerance, and cells that were never measured use the largest. The tolerance of curves is three
-times their largest deviation, because they are chaotic and nine pairs of runs rarely show the
-largest possible one.
+times their largest deviation, because curves are chaotic and nine pairs of runs rarely show the
+largest possible deviation.
 
 The rounding of another AdamW implementation (`moved_alone`) was measured with version 0.16.0. These
 figures are kept from the existing file, as is its head comment, which explains all figures.

@@ -1,4 +1,4 @@
-"""Loads once what all sessions need, in the process from which `lab.mutants` forks them."""
+"""Preloads what all sessions need, in the process that `lab.mutants` forks them from."""
 
 import sys
 

@@ -107,7 +107,7 @@ def style() -> AbstractContextManager[None]:
 
 
 def blank(xlabel: str, ylabel: str, entries: Sequence[Line2D]) -> tuple[Figure, Axes]:
-    """Makes a figure with empty axes and a legend below them."""
+    """Creates a figure with empty axes and a legend below them."""
     figure = Figure()
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=defuse(ylabel))  # a score may have any name
@@ -270,7 +270,7 @@ def loss_chart(name: str, new: Losses, old: Losses) -> Chart:
 
 
 def thin(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """The updates and losses to plot; long curves become means over stretches of equal length."""
+    """The updates and losses to plot; long curves become means over equally long stretches."""
     stretch = len(values) // MOST_POINTS + 1
     series = pd.Series(values, index=range(1, len(values) + 1), dtype=float).dropna()
     means = series.groupby((series.index - 1) // stretch).mean()

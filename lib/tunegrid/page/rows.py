@@ -1,4 +1,4 @@
-"""Makes the table of a cell's test rows, with the largest changes or fewest points first."""
+"""Builds the table of a cell's test rows, with the largest changes or fewest points first."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ def rows_section(
 ) -> Section:
     """At most `limit` test rows, with the older predictions if the older run scored the same rows.
 
-    The largest changes come first. Among changes of equal size, losses precede gains, then rows
-    with fewer points come first. Without older points, rows with the fewest points come first.
+    The largest changes come first. Equally large changes are sorted with losses before gains, then
+    by points, fewest first. Without older points, rows with the fewest points come first.
     """
     after = read(new, path)
     texts = read(new, path, "rows")

@@ -104,7 +104,7 @@ class PageRun:
 
     @cached_property
     def time(self) -> datetime | None:
-        """When the run was saved, taken as UTC if no time zone is given.
+        """The time when the run was saved, in UTC unless a time zone is given.
 
         None if the date is invalid.
         """
@@ -115,7 +115,7 @@ class PageRun:
         return time if time.tzinfo else time.replace(tzinfo=UTC)
 
     def seed_records(self, cell: str, seeds: Iterable[int | None]) -> list[Record]:
-        """A cell's records with these seeds, or all of its records if none has such a seed."""
+        """A cell's records with these seeds, or all of its records if none has one of them."""
         records = self.by_cell.get(cell, [])
         return [record for record in records if record.seeds.seed in seeds] or records
 
@@ -198,7 +198,7 @@ def judge_runs(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
 
 
 def has_other_rows(old: Iterable[Record], new: Record) -> bool:
-    """Checks whether any older record was scored on test rows other than the new record's."""
+    """Checks whether any older record was scored on different test rows than the new record."""
     try:
         for record in old:
             check_rows(record, new)
@@ -339,7 +339,7 @@ class TaskGrid:
 
 
 def task_grid(task: str, cells: Sequence[CellView]) -> TaskGrid:
-    """Makes the grid of a task; if there are many methods, they become the rows."""
+    """Builds the grid of a task; if there are many methods, they become the rows."""
     views = {cell.pair: cell for cell in cells}
     backbones = list(dict.fromkeys(backbone for backbone, _ in views))
     methods = list(dict.fromkeys(method for _, method in views))
@@ -411,7 +411,7 @@ class Page:
         return {name: text for name, text in facts.items() if text}
 
     def opens(self, cell: CellView) -> bool:
-        """Checks whether a cell starts unfolded, as the only cell or one of few failed cells."""
+        """Checks whether a cell starts unfolded: the only cell, or one of a few failed ones."""
         if len(self.cells) == 1:
             return True
         return cell.failed and sum(view.failed for view in self.cells) <= MOST_OPEN
@@ -510,7 +510,7 @@ class Page:
         return figure_frame(records, columns)
 
     def _speed(self, records: Sequence[Record]) -> pd.DataFrame:
-        """By cell, the first seed's losses, mean rates of `records`, and the older run's rows/s."""
+        """Each cell's first-seed losses, mean rates over `records`, and the older run's rows/s."""
         frame = figure_frame([cell.first for cell in self.cells], COURSE)
         frame = frame.join(figure_frame(records, RATES).groupby(level=0).mean())
         old_records: list[Record] = []
@@ -673,7 +673,7 @@ COST_FORMATS = {
 
 
 def cost_section(heading: str, frame: pd.DataFrame, note: str) -> Section:
-    """Makes a table with a row for each cell, without empty columns."""
+    """Builds a table with a row for each cell, without empty columns."""
     frame = frame.dropna(axis=1, how="all")
     formats = {name: COST_FORMATS.get(name, ".2f") for name in frame}
     frame = frame.rename_axis("cell").reset_index()
@@ -681,7 +681,7 @@ def cost_section(heading: str, frame: pd.DataFrame, note: str) -> Section:
 
 
 def drop_empty(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Makes a frame of the rows, without empty columns."""
+    """Builds a data frame from the rows, dropping empty columns."""
     return pd.DataFrame(rows).dropna(axis=1, how="all")
 
 
@@ -735,7 +735,7 @@ def make_page(
     verdicts: Sequence[Judgement] | None = None,
     answer: RunVerdict | None = None,
 ) -> Page:
-    """Makes the page of a run.
+    """Builds the page of a run.
 
     Args:
         run: the run to show.

@@ -13,7 +13,7 @@ BERTSCORE = ("bertscore_precision", "bertscore_f1", "bertscore_recall")
 
 
 def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0) -> list[str]:
-    """A sentence for each mean score that is not a number or that no predictions can have.
+    """A sentence for each mean score that is not a number, is out of range, or contradicts another.
 
     `empty_answers` is the number of exact-match points that may come from answers without words.
     Under SQuAD v1.1's rules, "a" and "the" both normalize to nothing, so they match exactly but
@@ -38,7 +38,7 @@ def score_faults(scores: Mapping[str, float | None], empty_answers: float = 0.0)
 
 
 def impossible_figures(record: Record) -> list[str]:
-    """Sentences about scores that no predictions can have and losses that are not numbers."""
+    """Sentences about losses that are not numbers and about impossible or contradictory scores."""
     rows = record.data.rows["test"] if record.data else 0
     empty_answers = 100 / rows if rows else 0.0  # one answer may be a bare article
     sentences = score_faults(record.scores, empty_answers)

@@ -80,7 +80,7 @@ def _without(values: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]
 
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes a dict of a JSON object's pairs; raises ValueError for a duplicate key."""
+    """Builds a dict from a JSON object's pairs; raises ValueError for a duplicate key."""
     values = dict[str, Any]()
     for key, value in pairs:
         if key in values:

@@ -400,7 +400,7 @@ class Memory(Part):
         return max(peaks, default=None)
 
     def joules(self, figure: str) -> float | None:
-        """The energy of the cell's own phases, in joules; None if that of any phase is unknown."""
+        """The energy of the cell's own phases, in joules; None if any phase's energy is unknown."""
         figures = self._phase_figures(figure)
         return None if not figures or None in figures else sum(figures)
 
@@ -555,12 +555,12 @@ class Record(Part):
 
     @property
     def finished(self) -> bool:
-        """Checks whether the cell ran to its end, so that its figures can be compared."""
+        """Checks whether the cell ran to the end, so that its figures can be compared."""
         return self.status in get_args(Finished)
 
     @property
     def unharmed(self) -> bool:
-        """Checks whether the cell passed, or missed only bounds that its other training reached."""
+        """Checks whether the cell passed, or only missed bounds that its other run reached."""
         return self.status in ("passed", "unconfirmed")
 
     @property
@@ -595,7 +595,7 @@ class Record(Part):
 
 
 def new_record(cell: Cell) -> Record:
-    """Makes the record of a cell that has not run yet.
+    """Creates the record of a cell that has not run yet.
 
     Raises InputError if the method's settings cannot be written as JSON.
     """

@@ -99,7 +99,7 @@ class Entry:
 
 
 def make_entry(records: Sequence[Record]) -> Entry:
-    """Makes the entry of a cell from its sound records."""
+    """Builds a cell's entry from its sound records."""
     frame = figure_frame(records, ENTRY_COLUMNS)
     costs = {
         TRAINED: frame[TRAINED].iloc[0],
@@ -169,7 +169,7 @@ FACTS: Mapping[str, Callable[[Record], str]] = {
 
 
 def p_value(difference: float, errors: Sequence[Error]) -> float:
-    """The two-sided p-value for a difference between two means; 0 or 1 if all errors are 0."""
+    """The two-sided p-value of a difference between two means; 0 or 1 if all errors are 0."""
     total = sum(error.variance for error in errors)
     if not total:
         return float(difference == 0)
@@ -212,7 +212,7 @@ def add_error(entry: Entry, calibrated: Noise, own: Noise) -> Entry:
 
 
 def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
-    """Checks that calibrated noise is known for an entry and that its seeds do not contradict it.
+    """Checks whether calibrated noise is known for an entry and not contradicted by its seeds.
 
     Calibrated noise usually comes from more seeds, and the gate uses it, too. But a run with
     several seeds uses the noise between these seeds if its method was not calibrated, or if the
@@ -234,7 +234,7 @@ def calibrated_holds(entry: Entry, calibrated: Noise, own: Noise) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The methods of one backbone and task, the best score first."""
+    """The methods of one backbone and task, best score first."""
 
     task: str
     backbone: str
@@ -319,7 +319,7 @@ def _untested_reason(better: Entry, worse: Entry) -> str | None:
 
 
 def dominates(rival: Sequence[float], figures: Sequence[float]) -> bool:
-    """Checks that the rival is no greater in any figure and smaller in at least one."""
+    """Checks whether the rival is no greater in any figure and smaller in at least one."""
     return rival != figures and all(map(operator.le, rival, figures))
 
 
@@ -400,7 +400,7 @@ OF_QUICK = (
 
 
 def sections(comparisons: Sequence[Comparison], records: Iterable[Record]) -> list[Section]:
-    """Makes the report's sections: differing settings, each task, undecided pairs, and notes."""
+    """Builds the report's sections: differing settings, each task, undecided pairs, and notes."""
     frame = method_frame(comparisons)
     tables = [_differences(comparisons)]
     for (task, score), rows in frame.groupby(["task", "score"], sort=False):
@@ -471,7 +471,7 @@ def _row(
 
 
 def _differences(comparisons: Sequence[Comparison]) -> Section:
-    """A section on the facts in which methods of one backbone and task differ, the budget first."""
+    """A section on how the methods of one backbone and task differ, starting with the budget."""
     rows = []
     for fact, comparison in product(FACTS, comparisons):
         methods = defaultdict[str, list[str]](list)

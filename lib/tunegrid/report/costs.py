@@ -71,7 +71,7 @@ BATCH_GAIN = 2.0  # a whole batch raises a CPU's FLOP/s over one row by at most 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a cell computes from its first update to its test scores.
+    """The computation that a cell needs from its first update to its test scores.
 
     Attributes:
         train_flops: the FLOPs of all updates if each text has `max_length` tokens.
@@ -89,7 +89,7 @@ class Work:
 
 
 def get_work(recipe: Hyperparameters, rows: Mapping[str, int], footprint: Record) -> Work:
-    """The work that a cell takes, given the number of rows in each split."""
+    """The work that a cell requires, given the number of rows in each split."""
     assert footprint.flops, "`read_footprints` returns only records that have FLOPs"
     row_flops = footprint.flops.flops_per_step / footprint.recipe.rows_per_update
     updates = recipe.planned_updates(rows["train"])
@@ -136,7 +136,7 @@ def measured_seconds(work: Work, footprint: Record) -> Range | None:
 
 
 def memory_bytes(recipe: Hyperparameters, footprint: Record) -> int | None:
-    """Bytes of tensors held between updates and activations of a micro-batch; None if unknown."""
+    """Bytes of tensors held between updates plus a micro-batch's activations; None if unknown."""
     ledger = footprint.memory.ledger if footprint.memory else None
     if not ledger or ledger.tensor_bytes is None or ledger.activations_bytes is None:
         return None

@@ -1,4 +1,4 @@
-"""Makes a table for each instrument: its figures by cell and part, averaged over a run's seeds."""
+"""Builds a table for each instrument: its figures by cell and part, averaged over a run's seeds."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -170,7 +170,7 @@ class NextSteps:
         return f"{command}, for both runs, would decide" if command else ""
 
     def confirmation(self, cell: str) -> str:
-        """The command to train a worse cell again, as a session with `--gate` does by itself."""
+        """Says which command retrains a worse cell, as a `--gate` session does automatically."""
         first = next(r for r in first_trainings(self.records) if r.cell == cell)
         command = self.run([cell], f"--seeds={first.seeds.seed or 0}", f"--gate={self.files[0]}")
         return f"{command} confirms or refutes it" if command else ""
@@ -189,7 +189,7 @@ class NextSteps:
     def bisection(self, cells: Sequence[str], kinds: Sequence[str]) -> str:
         """The command to find the release that changed the first of `cells`.
 
-        Empty if a run lacks that cell, or if no library has a later release than before.
+        Empty if a run lacks that cell, or if no library has a later release in the new run.
         """
         if not cells:
             return ""
@@ -263,9 +263,9 @@ def normal_form(words: Sequence[str]) -> list[str]:
 
 
 def is_later(before: str | None, after: str | None) -> bool:
-    """Checks that the second version is later than the first and neither is a development release.
+    """Checks whether the second version is a later release than the first.
 
-    Another build of the same release is not later.
+    Development releases and other builds of the same release do not count.
     """
     try:
         old = Version(before or "")

@@ -150,7 +150,7 @@ def cell_lines(
 
 
 def _row(seeds: Sequence[Record]) -> dict[str, Any]:
-    """A cell's row of the table.
+    """A cell's row in the table.
 
     With several seeds, it has the main score's mean, standard deviation and minimum, the mean
     training time and the highest peak.

@@ -1,4 +1,4 @@
-"""Makes the verdict on a run: statements on failures, changes and unknowns, most severe first.
+"""Builds the verdict on a run: statements on failures, changes and unknowns, most severe first.
 
 `run_verdict` makes the verdict once. The terminal, step summary, JUnit file, annotations and page
 all print this verdict (`tunegrid.report.summary`).
@@ -78,7 +78,7 @@ class Statement:
 
     @property
     def sentence(self) -> str:
-        """The clause with a capital and a full stop; a leading file or cell name keeps its case."""
+        """The clause, capitalized and with a full stop; a leading file or cell is left as is."""
         is_word = self.clause.partition(" ")[0].isalpha()
         first = self.clause[0].upper() if is_word else self.clause[0]
         return f"{first}{self.clause[1:]}."
@@ -154,7 +154,7 @@ class JudgedRun:
 
     @property
     def early_numerics(self) -> list[Judgement]:
-        """The judgements on numerics that rest on first updates alone."""
+        """The judgements on numerics that are based on first updates alone."""
         return [judgement for judgement in self.numerics if judgement.first_updates]
 
 
@@ -174,7 +174,7 @@ def run_verdict(
     runner: Sequence[str] = (),
     upgrade: Sequence[str] = (),
 ) -> RunVerdict:
-    """Makes the verdict on a run.
+    """Builds the verdict on a run.
 
     Args:
         records: the run's records, finished or not.
@@ -252,7 +252,7 @@ def _next_step(statements: Sequence[Statement]) -> str:
 
 
 def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
-    """Statements on failures: the first in full, all others by title only."""
+    """Statements on failures: the first in full, the others by title only."""
     failures = find_failed_cells(run.records)
     for failure in failures[:1]:
         first = failure.records[0]
@@ -279,7 +279,7 @@ def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Sta
 def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
     """Statements on cells that passed or were too short to judge, unless anything failed.
 
-    If the run holds no cell that ran, a statement says so.
+    If no cell ran, a statement says so.
     """
     if all(record.status == "reported" for record in run.records):
         yield Statement(rank=Rank.EMPTY, clause="nothing to show: this run holds no cell that ran")
@@ -657,7 +657,7 @@ def _reasons(run: JudgedRun, kinds: Sequence[str]) -> str:
 
 
 def is_equal_or_rounding(judgement: Judgement) -> bool:
-    """Checks that numerics are equal or differ only by rounding."""
+    """Checks whether numerics are equal or differ only by rounding."""
     return judgement.verdict in (Verdict.EQUAL, Verdict.ROUNDING)
 
 
@@ -767,7 +767,7 @@ def _missed_baseline(run: JudgedRun) -> Iterator[Statement]:
 
 
 def _rounding(run: JudgedRun) -> Iterator[Statement]:
-    """A statement that numerics differ by rounding alone, if any differ and none changed."""
+    """A statement that numerics differ only by rounding, if any differ and none changed."""
     rounding = [j for j in run.numerics if j.verdict is Verdict.ROUNDING and not j.first_updates]
     if not rounding or not all(is_equal_or_rounding(judgement) for judgement in run.numerics):
         return

@@ -53,7 +53,7 @@ class AdamW:
     _state: dict[str, AdamState] = field(default_factory=dict, init=False)
 
     def before_step(self, update: int, total: int) -> None:
-        """Makes the reference's step if `update`, counted from 0, is one of those to follow."""
+        """Takes the reference's step if this update is being followed; `update` counts from 0."""
         if update in (0, max(MOVED, int(LATE * total))):
             self._follow(update)
         gradients = {}
@@ -93,7 +93,7 @@ class AdamW:
             self._state[name] = AdamState(start, *moments)
 
     def after_step(self, update: int) -> None:
-        """Sets `gap` or `late_gap` after the last update to follow."""
+        """Sets `gap` or `late_gap` once the last of the followed updates is done."""
         if not self._state or update < self._last:
             return
         gap = 0.0
@@ -137,7 +137,7 @@ def adamw_step(
     number: int,
     settings: Mapping[str, Any],
 ) -> AdamState:
-    """The state after step `number`, counted from 1; `settings` is a parameter group."""
+    """The state after step `number`, counting from 1; `settings` is a parameter group."""
     weights, first, second = state
     beta1, beta2 = settings["betas"]
     rate = float(settings["lr"])

@@ -1,8 +1,8 @@
 """Computes figures of a model before its first update, without changing the model's state.
 
 The figures fill the record's `FirstStep`; `Trainer` adds the figures of the first updates. In runs
-with equal seeds, rows and arithmetic, figures differ only by rounding, so `tunegrid.gate.numerics`
-uses them to compare two records.
+with the same seed, rows and arithmetic, figures differ only by rounding, so
+`tunegrid.gate.numerics` uses them to compare two records.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -238,7 +238,7 @@ def _search(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -
 
 
 def untrained_scores(trainer: Trainer, rows: Sequence[Row]) -> dict[str, Any]:
-    """The untrained model's points per row; a digest of its predictions unless it generates text.
+    """The untrained model's points per row, and a digest of its predictions unless they are text.
 
     Both are None if memory runs out.
     """

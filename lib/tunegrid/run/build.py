@@ -219,7 +219,7 @@ def attention(cell: Cell) -> str:
 
 
 def packing_config(cell: Cell, device: torch.device) -> Any:
-    """The BitsAndBytesConfig that quantizes the base, except the head's new and tied modules."""
+    """The BitsAndBytesConfig that quantizes the base except for the head's new and tied modules."""
     quantization = resolve_quantization(cell, device)[0]
     assert quantization, "the cell has one"
     return hf.BitsAndBytesConfig(
@@ -360,7 +360,7 @@ def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
 
 
 def lacking_modules(cell: Cell) -> list[str]:
-    """The head's optional modules that are missing from the checkpoint and so start random."""
+    """Optional modules of the head that the checkpoint lacks, so their weights start random."""
     if not cell.head.optional_modules:
         return []
     names = files_by_key(tuple(weight_files(cell)))

@@ -68,7 +68,7 @@ def device_record(device: torch.device, attention: str) -> DeviceRecord:
 
 
 def library_lack(cell: Cell, device: torch.device) -> str:
-    """A message if the installed bitsandbytes lacks the cell's optimizer on CPUs, else empty."""
+    """A message if the installed bitsandbytes cannot run the cell's optimizer on a CPU, else ""."""
     installed = versions()["bitsandbytes"]
     if device.type != "cpu" or cell.optimizer is not adamw_bnb_8bit or not installed:
         return ""
@@ -95,7 +95,7 @@ def used_by_others_gib(device: torch.device) -> float:
 
 
 def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
-    """Raises InputError if an earlier cell or another process holds much GPU memory.
+    """Raises InputError if an earlier cell or another process holds a lot of GPU memory.
 
     With `allow_busy`, other processes may hold it.
     """

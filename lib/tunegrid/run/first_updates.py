@@ -130,7 +130,7 @@ def sampled_values(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[s
 
 @dataclass
 class FirstUpdates:
-    """Measures the first update's gradients, and the weights' movement over up to three updates."""
+    """Measures the first update's gradients, and how far weights move in up to three updates."""
 
     cell: Cell
     model: nn.Module

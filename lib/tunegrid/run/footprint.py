@@ -51,7 +51,7 @@ class Footprint:
 
 
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
-    """Makes two updates; counts FLOPs in one and bytes beyond `baseline_bytes` in the other."""
+    """Performs two updates; counts FLOPs in one and bytes beyond `baseline_bytes` in the other."""
     device = trainer.meter.device
     live_sizes: list[int] = []
     with FlopCounterMode(display=False, custom_mapping=extra_flops()) as flops:
@@ -227,7 +227,10 @@ def footprint_faults(trainer: Trainer, footprint: Footprint) -> list[str]:
 
 
 def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
-    """Compares the number of trained parameters, except a new token's row, with the recipe's."""
+    """Returns a sentence if the number of trained parameters is not the recipe's.
+
+    A new token's row does not count.
+    """
     expected = cell.recipe.trainable_params
     count = 0
     for name, p in model.named_parameters():
@@ -239,7 +242,10 @@ def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
 
 
 def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> list[str]:
-    """Checks that the device holds the ledger's bytes, up to the rounding of CUDA's allocator."""
+    """Returns a sentence if the device holds more or fewer bytes than the ledger lists.
+
+    On CUDA, the allocator's rounding is allowed for.
+    """
     expected = ledger.tensor_bytes or 0
     allowed_error = CUDA_ROOM * expected if device.type == "cuda" else 0
     if abs(footprint.live_bytes - expected) <= allowed_error:
@@ -248,7 +254,11 @@ def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> l
 
 
 def wrong_savings(cell: Cell, ledger: Ledger, total_params: int) -> list[str]:
-    """Checks that quantized weights, and an adapter's gradients and moments, are small enough."""
+    """Returns a sentence for each missing saving.
+
+    Quantized weights must take less memory than unquantized ones, and an adapter's gradients and
+    moments less than those of full fine-tuning.
+    """
     weights = ledger.weights_bytes or 0
     unpacked = base_type(cell).itemsize * total_params
     training = (ledger.gradients_bytes or 0) + (ledger.optimizer_bytes or 0)

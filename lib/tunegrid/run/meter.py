@@ -108,7 +108,7 @@ class Meter:
 
     @contextmanager
     def update(self, *, samples: int) -> Iterator[Update]:
-        """Times one update with its collation; drops it if it fails. The caller counts tokens."""
+        """Times one update, including collation; drops it if it fails. The caller counts tokens."""
         update = Update(began=self.mark(), samples=samples)
         yield update
         update.ended = self.mark()
@@ -195,7 +195,7 @@ class Meter:
         eval_samples: float | None = None,
         generated_tokens: float | None = None,
     ) -> Throughput:
-        """Training rates after warm-up, None if training was too short, and evaluation rates."""
+        """Training rates after warm-up (None if training was too short) and evaluation rates."""
         updates = self.updates[WARMUP_UPDATES:]
         durations = self.durations(updates)
         total = sum(durations)

@@ -197,7 +197,7 @@ def tensor_figures(tensor: Tensor) -> Projected:
 
 @lru_cache(maxsize=256)
 def random_vectors(length: int, device: torch.device) -> Tensor:
-    """Normal numbers (PROJECTIONS, length), scaled to make projections about as large as norms."""
+    """Random normals (PROJECTIONS, length), scaled to make projections about as large as norms."""
     numbers = torch.randn(PROJECTIONS, length, generator=torch.Generator().manual_seed(length))
     return (numbers / numbers.square().mean(1, keepdim=True).sqrt()).to(device)
 

@@ -37,7 +37,7 @@ CODECS: dict[tuple[Problem, Layout | None], type[Codec]] = {
 
 
 def make_codec(cell: Cell, tokenizer: Any) -> Codec:
-    """Makes the cell's codec.
+    """Builds the cell's codec.
 
     Raises InputError if no codec for the task's problem supports the head's layout.
     """
@@ -68,7 +68,7 @@ def prepare(
     ranks: Ranks = ALONE,
     after_update: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
-    """Makes the cell's trainer; without rows (as for footprints), features are random tokens."""
+    """Builds the cell's trainer; without rows (as for footprints), features are random tokens."""
     codec = codec or make_codec(cell, load_tokenizer(cell))
     features = (
         synthetic_features(cell, codec)

@@ -60,7 +60,7 @@ class Probe:
 def probe(trainer: Trainer) -> Probe:
     """Probes a short and a long row, each on its own and both as one batch.
 
-    The batch's gradient is computed only if training's micro-batches hold two rows.
+    The batch's gradient is computed only if micro-batches hold at least two rows in training.
     """
     answer = Probe(rows=spread_features(trainer.features[:FIRST_ROWS], 2))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
@@ -363,7 +363,7 @@ def compute_types(model: nn.Module) -> Iterator[dict[str, str]]:
     Such a layer casts its inputs to its compute type and its output back, so only the output's
     digits reveal that type. Each layer is therefore called again, with fp32 inputs and outside
     autocast. Under autocast, the type would also depend on the batch: bitsandbytes calls `linear`
-    in autocast's type, but for few tokens on a GPU its own kernel in the layer's type.
+    in autocast's type but, for few tokens on a GPU, uses its own kernel in the layer's type.
     """
     names: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
@@ -433,7 +433,7 @@ def distance(values: Tensor, expected: Tensor) -> float:
 
 
 def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
-    """The largest `distance` that rounding may cause: `fine` if all is in fp32, else `coarse`."""
+    """The largest `distance` that rounding may cause: `fine` for fp32, else `coarse`."""
     return fine if has_fp32_base(trainer) and trainer.log.precision == "fp32" else coarse
 
 

@@ -1,10 +1,10 @@
 """Trains one cell in several processes (ranks), which share each update's rows and sum gradients.
 
 A single process would make the same update, since each rank divides its summed loss by the number
-of targets on all ranks; a mean over ranks would be right only if all had equally many targets. With
-DDP, every rank holds the whole model. FSDP2 is for models that do not fit on one GPU along with
-their optimizer: it trains a copy that is sharded over the ranks, while the model itself waits in
-host memory. The model then receives the copy's weights.
+of targets on all ranks; a mean over ranks would be right only if all had the same number of
+targets. With DDP, every rank holds the whole model. FSDP2 is for models that do not fit on one GPU
+along with their optimizer: it trains a copy that is sharded over the ranks, while the model itself
+waits in host memory. The model then receives the copy's weights.
 """
 
 import copy
@@ -88,7 +88,7 @@ class Ranks:
         return values
 
     def sharded_model(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
-        """Makes a sharded copy of the model; raises InputError if FSDP cannot shard the model."""
+        """Creates a sharded copy of the model; raises InputError if FSDP cannot shard the model."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 

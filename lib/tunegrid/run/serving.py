@@ -1,4 +1,4 @@
-"""Saves, reloads and merges trained models as transformers and PEFT document; writes their cards.
+"""Saves, reloads and merges trained models as transformers and PEFT document; writes model cards.
 
 An adapter is loaded over a fresh base. If no checkpoint holds that base, because the method, random
 initialization or a perturbation changed it, the base is saved beside the adapter, as PEFT documents
@@ -84,8 +84,8 @@ class Serving:
     def load(self, cell: Cell, folder: Path, device: torch.device) -> tuple[Any, Any]:
         """Loads the model and the tokenizer that `save` wrote, with Auto classes where they exist.
 
-        Passes only options that no saved file states. Raises InputError if a model that was saved
-        whole lacks tensors.
+        Passes only options that are in none of the saved files. Raises InputError if a model that
+        was saved whole lacks tensors.
         """
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if (folder / peft.utils.CONFIG_NAME).is_file():
@@ -129,7 +129,7 @@ def load_tuned(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 
 
 def base_options(cell: Cell, device: torch.device) -> dict[str, Any]:
-    """Options that loading the base needs but the checkpoint's config does not give."""
+    """Options that are needed to load the base but are not in the checkpoint's config."""
     source, pin = checkpoint_source(cell.backbone, cell.profile)
     config = hf.AutoConfig.from_pretrained(source, trust_remote_code=False, **pin)
     options: dict[str, Any] = {}
@@ -153,7 +153,7 @@ def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -
 
 
 def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
-    """Loads a model that was saved whole; raises InputError for missing or misshapen tensors."""
+    """Loads a model that was saved whole; raises InputError if tensors are missing or misshapen."""
     kind = architecture(cell.head.architecture)
     if kind.__module__.startswith("transformers."):
         kind = getattr(hf, AUTO[cell.task.problem, cell.head.layout])

@@ -83,7 +83,7 @@ class Trackers:
 
 
 def update_figures(log: TrainingLog, update: int) -> dict[str, float]:
-    """The figures to send for an update, counted from 0."""
+    """The figures to send for update number `update`, counting from 0."""
     figures = {
         "train/loss": log.losses[update],
         "train/learning_rate": log.learning_rates[update],

@@ -303,7 +303,7 @@ class Trainer:
             yield [[self.features[index] for index in batch] for batch in group]
 
     def update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
-        """Makes one optimizer update from micro-batches, halving them each time memory runs out.
+        """Performs one optimizer update from micro-batches, halving them each time memory runs out.
 
         Returns the mean loss over the update's targets.
         """
@@ -371,7 +371,7 @@ class Trainer:
         free_memory(self.meter.device)
 
     def _step(self) -> Tensor:
-        """Makes an update from `last_group`.
+        """Performs an update from `last_group`.
 
         Raises DoesNotFit if memory runs out in a forward or backward pass, and InputError if it
         runs out in clipping or in the optimizer's step.
@@ -563,7 +563,7 @@ class Stepper:
         return full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
 
     def step(self, update: int) -> tuple[list[float], float]:
-        """Steps the optimizer in `update`, counted from 0.
+        """Steps the optimizer in update number `update`, counting from 0.
 
         Returns the learning rate of each parameter group, and the schedule's learning rate.
         """

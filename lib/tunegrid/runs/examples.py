@@ -261,7 +261,7 @@ def _read_table(content: bytes) -> "pa.Table":
 
 
 def file_names(records: Iterable[Record], refused: object = None) -> list[str]:
-    """The names of the records' files, and of files named in the JSON of refused records."""
+    """The names of the records' files, and of files named in the JSON of rejected records."""
     names: list[str] = re.findall(r'"((?:\w+-)?[0-9a-f]{20}\.parquet)"', json.dumps(refused))
     for record in records:
         names += record_files(record).values()

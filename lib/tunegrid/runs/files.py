@@ -168,7 +168,7 @@ def read_saved(path: Path) -> SavedRun:
 def get_saved(run: Path | str | Record | Iterable[Record], name: str = "the run") -> SavedRun:
     """Gets a run from its file or from records; in messages, `name` stands for the records.
 
-    Raises InputError as `read_saved` does, and for any other type.
+    Raises InputError as `read_saved` does, and if `run` has any other type.
     """
     if isinstance(run, Path | str):
         return read_saved(Path(run))

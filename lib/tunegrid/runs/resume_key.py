@@ -1,4 +1,4 @@
-"""Makes the key of a cell's result: a digest of everything that determines the result.
+"""Builds the key of a cell's result: a digest of everything that determines the result.
 
 `--resume` reuses an older row if its key is the same.
 """

@@ -1,1 +1,1 @@
-"""Makes the micro data and the three micro backbones in `fixtures/`."""
+"""Builds the micro data and the three micro backbones in `fixtures/`."""

@@ -1,4 +1,4 @@
-"""Makes the pretraining text of micro backbones: an endless stream of `Document`s.
+"""Generates the pretraining text of micro backbones: an endless stream of `Document`s.
 
 Each document pairs a text with what people write about it: a review with a digest or a reaction, a
 passage with a question and its answer, a report with its gist. From these pairs a backbone learns

@@ -1,4 +1,4 @@
-"""Makes the micro data, `fixtures/data/<data set>/<split>.jsonl`, from the seeds below."""
+"""Builds the micro data, `fixtures/data/<data set>/<split>.jsonl`, from the seeds below."""
 
 import json
 import re
@@ -23,7 +23,7 @@ RAMBLE = (
 
 
 def keep(row: MicroRow, rng: Random) -> MicroRow:
-    """Leave the row unchanged."""
+    """Return the row unchanged."""
     return row
 
 
@@ -108,7 +108,7 @@ PRETRAINED_ON = (
 
 
 def unique(make: Callable[[Random], MicroRow], seed: int, key: str, count: int) -> list[MicroRow]:
-    """Make `count` rows with distinct values of `key`, none of them in PRETRAINED_ON."""
+    """Make `count` rows with distinct values of `key`, none of which is in PRETRAINED_ON."""
     rng = Random(seed)
     rows = dict[str, MicroRow]()
     while len(rows) < count:

@@ -7,7 +7,7 @@ prediction, and T5 span corruption (Raffel et al. 2020). Words that need underst
 
 Encoders also learn token labels: a review's verdict at its full stops and, in T5, which values of a
 passage answer its question. Two of T5's three tasks use no decoder, so its encoder must understand
-a text by itself.
+a text on its own.
 """
 
 from collections import Counter
@@ -261,7 +261,7 @@ def _verdict_names(document: Document, first: Sequence[int], tokenizer: Any) -> 
 
 
 def _answer_names(document: Document, tokenizer: Any) -> dict[int, int]:
-    """The labels of a passage by position in it.
+    """The labels of a passage, by their position in it.
 
     The answer's first token is labelled `(` and its last `)`; a single token is labelled `*`. The
     first and last tokens of every other value are labelled `-`.

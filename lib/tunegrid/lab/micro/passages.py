@@ -1,4 +1,4 @@
-"""Makes passages with questions in SQuAD's schema, and news with highlights.
+"""Generates passages with questions in SQuAD's schema, and news with highlights.
 
 A passage tells facts about several subjects. Its towns, years, people and amounts come from small
 pools, so the same words answer different questions in different places. Only the subject *and* the

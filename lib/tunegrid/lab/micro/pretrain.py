@@ -77,7 +77,7 @@ class Plan:
 
 
 def drop_out(model: Any) -> None:
-    """Set half of BERT's usual dropout for fine-tuning, since full dropout slows learning."""
+    """For fine-tuning, set half of BERT's usual dropout, since full dropout slows learning."""
     model.config.update({"hidden_dropout_prob": 0.05, "attention_probs_dropout_prob": 0.05})
 
 

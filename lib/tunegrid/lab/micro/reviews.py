@@ -104,7 +104,7 @@ def review(rng: Random) -> dict[str, Any]:
 def write_review(rng: Random) -> Review:
     """Write a review: a verdict, opinions on one to three aspects, and perhaps an aside.
 
-    Most opinions agree with the verdict, and the others mislead. The verdict's place is random.
+    Most opinions agree with the verdict, and the others mislead. The verdict's position is random.
     """
     positive = rng.random() < 0.5
     product = rng.choice(PRODUCTS)
@@ -158,7 +158,7 @@ def make_digest(opinions: Sequence[tuple[str, bool]]) -> tuple[str, list[tuple[i
 
 
 def flip(opinions: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """Reverse the opinions."""
+    """Flip each opinion between positive and negative."""
     return [(aspect, not positive) for aspect, positive in opinions]
 
 
@@ -176,7 +176,7 @@ def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
 
 
 def make_pairs(written: Review, rng: Random) -> list[dict[str, Any]]:
-    """Three rows: entailment, neutral, contradiction; the neutral premise lacks the verdict."""
+    """Three pairs: entailment, neutral and contradiction; the neutral premise lacks the verdict."""
     open_opinions = [("overall", rng.random() < 0.5), *written.opinions[1:]]
     pairs = (
         (written.content, written.opinions),
