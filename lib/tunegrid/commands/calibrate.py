@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
         "pytest_options",
         nargs="*",
         metavar="-- OPTION",
-        help="options of pytest, as in -- --data-root=DIR -n 2",
+        help="arguments for pytest, as in -- --data-root=DIR -n 2",
     )
     options = parser.parse_args(arguments)
     if options.seeds < 2:

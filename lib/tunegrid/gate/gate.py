@@ -211,7 +211,7 @@ def _confirm(
 
     Only drops at a single seed that the baseline lacks are marked.
     """
-    # Runs of equal seed differ only by the change, and the mean of several seeds is reliable.
+    # Runs with the same seed differ only by the change, and the mean of several seeds is reliable.
     if drop.verdict is not Verdict.WORSE or drop.effect is None:
         return drop
     if len(rows.new) > 1 or rows.new.keys() & rows.old.keys():

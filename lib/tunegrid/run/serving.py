@@ -85,7 +85,7 @@ class Serving:
         """Loads the model and the tokenizer that `save` wrote, with Auto classes where they exist.
 
         Passes only options that are in none of the saved files. Raises InputError if a model that
-        was saved whole lacks tensors.
+        was saved whole has missing or misshapen tensors.
         """
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if (folder / peft.utils.CONFIG_NAME).is_file():
@@ -163,7 +163,10 @@ def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
     misshapen_names = [str(name) for name, *_ in report["mismatched_keys"]]
     names = sorted({*report["missing_keys"], *misshapen_names})
     if names:
-        raise InputError(f"the saved model lacks {len(names)} tensors, {names[0]} among them")
+        raise InputError(
+            f"{len(names)} tensors of the saved model are missing or have another shape, "
+            f"{names[0]} among them"
+        )
     return model
 
 
