@@ -60,11 +60,11 @@ def test_flips_come_first_then_the_rows_with_fewest_points():
     assert section.heading == "Test rows: 1 lost, 1 gained of 5"
 
 
-def test_rows_that_were_lost_are_not_crowded_out_by_gains():
-    old = scored_rows(*[100.0] * 9, *[0.0] * 9)
-    new = scored_rows(*[0.0] * 9, *[100.0] * 9)
-    section = rows_section(new, None, old, None, limit=6)
-    assert list(section.frame["change"]) == ["lost"] * 6
+def test_of_equal_changes_a_loss_comes_first_though_its_row_has_more_points():
+    old = scored_rows(0.0, 100.0)
+    new = scored_rows(40.0, 60.0)
+    section = rows_section(new, None, old, None, limit=1)
+    assert list(section.frame["change"]) == ["lost"]
 
 
 def test_predictions_on_other_rows_are_not_paired():
