@@ -15,18 +15,21 @@ from tunegrid.run.prepare import make_codec
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 DATED = (
-    "{% set day = strftime_now('%d %B %Y') %}{% if date_string is defined %}{{ date_string }}{% endif %}{{ day }}"
-    + CHATML
+    "{% set day = strftime_now('%d %B %Y') %}"
+    "{% if date_string is defined %}{{ date_string }}{% endif %}{{ day }}" + CHATML
 )
 # Plain words and spaces mark the turns in place of special tokens; the model's turn ends with a
 # token that is not EOS.
 PLAIN = (
-    "{% for message in messages %}{{ 'Human: ' if message['role'] == 'user' else 'Robot: ' }}{{ message['content'] | trim }}"
-    "{{ '\n' if message['role'] == 'user' else '<end>' }}{% endfor %}{% if add_generation_prompt %}Robot: {% endif %}"
+    "{% for message in messages %}{{ 'Human: ' if message['role'] == 'user' else 'Robot: ' }}"
+    "{{ message['content'] | trim }}"
+    "{{ '\n' if message['role'] == 'user' else '<end>' }}{% endfor %}"
+    "{% if add_generation_prompt %}Robot: {% endif %}"
 )
 TEMPLATES = {"chatml": CHATML, "dated": DATED, "plain": PLAIN}
 FIRE = {

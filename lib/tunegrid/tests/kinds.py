@@ -1,15 +1,13 @@
 """Ten kinds of runs, most of them compared with an older run.
 
-They are made from the committed baseline, so that every machine judges them alike. Each function
-returns the older records, the new records, the gate's judgements, and the kinds of figures that
-fail the run.
+They are made from the committed baseline, so that every machine judges them alike.
 """
 
 import re
 from dataclasses import replace
 from functools import cache
 from html import unescape
-from pathlib import Path
+from typing import NamedTuple
 
 from tunegrid import ROOT
 from tunegrid.gate.gate import Run, gate
@@ -21,6 +19,7 @@ from tunegrid.record import AuditFinding
 from tunegrid.report.verdict import run_verdict
 from tunegrid.runs.files import read_saved
 from tunegrid.runs.status import locate, weigh_misses
+from tunegrid.tests.records import altered
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 COMMAND = "pytest -m quick -n 2 --grid own.py --device=cpu --gate=old.json"
@@ -28,12 +27,20 @@ SIX = ("bert_qa_lora", "bert_qa_sft", "bert_sa_sft", "t5_qa_lora", "t5_sum_sft",
 NUMERICS = ("numerics", *DEFAULT_KINDS)
 
 
+class RunKind(NamedTuple):
+    """A kind of run: its records and those of the older run, if any, as the gate judges them."""
+
+    old: list
+    new: list
+    judgements: list
+    counted: tuple = DEFAULT_KINDS  # the kinds of figures that fail the run
+
+
 @cache
 def baseline(cells=(), seeds=(0,)):
-    known = read_saved(BASELINE).records
     return [
         record
-        for record in known
+        for record in read_saved(BASELINE).records
         if record.seeds.seed in seeds and (record.cell in cells or not cells)
     ]
 
@@ -42,97 +49,93 @@ def judged(old, new):
     return gate(Run.make(old), Run.make(new))
 
 
+def contended(records):
+    return [altered(record, "device.contended", True) for record in records]
+
+
 def passed():
     old = baseline(SIX)
-    new = [replace(record, device=replace(record.device, contended=True)) for record in old]
-    return old, new, judged(old, new), DEFAULT_KINDS
+    new = contended(old)
+    return RunKind(old, new, judged(old, new))
 
 
 def one_cause():
     """LoRA's scale is wrong in all 18 cells with adapters; two of them also miss their bounds."""
     old = baseline()
     new = [broken(record) if record.recipe.adapter else record for record in old]
-    return old, new, judged(old, new), DEFAULT_KINDS
+    return RunKind(old, new, judged(old, new))
 
 
 def broken(record):
-    finding = AuditFinding(
-        name="adapters_add_as_declared",
-        passed=False,
-        detail="LoRA's scale is 8/9 of what is declared",
-    )
-    missed = [locate(record, f"audit {finding.name}: {finding.detail}")]
+    name = "adapters_add_as_declared"
+    detail = "LoRA's scale is 8/9 of what is declared"
+    missed = [locate(record, f"audit {name}: {detail}")]
     status = "audit"
-    scores = dict(record.scores)
     if record.cell in ("t5_qa_lora", "t5_qa_qlora"):
-        scores["f1"] = record.bounds["f1"] - 1
-        missed.append(locate(record, f"f1 {scores['f1']:.1f} is below {record.bounds['f1']:.1f}"))
+        record = low_score(record)
+        missed += record.missed
         status = "missed"
-    audits = [finding if one.name == finding.name else one for one in record.audits]
-    return replace(
-        record, audits=audits, missed=missed, status=status, scores=scores, examples=None
-    )
+    audits = []
+    for audit in record.audits:
+        if audit.name == name:
+            audit = AuditFinding(name=name, passed=False, detail=detail)
+        audits.append(audit)
+    return replace(record, audits=audits, missed=missed, status=status, examples=None)
 
 
 def changed_module():
     """Five cells change in different layers of the same class; a sixth names another class."""
     old = baseline()
-    new = [
-        replace(record, versions={**record.versions, "transformers": "5.25.0"}) for record in old
-    ]
-    kinds = {f"h.{layer}.attn.c_attn": ("Conv1D", "transformers") for layer in range(5)} | {
-        "lm_head": ("Linear", "torch")
-    }
+    new = [replace(record, versions=record.versions | {"transformers": "5.25.0"}) for record in old]
+    modules = [(f"h.{layer}.attn.c_attn", "Conv1D", "transformers") for layer in range(5)]
+    modules.append(("lm_head", "Linear", "torch"))
     cells = [record.cell for record in old if record.backbone == "gpt2"]
     changes = {}
-    for cell, (name, (kind, library)) in zip(cells, kinds.items(), strict=False):
-        detail = f"forward: the output of {name} ({kind}, {library}) moves, by 2.3e-01; with transformers 5.25.0, it was 5.24.0"
-        evidence = {"stage": "forward", "modules": ((name, kind, library),), "detail": detail}
+    for cell, module in zip(cells, modules, strict=False):
+        name, class_name, library = module
+        moved = f"the output of {name} ({class_name}, {library}) moves, by 2.3e-01"
         changes[cell] = Judgement(
-            cell=cell, main_score="f1", quantity="numerics", verdict=Verdict.CHANGED, **evidence
+            cell=cell,
+            main_score="f1",
+            quantity="numerics",
+            verdict=Verdict.CHANGED,
+            stage="forward",
+            modules=(module,),
+            detail=f"forward: {moved}; with transformers 5.25.0, it was 5.24.0",
         )
-    return (
-        old,
-        new,
-        [changes.get(j.cell, j) if j.quantity == "numerics" else j for j in judged(old, new)],
-        NUMERICS,
-    )
+    judgements = []
+    for judgement in judged(old, new):
+        if judgement.quantity == "numerics":
+            judgement = changes.get(judgement.cell, judgement)
+        judgements.append(judgement)
+    return RunKind(old, new, judgements, NUMERICS)
 
 
 def other_cpus():
     """On another CPU, rounding moves every loss and, with them, a score measured on few rows."""
     old = baseline(SIX)
-    new = [
-        replace(rounded(record), device=replace(record.device, name="AMD EPYC")) for record in old
-    ]
-    moved = [record.cell for record in new].index("t5_qa_lora")
-    scores = new[moved].scores
-    new[moved] = replace(
-        new[moved], scores={**scores, "f1": scores["f1"] - 0.7}, bounds={}, examples=None
-    )
-    return old, new, judged(old, new), DEFAULT_KINDS
-
-
-def rounded(record):
-    return replace(
-        record,
-        training=replace(
-            record.training, losses=[loss * (1 + 1e-7) for loss in record.training.losses]
-        ),
-    )
+    new = []
+    for record in old:
+        record = altered(record, "device.name", "AMD EPYC")
+        losses = [loss * (1 + 1e-7) for loss in record.training.losses]
+        record = altered(record, "training.losses", losses)
+        if record.cell == "t5_qa_lora":
+            scores = record.scores | {"f1": record.scores["f1"] - 0.7}
+            record = replace(record, scores=scores, bounds={}, examples=None)
+        new.append(record)
+    return RunKind(old, new, judged(old, new))
 
 
 def five_seeds():
     """Every seed of one cell scores three points less."""
     old = baseline(SIX, (0, 1, 2, 3, 4))
-    fewer = [
-        replace(
-            one, scores={name: points - 3 for name, points in one.scores.items()}, examples=None
-        )
-        for one in old
-    ]
-    new = [low if one.cell == "bert_qa_sft" else one for one, low in zip(old, fewer, strict=True)]
-    return old, new, judged(old, new), DEFAULT_KINDS
+    new = []
+    for record in old:
+        if record.cell == "bert_qa_sft":
+            scores = {name: points - 3 for name, points in record.scores.items()}
+            record = replace(record, scores=scores, examples=None)
+        new.append(record)
+    return RunKind(old, new, judged(old, new))
 
 
 def changed_numerics():
@@ -140,16 +143,19 @@ def changed_numerics():
     old = baseline()
     stage = "backward without dropout"
     module = ("h.1.mlp.act", "NewGELUActivation", "transformers")
-    words = f"{stage}: the gradient changes inside h.1.mlp.act (NewGELUActivation, transformers), by 79 % of its norm"
-    evidence = {"stage": stage, "modules": (module,)}
-    judgements = [
-        replace(j, verdict=Verdict.CHANGED, detail=words, **evidence)
-        if j.quantity == "numerics" and "gpt2" in j.cell
-        else j
-        for j in judged(old, old)
-    ]
-    new = [replace(record, device=replace(record.device, contended=True)) for record in old]
-    return old, new, judgements, DEFAULT_KINDS
+    inside = "h.1.mlp.act (NewGELUActivation, transformers), by 79 % of its norm"
+    change = {
+        "verdict": Verdict.CHANGED,
+        "stage": stage,
+        "modules": (module,),
+        "detail": f"{stage}: the gradient changes inside {inside}",
+    }
+    judgements = []
+    for judgement in judged(old, old):
+        if judgement.quantity == "numerics" and "gpt2" in judgement.cell:
+            judgement = replace(judgement, **change)
+        judgements.append(judgement)
+    return RunKind(old, contended(old), judgements)
 
 
 def fresh_seed():
@@ -160,7 +166,7 @@ def fresh_seed():
     # Another machine may hold other example rows.
     old = [replace(record, examples=None) for record in baseline()]
     new = [replace(record, examples=None) for record in baseline(seeds=(1,))]
-    return old, new, judged(old, new), DEFAULT_KINDS
+    return RunKind(old, new, judged(old, new))
 
 
 def low_score(record):
@@ -171,25 +177,21 @@ def low_score(record):
 
 
 def second_training(record):
-    return replace(
-        record,
-        seeds=replace(
-            record.seeds, seed=record.seeds.seed + CONFIRMING, confirms=record.seeds.seed
-        ),
-    )
+    seed = record.seeds.seed
+    return replace(record, seeds=replace(record.seeds, seed=seed + CONFIRMING, confirms=seed))
 
 
 def confirmed_miss():
     """A cell that missed its bound with two seeds."""
     [record] = baseline(("bert_qa_lora",))
-    new = [low_score(record), low_score(second_training(record))]
-    return [], weigh_misses(new), [], DEFAULT_KINDS
+    trainings = [low_score(record), low_score(second_training(record))]
+    return RunKind([], weigh_misses(trainings), [])
 
 
 def unconfirmed_miss():
     """A cell that missed its bound, but reached it when it was trained again."""
     [record] = baseline(("bert_qa_lora",))
-    return [], weigh_misses([low_score(record), second_training(record)]), [], DEFAULT_KINDS
+    return RunKind([], weigh_misses([low_score(record), second_training(record)]), [])
 
 
 def too_short():
@@ -199,49 +201,60 @@ def too_short():
     audits = [finding for finding in record.audits if finding.name != name]
     audits.append(AuditFinding(name=name, passed=False, detail="one answer for all 400 rows"))
     excused = {name: "a run of 12 of 48 planned updates may be too short to pass it"}
-    return [], [replace(record, audits=audits, excused=excused, bounds={})], [], DEFAULT_KINDS
+    return RunKind([], [replace(record, audits=audits, excused=excused, bounds={})], [])
 
 
 KINDS = {
-    kind.__name__: kind
-    for kind in (
-        *(passed, one_cause, changed_module, other_cpus, five_seeds),
-        *(changed_numerics, fresh_seed, confirmed_miss, unconfirmed_miss, too_short),
+    make.__name__: make
+    for make in (
+        passed,
+        one_cause,
+        changed_module,
+        other_cpus,
+        five_seeds,
+        changed_numerics,
+        fresh_seed,
+        confirmed_miss,
+        unconfirmed_miss,
+        too_short,
     )
 }
 
 
 def kind_verdict(kind):
-    old, new, judgements, counted = KINDS[kind]()
-    named = {"baseline": "old.json", "files": ("old.json", "new.json")}
-    return run_verdict(new, judgements, counted, before=old, command=COMMAND, **named)
+    run = KINDS[kind]()
+    return run_verdict(
+        run.new,
+        run.judgements,
+        run.counted,
+        before=run.old,
+        command=COMMAND,
+        baseline="old.json",
+        files=("old.json", "new.json"),
+    )
 
 
 def kind_page(kind):
-    old, new, judgements, _ = KINDS[kind]()
-    place = Path(BASELINE)  # its examples are beside it
-    older = (
-        [
-            PageRun(
-                name="old.json",
-                records=old,
-                when="2026-11-24T09:00:00",
-                commit="0123456789",
-                path=place,
-            )
-        ]
-        if old
-        else []
-    )
-    run = PageRun(
+    run = KINDS[kind]()
+    older = []
+    if run.old:
+        page_run = PageRun(
+            name="old.json",
+            records=run.old,
+            when="2026-11-24T09:00:00",
+            commit="0123456789",
+            path=BASELINE,  # its examples are beside it
+        )
+        older.append(page_run)
+    newer = PageRun(
         name="new.json",
-        records=new,
+        records=run.new,
         when="2026-11-25T09:00:00",
         commit="9876543210",
         command=COMMAND,
-        path=place,
+        path=BASELINE,
     )
-    return make_page(run, older, verdicts=judgements, answer=kind_verdict(kind))
+    return make_page(newer, older, verdicts=run.judgements, answer=kind_verdict(kind))
 
 
 def page_text(page, cells=False):
@@ -250,11 +263,12 @@ def page_text(page, cells=False):
     Leaves out what the page says about single cells unless `cells` is set.
     """
     html = re.sub(r"<(style|script|svg|title)[ >].*?</\1>", "", render.html(page), flags=re.S)
-    html = html if cells else re.sub(r"<article.*?</article>", "", html, flags=re.S)
-    html = re.sub(
-        r"<(?=(?:tr|p|h\d|summary|li|caption|div|figure)[ >])", r"\n<", re.sub(r"\s+", " ", html)
-    )
-    lines = (
-        re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", line)).strip() for line in html.splitlines()
-    )
+    if not cells:
+        html = re.sub(r"<article.*?</article>", "", html, flags=re.S)
+    html = re.sub(r"\s+", " ", html)
+    html = re.sub(r"<(?=(?:tr|p|h\d|summary|li|caption|div|figure)[ >])", r"\n<", html)
+    lines = []
+    for line in html.splitlines():
+        text = re.sub(r"<[^>]*>", " ", line)
+        lines.append(re.sub(r"\s+", " ", text).strip())
     return unescape("\n".join(filter(None, lines)))

@@ -19,16 +19,17 @@ def wheel(folder, version, rows, name="planted", needs=()):
     """Writes a wheel by hand, since a build would install tools; its package holds one number."""
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     metadata += "".join(f"Requires-Dist: {need}\n" for need in needs)
+    info = f"{name}-{version}.dist-info"
     files = {
         f"{name}/__init__.py": f"ROWS = {rows!r}\n",
-        f"{name}-{version}.dist-info/METADATA": metadata,
-        f"{name}-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/METADATA": metadata,
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = ""
     for file, text in files.items():
         digest = urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
         record += f"{file},sha256={digest},{len(text)}\n"
-    files[f"{name}-{version}.dist-info/RECORD"] = f"{record}{name}-{version}.dist-info/RECORD,,\n"
+    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n"
     path = Path(folder) / f"{name}-{version}-py3-none-any.whl"
     with ZipFile(path, "w") as archive:
         for file, text in files.items():

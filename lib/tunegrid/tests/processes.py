@@ -9,12 +9,14 @@ CONTEXT.set_forkserver_preload(["tunegrid.tests.small", "tunegrid.audits"])
 
 def runs(pid):
     """Checks that a process exists and is not a zombie that nobody has waited for."""
-    return _stat(pid)[:1] not in ([], ["Z"])
+    stat = _stat(pid)
+    return bool(stat) and stat[0] != "Z"
 
 
 def parent_pid(pid):
     """The pid of a process's parent; None if the process has ended."""
-    return int(stat[1]) if (stat := _stat(pid)) else None
+    stat = _stat(pid)
+    return int(stat[1]) if stat else None
 
 
 def _stat(pid):

@@ -8,7 +8,6 @@ import numpy as np
 from tunegrid.gate.noise import make_scale
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import QUICK_PROFILE
-from tunegrid.grid.tasks import TASKS
 from tunegrid.record import Record, new_record, to_json
 from tunegrid.record.checks import EVERY_CELL, PART_AUDITS
 from tunegrid.record.io import adapter
@@ -194,25 +193,23 @@ def complete_json(cell_id="bert_sa_lora", **changes):
     cell = CELLS[cell_id]
     start = to_json(new_record(cell))
     seed = (changes.get("seeds") or {}).get("seed") or 0
+    training = MEASURED["training"]
     parts = {
         "recipe": start["recipe"] | {"max_steps": 1},
         "audits": [FINDING | {"name": name} for name in audit_ids(cell)],
-        "training": MEASURED["training"]
-        | {"losses": [loss + seed / 1024 for loss in MEASURED["training"]["losses"]]},
+        "training": training | {"losses": [loss + seed / 1024 for loss in training["losses"]]},
     }
     return start | MEASURED | parts | SCORED[cell.task.id] | changes
 
 
 def audit_ids(cell):
     """The names of the audits that every complete run of the cell has."""
-    parts = {
-        "adapter": cell.method.adapts,
-        "quantization": cell.method.quantization,
-        cell.task.id: True,
-    }
-    return *EVERY_CELL, *(
-        name for part, names in PART_AUDITS.items() if parts.get(part) for name in names
-    )
+    names = [*EVERY_CELL, *PART_AUDITS[cell.task.id]]
+    if cell.method.adapts:
+        names += PART_AUDITS["adapter"]
+    if cell.method.quantization:
+        names += PART_AUDITS["quantization"]
+    return names
 
 
 def complete(cell_id="bert_sa_lora", **changes) -> Record:
@@ -223,21 +220,30 @@ def complete(cell_id="bert_sa_lora", **changes) -> Record:
 def altered(record, place, value):
     """A record, or a part of one, with another value at a path such as "training.losses"."""
     name, _, rest = place.partition(".")
-    return replace(record, **{name: altered(getattr(record, name), rest, value) if rest else value})
+    if rest:
+        value = altered(getattr(record, name), rest, value)
+    return replace(record, **{name: value})
 
 
 def begun(
     cell="bert_sa_lora", losses=(0.7, 0.5), training=MEASURED["training"], **changes
 ) -> Record:
     """A record of a cell that has made only its first updates."""
-    nothing = {"scores": {}, "bounds": {}, "evaluation": None, "examples": None}
-    trained = training | {"losses": list(losses), "updates": len(losses)}
-    return complete(
-        cell,
-        **nothing
-        | {"status": "begun", "first_updates": len(losses), "training": trained}
-        | changes,
-    )
+    parts = {
+        "status": "begun",
+        "first_updates": len(losses),
+        "training": training | {"losses": list(losses), "updates": len(losses)},
+        "scores": {},
+        "bounds": {},
+        "evaluation": None,
+        "examples": None,
+    }
+    return complete(cell, **parts | changes)
+
+
+def with_test_rows(count):
+    """A record's part on its data, with this number of test rows."""
+    return MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": count}}
 
 
 def hits(count, right, lost=0):
@@ -246,28 +252,17 @@ def hits(count, right, lost=0):
 
 def get_record(cell, points=None, seed=0, ids=None, **changes):
     """A record whose scores are the means of these points; it keeps the points of each row."""
-    reference = None
-    count = 0
-    scores = {}
+    task = CELLS[cell].task
+    scores = dict.fromkeys(task.bounded_scores, 90.0)
+    parts = {"examples": None, "bounds": {task.main_score: 1.0}, "seeds": make_seeds(seed)}
     if points is not None:
         count = len(next(iter(points.values())))
-        reference = vars(
-            examples.write(
-                ids or [f"r{n}" for n in range(count)], points, [str(n % 2) for n in range(count)]
-            )
-        )
-        scores = {metric: jsonable(float(np.mean(values))) for metric, values in points.items()}
-    task = next(task for task in TASKS if task.id == cell.split("_")[1])
-    scores = {metric: 90.0 for metric in task.bounded_scores} | scores
-    rows = MEASURED["data"]["rows"] | ({"test": count} if reference else {})
-    parts = {
-        "scores": scores,
-        "data": MEASURED["data"] | {"rows": rows},
-        "examples": reference,
-        "bounds": {task.main_score: 1.0},
-        "seeds": make_seeds(seed),
-    }
-    return complete(cell, **parts | changes)
+        ids = ids or [f"r{n}" for n in range(count)]
+        kept = examples.write(ids, points, [str(n % 2) for n in range(count)])
+        parts |= {"examples": vars(kept), "data": with_test_rows(count)}
+        for metric, values in points.items():
+            scores[metric] = jsonable(float(np.mean(values)))
+    return complete(cell, **parts | {"scores": scores} | changes)
 
 
 def trained(cell, *scores, **changes):
@@ -275,11 +270,14 @@ def trained(cell, *scores, **changes):
 
     Each record has enough test rows to resolve small deviations.
     """
-    task = next(task for task in TASKS if task.id == cell.split("_")[1])
-    data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
     for seed, score in enumerate(scores):
-        scored = {"scores": {task.main_score: score}, "bounds": {}, "examples": None}
-        parts = scored | {"data": data, "seeds": make_seeds(seed)}
+        parts = {
+            "scores": {CELLS[cell].task.main_score: score},
+            "bounds": {},
+            "examples": None,
+            "data": with_test_rows(10_000),
+            "seeds": make_seeds(seed),
+        }
         yield complete(cell, **parts | changes)
 
 
@@ -292,24 +290,26 @@ def scored(cell, score, seed=0, **seeds):
         {"name": name, "passed": name != "no_leakage" or score > 0, "detail": "3 rows of both"}
         for name in audit_ids(CELLS[cell])
     ]
-    data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
     # Different for each cell and seed
-    evaluation = MEASURED["evaluation"] | {"loss": [*CELLS].index(cell) + seed / 1e5}
-    parts = {
-        "audits": audits,
-        "data": data,
-        "evaluation": evaluation,
-        "examples": None,
-        "bounds": {"accuracy": 50.0},
-    }
-    points = {"accuracy": abs(score), "f1_macro": abs(score)}
-    return complete(cell, scores=points, seeds=make_seeds(seed) | seeds, **parts)
+    loss = [*CELLS].index(cell) + seed / 1e5
+    return complete(
+        cell,
+        audits=audits,
+        data=with_test_rows(10_000),
+        evaluation=MEASURED["evaluation"] | {"loss": loss},
+        examples=None,
+        bounds={"accuracy": 50.0},
+        scores={"accuracy": abs(score), "f1_macro": abs(score)},
+        seeds=make_seeds(seed) | seeds,
+    )
 
 
 def draws(sd, df, rows, metric="accuracy"):
     """`df` pairs of scores around 50, each with this standard deviation on the metric's scale."""
     scale = make_scale(rows, metric)
-    return [[scale.shift(50.0, side * sd / 2**0.5) for side in (-1, 1)]] * df
+    reach = sd / 2**0.5
+    pair = [scale.shift(50.0, -reach), scale.shift(50.0, reach)]
+    return [pair] * df
 
 
 def make_seeds(seed, draw=None):
@@ -319,21 +319,23 @@ def make_seeds(seed, draw=None):
 
 def saved(path, *records):
     """Writes a run's file with these records, or with rows of another benchmark."""
-    table = [
-        {"extra_info": to_json(record) if isinstance(record, Record) else record}
-        for record in records
-    ]
-    path.write_text(json.dumps(sealed({"benchmarks": table})))
+    rows = []
+    for record in records:
+        facts = to_json(record) if isinstance(record, Record) else record
+        rows.append({"extra_info": facts})
+    path.write_text(json.dumps(sealed({"benchmarks": rows})))
     return path
 
 
 def run_file(path, records, dirty=False):
+    """Writes a run's file as pytest-benchmark names its rows, in a folder that need not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = [
-        {"name": r.cell, "fullname": f"benchmarks::{r.cell}", "extra_info": to_json(r)}
-        for r in records
-    ]
-    path.write_text(json.dumps(sealed({"benchmarks": table, "commit_info": {"dirty": dirty}})))
+    rows = []
+    for record in records:
+        name = record.cell
+        fullname = f"benchmarks::{name}"
+        rows.append({"name": name, "fullname": fullname, "extra_info": to_json(record)})
+    path.write_text(json.dumps(sealed({"benchmarks": rows, "commit_info": {"dirty": dirty}})))
     return path
 
 
@@ -342,6 +344,6 @@ def sealed(run):
     return add_seal(run | {"benchmarks": [add_seal(row) for row in run["benchmarks"]]})
 
 
-def read_records(path, profile=None):
-    """The records of a saved run by cell id, of all profiles or of one."""
-    return {record.cell: record for record in read_list(path) if profile in (None, record.profile)}
+def read_records(path):
+    """The records of a saved run by cell id."""
+    return {record.cell: record for record in read_list(path)}

@@ -36,8 +36,11 @@ SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")
 # It sees no GPU, because a forked process could not use one.
 SERVER = """
 import gc, json, os, runpy, signal, sys
-import accelerate, bitsandbytes, datasets, peft, pyarrow, pytest, rouge_score.rouge_scorer, scipy.stats, torch
-import transformers.models.bert.modeling_bert, transformers.models.gpt2.modeling_gpt2, transformers.models.t5.modeling_t5
+import accelerate, bitsandbytes, datasets, peft, pyarrow, pytest, scipy.stats, torch
+import rouge_score.rouge_scorer
+import transformers.models.bert.modeling_bert
+import transformers.models.gpt2.modeling_gpt2
+import transformers.models.t5.modeling_t5
 
 gc.freeze()
 while line := sys.stdin.readline():
@@ -47,17 +50,18 @@ while line := sys.stdin.readline():
     print("code", os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 else:
     sys.exit()
-given = json.loads(line)
-for number, path in enumerate((os.devnull, *given["streams"])):
+job = json.loads(line)
+for number, path in enumerate((os.devnull, *job["streams"])):
     os.dup2(os.open(path, os.O_RDWR | os.O_APPEND), number)
 os.environ.clear()
-os.environ.update(given["environment"])
-os.chdir(given["folder"])
-sys.path[:0] = [given["folder"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-program = given["program"]
-sys.argv = [program, *given["arguments"]]
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs of a shell in the background ignore
-signal.alarm(given["timeout"])
+os.environ.update(job["environment"])
+os.chdir(job["folder"])
+sys.path[:0] = [job["folder"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+program = job["program"]
+sys.argv = [program, *job["arguments"]]
+# A shell's jobs in the background ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.alarm(job["timeout"])
 if program.endswith(".py"):
     runpy.run_path(program, run_name="__main__")
 else:
@@ -79,9 +83,8 @@ def _server():
 
 def environment(**variables):
     """The environment without the outer session's variables, so that sessions stay separate."""
-    return {
-        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
-    } | variables
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return outer | variables
 
 
 class ForkedProcess:
@@ -96,30 +99,32 @@ class ForkedProcess:
         own["PYTEST_ADDOPTS"] = "-W ignore::pytest.PytestAssertRewriteWarning"
         self.streams = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
         self.server = _server()
-        given = {
+        job = {
             "program": str(program),
             "arguments": list(map(str, arguments)),
             "folder": str(folder),
             "timeout": timeout,
+            "environment": own,
+            "streams": [stream.name for stream in self.streams],
         }
-        given |= {"environment": own, "streams": [stream.name for stream in self.streams]}
-        self.server.stdin.write(json.dumps(given).encode() + b"\n")
-        self.pid = self._told(b"pid")
+        self.server.stdin.write(json.dumps(job).encode() + b"\n")
+        self.pid = self._read_number(b"pid")
 
-    def _told(self, name):
+    def _read_number(self, name):
         """Reads the server's next value under this name.
 
         Skips lines that are left over from a process that nobody waited for.
         """
         lines = iter(self.server.stdout.readline, b"")
-        return int(next(line for line in lines if line.startswith(name)).split()[1])
+        line = next(line for line in lines if line.startswith(name))
+        return int(line.split()[1])
 
     def runs(self):
         return not select.select([self.server.stdout], [], [], 0)[0]
 
     def ended(self):
         """Waits for the process and returns the same as `subprocess.run`."""
-        code = self._told(b"code")
+        code = self._read_number(b"code")
         texts = []
         for stream in self.streams:
             with stream:
@@ -140,23 +145,16 @@ def run(tmp_path, *options, **how):
     path = tmp_path / "run.json"
     path.unlink(missing_ok=True)
     answer = SessionProcess(f"--benchmark-json={path}", *SMALL, *options, **how).ended()
-    return (
-        answer.returncode,
-        answer.stdout + answer.stderr,
-        benchmark_rows(path) if path.exists() else [],
-    )
+    rows = benchmark_rows(path) if path.exists() else []
+    return answer.returncode, answer.stdout + answer.stderr, rows
 
 
 def run_folder(folder, plugins, *options, **variables):
     """Runs a folder's tests with some of the suite's plugins; returns the exit code and output."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *(f"-pfixtures.{plugin}" for plugin in plugins),
-        *options,
-    ]
-    own = environment(**{"PYTHONPATH": f"{SOURCES}{os.pathsep}{folder}", **variables})
+    command = [sys.executable, "-m", "pytest"]
+    command += [f"-pfixtures.{plugin}" for plugin in plugins]
+    command += options
+    own = environment(PYTHONPATH=f"{SOURCES}{os.pathsep}{folder}") | variables
     answer = subprocess.run(
         command, cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=300
     )
@@ -170,8 +168,10 @@ def full_options(folder, **named):
     "data".
     """
     for name, micro in named.items():
-        source = FIXTURES / ("data" if micro == "data" else "backbones")
-        shutil.copytree(source / (name if micro == "data" else f"{micro}-micro"), folder / name)
+        source = FIXTURES / "backbones" / f"{micro}-micro"
+        if micro == "data":
+            source = FIXTURES / "data" / name
+        shutil.copytree(source, folder / name)
     return ("-m", "full", "--device", "cpu", f"--checkpoint-root={folder}", f"--data-root={folder}")
 
 
@@ -192,13 +192,9 @@ def run_lines(command_lines, **variables):
 
 def new_session(settings=None, **options):
     """A session with these command-line options; `settings` holds the values of `--set`."""
-    named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    values = {
-        "--set": tuple((settings or {}).items()),
-        "--child": Child(),
-        "--ranks": Ranks(),
-        **named,
-    }
+    values = {"--set": tuple((settings or {}).items()), "--child": Child(), "--ranks": Ranks()}
+    for name, value in options.items():
+        values[f"--{name.replace('_', '-')}"] = value
     return Session(SimpleNamespace(getoption=values.get))
 
 

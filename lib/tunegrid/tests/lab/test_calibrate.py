@@ -7,7 +7,6 @@ Nothing trains.
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -15,39 +14,43 @@ from tunegrid.errors import InputError
 from tunegrid.gate.bounds import Calibration, get_bound
 from tunegrid.gate.noise import POINT_SCALE, Deviation, load_noise
 from tunegrid.gate.thresholds import TOLERANCES, load_bounds, load_tolerances
-from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.grid.tasks import TASKS
 from tunegrid.lab import calibrate, false_alarms
 from tunegrid.lab.calibrate import noise_toml
 from tunegrid.lab.tolerances import FLOORS, Apart, diffs, largest, make_tolerances, numerics_toml
 from tunegrid.runs.files import load, save
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.records import MEASURED, altered, complete, make_seeds, saved
+from tunegrid.tests.records import (
+    CELLS,
+    MEASURED,
+    altered,
+    complete,
+    make_seeds,
+    saved,
+    with_test_rows,
+)
 
 MANY = 1e6  # degrees of freedom: Student's t is normal
 
 
 @pytest.mark.parametrize(
-    ("scores", "deviation", "narrowed", "minimum"),
+    ("scores", "sd", "df", "limits", "minimum"),
     [
         # 2 % over two bounds: the normal quantile of 99 % is 2.326; sd 3, two seeds: 3 * sqrt(1 + 1
         # / 2) = 3.674; 90 - 8.547
-        ([89.0, 91.0], {"sd": 3.0, "df": MANY}, {}, 81.4),
+        ([89.0, 91.0], 3.0, MANY, {}, 81.4),
         # four degrees of freedom: 3.747 in place of 2.326; 90 - 13.77
-        ([89.0, 91.0], {"sd": 3.0, "df": 4}, {}, 76.2),
+        ([89.0, 91.0], 3.0, 4, {}, 76.2),
         # A seed lay 4 deviations below: 90 - 14.7
-        ([89.0, 91.0], {"sd": 3.0, "df": MANY}, {"tail": 4.0}, 75.3),
-        ([90.0] * 3, {"sd": 0.01, "df": MANY}, {}, 89.0),  # a point for other processors
-        ([2.0, 4.0], {"sd": 3.0, "df": MANY}, {}, 0.0),  # no less than nothing
+        ([89.0, 91.0], 3.0, MANY, {"tail": 4.0}, 75.3),
+        ([90.0] * 3, 0.01, MANY, {}, 89.0),  # a point for other processors
+        ([2.0, 4.0], 3.0, MANY, {}, 0.0),  # no less than nothing
         # two thirds of the way from 90 to 81 is 84, above the 81.4 that a healthy run needs
-        ([89.0, 91.0], {"sd": 3.0, "df": MANY}, {"control": 81.0}, 84.0),
-        ([89.0, 91.0], {"sd": 3.0, "df": MANY}, {"control": 30.0}, 81.4),
+        ([89.0, 91.0], 3.0, MANY, {"control": 81.0}, 84.0),
+        ([89.0, 91.0], 3.0, MANY, {"control": 30.0}, 81.4),
     ],
 )
-def test_a_bound_is_a_quantile_of_a_new_observation_below_the_mean(
-    scores, deviation, narrowed, minimum
-):
-    assert get_bound(scores, Deviation(**deviation), POINT_SCALE, bounds=2, **narrowed) == minimum
+def test_a_bound_is_a_quantile_of_a_new_observation_below_the_mean(scores, sd, df, limits, minimum):
+    assert get_bound(scores, Deviation(sd=sd, df=df), POINT_SCALE, bounds=2, **limits) == minimum
 
 
 # Whole calibrations
@@ -55,31 +58,22 @@ def test_a_bound_is_a_quantile_of_a_new_observation_below_the_mean(
 
 def grid(seed, score=90.0, draw=None):
     """Every cell of the study, with one score for all, on a test set of 500 rows."""
-    rows = MEASURED["data"]["rows"] | {"test": 500}
     records = {}
-    for cell in STUDY_IDS:
-        task = next(task for task in TASKS if task.id == cell.split("_")[1])
-        record = complete(
-            cell,
-            scores=dict.fromkeys(task.bounded_scores, score),
-            bounded_scores=list(task.bounded_scores),
-            main_score=task.main_score,
-            seeds=make_seeds(seed, draw),
-            data=MEASURED["data"] | {"rows": rows},
-        )
+    for cell_id, cell in CELLS.items():
+        scores = dict.fromkeys(cell.task.bounded_scores, score)
+        seeds = make_seeds(seed, draw)
+        record = complete(cell_id, scores=scores, seeds=seeds, data=with_test_rows(500))
         if draw:  # No audit can say of a moved start that it is the checkpoint's.
             audits = [audit for audit in record.audits if audit.name != "checkpoint_loaded"]
             record = replace(record, audits=audits)
-        records[cell] = record
+        records[cell_id] = record
     return records
 
 
 def test_both_kinds_of_noise_are_measured(tmp_path):
     first = grid(0, 88.0)
-    draws = [grid(0, 89.0, draw=1), grid(0, 90.0, draw=2)]
-    calibration = Calibration(
-        seeds=[first, grid(1, 92.0)], perturbed={0: [first, *draws]}, controls={}
-    )
+    moved = [grid(0, 89.0, draw=1), grid(0, 90.0, draw=2)]
+    calibration = Calibration(seeds=[first, grid(1, 92.0)], perturbed={0: [first, *moved]})
     path = tmp_path / "noise.toml"
     path.write_text(noise_toml(calibration))
     written = tomllib.loads(path.read_text())
@@ -99,64 +93,52 @@ def test_both_kinds_of_noise_are_measured(tmp_path):
 # The command
 
 
-class Session(NamedTuple):
-    """A session of pytest that the command started."""
-
-    marker: str
-    seeds: str | None
-    draw: int | None
-
-    def rows(self):
-        """The rows of a made-up run: controls, or a grid of each seed."""
-        rows = []
-        if not self.seeds:
-            for cell, record in grid(0).items():
-                for plant, score in {"learning_rate_0": 20.0, "adapter_off": 89.0}.items():
-                    scores = dict.fromkeys(record.bounded_scores, score)
-                    rows.append({"plant": plant, "of": cell, "scores": scores})
-            return rows
-        first, last = map(int, self.seeds.split("-"))
-        for seed in range(first, last + 1):
-            score = 90.0 + seed % 10 + (self.draw or 0) / 10
-            rows += grid(seed, score, self.draw).values()
-        return rows
-
-
 def option_values(arguments):
     return dict(word.split("=", 1) for word in arguments if "=" in word)
 
 
+def control_rows():
+    """Two controls of each cell, of which one reaches its bounds."""
+    rows = []
+    for cell_id, cell in CELLS.items():
+        for score in (20.0, 89.0):
+            scores = dict.fromkeys(cell.task.bounded_scores, score)
+            rows.append({"of": cell_id, "scores": scores})
+    return rows
+
+
 @pytest.fixture
-def sessions(monkeypatch):
-    """The sessions of pytest that the command started; none of them trains."""
+def sessions(tmp_path, monkeypatch):
+    """The pytest sessions that the command started, as their arguments; none of them trains."""
     started = []
 
     def train(path, arguments):
+        started.append(" ".join(arguments))
         options = option_values(arguments)
-        draw = int(options["--set"].rpartition("=")[2]) if "--set" in options else None
-        session = Session(arguments[1], options.get("--seeds"), draw)
-        started.append(session)
-        return saved(path, *session.rows())
+        if "--seeds" not in options:
+            return saved(path, *control_rows())
+        first, last = map(int, options["--seeds"].split("-"))
+        draw = int(options.get("--set", "perturbation=0").removeprefix("perturbation="))
+        records = []
+        for seed in range(first, last + 1):
+            records += grid(seed, 90.0 + seed % 10 + draw / 10, draw or None).values()
+        return saved(path, *records)
 
     monkeypatch.setattr(calibrate, "train_session", train)
-    return started
-
-
-@pytest.fixture(autouse=True)
-def runs(tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "LAB_RUNS", tmp_path)
+    return started
 
 
 def test_the_command_trains_seeds_moved_starts_and_controls_and_writes_three_files(
     sessions, tmp_path, capsys
 ):
-    options = f"--seeds 10000-10003 --moved-seeds 2 --draws 2 --to {tmp_path}".split()
+    options = f"--seeds 10000-10003 --moved-seeds 2 --draws 2 --to {tmp_path} -n 2".split()
     assert calibrate.main(options) == 0
     assert sessions == [
-        Session("quick", seeds="10000-10003", draw=None),
-        Session("quick", seeds="10000-10001", draw=1),
-        Session("quick", seeds="10000-10001", draw=2),
-        Session("controls and not zoo and not tasks", seeds=None, draw=None),
+        "-m quick -n 2 --seeds=10000-10003",
+        "-m quick -n 2 --seeds=10000-10001 --set=perturbation=1",
+        "-m quick -n 2 --seeds=10000-10001 --set=perturbation=2",
+        "-m controls and not zoo and not tasks -n 2",
     ]
     thresholds = tmp_path / "benchmarks" / "thresholds"
     noise = load_noise(thresholds / "noise.toml")
@@ -185,7 +167,7 @@ def test_the_command_trains_seeds_moved_starts_and_controls_and_writes_three_fil
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(sessions, tmp_path, capsys, arguments, sentence):
-    assert sentence in refusal(capsys, calibrate.main, *arguments, "--to", str(tmp_path))
+    assert sentence in refusal(capsys, calibrate.main, *arguments, "--to", tmp_path)
 
 
 def test_saved_runs_are_calibrated_without_a_session_and_the_last_file_counts(
@@ -196,7 +178,6 @@ def test_saved_runs_are_calibrated_without_a_session_and_the_last_file_counts(
     moved = saved(tmp_path / "3.json", *grid(0, 93.0, draw=1).values())
     runs = ["--runs", str(first), str(again), str(moved)]
     options = f"--seeds 0-1 --moved-seeds 1 --draws 1 --to {tmp_path}".split()
-    options += ["--write", "bounds,noise,numerics"]
     assert calibrate.main([*options, *runs]) == 0
     noise = tomllib.loads((tmp_path / "benchmarks" / "thresholds" / "noise.toml").read_text())
     accuracy = noise["cells"]["t5_sa_sft"]["accuracy"]
@@ -212,16 +193,21 @@ def test_saved_runs_are_calibrated_without_a_session_and_the_last_file_counts(
 # Healthy runs
 
 
+def write_bound(tmp_path, minimum):
+    """Writes a file of one bound, the accuracy of t5_sa_sft; returns its path."""
+    path = tmp_path / "quick.toml"
+    path.write_text(f"[cells.t5_sa_sft]\naccuracy = {{ minimum = {minimum} }}\n")
+    return str(path)
+
+
 def test_healthy_grids_that_anything_calls_are_counted(tmp_path, capsys):
-    save(load(false_alarms.BASELINE), tmp_path / "healthy.json")
-    bounds = tmp_path / "quick.toml"
-    bounds.write_text("[cells.t5_sa_sft]\naccuracy = { minimum = 99.9 }\n")
-    arguments = [str(tmp_path / "healthy.json"), "--bounds", str(bounds)]
-    assert false_alarms.main(arguments) == 1
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("healthy.json seed 0: t5_sa_sft accuracy ")
-    assert said[1] == "healthy.json seed 0: 1 missed, 0 worse, 0 not confirmed"
-    assert said[-1] == "5 of 5 healthy grids are red"
+    run = tmp_path / "healthy.json"
+    save(load(false_alarms.BASELINE), run)
+    assert false_alarms.main([str(run), "--bounds", write_bound(tmp_path, 99.9)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("healthy.json seed 0: t5_sa_sft accuracy ")
+    assert lines[1] == "healthy.json seed 0: 1 missed, 0 worse, 0 not confirmed"
+    assert lines[-1] == "5 of 5 healthy grids are red"
 
 
 def test_each_seed_has_a_session_that_is_run_once_and_a_miss_counts_if_it_is_confirmed(
@@ -230,13 +216,13 @@ def test_each_seed_has_a_session_that_is_run_once_and_a_miss_counts_if_it_is_con
     cell = "t5_sa_sft"
     scores = {20_000: 96.0, 20_001: 90.0, 20_002: 90.0}
     second_scores = {20_001: 96.0, 20_002: 94.0}  # of the cell's second training run
-    codes = [0, 2]
-    trained = []
+    codes = [0, 2, 0, 1]  # the second session breaks off
+    trained_seeds = []
 
     def run(words, output):
         options = option_values(words)
         seed = int(options["--seeds"])
-        trained.append(seed)
+        trained_seeds.append(seed)
         records = grid(seed) | {cell: grid(seed, scores[seed])[cell]}
         if seed in second_scores:
             second = grid(seed + 10_000, second_scores[seed])[cell]
@@ -245,115 +231,106 @@ def test_each_seed_has_a_session_that_is_run_once_and_a_miss_counts_if_it_is_con
         return codes.pop(0)
 
     monkeypatch.setattr(false_alarms.launcher, "run", run)
-    bounds = tmp_path / "quick.toml"
-    bounds.write_text(f"[cells.{cell}]\naccuracy = {{ minimum = 95.0 }}\n")
     baseline = saved(tmp_path / "baseline.json", *grid(1).values())
-    arguments = ["--train", "20000-20002", "--to", str(tmp_path)]
-    arguments += ["--bounds", str(bounds), "--baseline", str(baseline)]
+    arguments = ["--train", "20000-20002", "--to", str(tmp_path), "--baseline", str(baseline)]
+    arguments += ["--bounds", write_bound(tmp_path, 95.0)]
     assert "pytest ended with exit code 2: see " in refusal(capsys, false_alarms.main, *arguments)
-    codes += [0, 1]
     capsys.readouterr()
     assert false_alarms.main(arguments) == 1
-    assert trained == [20_000, 20_001, 20_001, 20_002]
-    said = capsys.readouterr().out.splitlines()
-    counts = [line.partition(": exit code ")[2] for line in said if "exit code" in line]
+    assert trained_seeds == [20_000, 20_001, 20_001, 20_002]
+    lines = capsys.readouterr().out.splitlines()
+    counts = [line.partition(": exit code ")[2] for line in lines if "exit code" in line]
     assert counts == [
         "0, 0 missed, 0 worse, 0 not confirmed",
         "0, 0 missed, 0 worse, 1 not confirmed",
         "1, 1 missed, 0 worse, 0 not confirmed",
     ]
-    assert said[-2:] == ["before misses are confirmed: 2 of 3", "1 of 3 healthy grids are red"]
+    assert lines[-2:] == ["before misses are confirmed: 2 of 3", "1 of 3 healthy grids are red"]
 
 
 # Tolerances of numerics are what harmless changes did, doubled. No session is trained here.
 
-LOSSES = [0.75, 0.5, 0.25]
 
-
-def apart(figure, kind="nf4 fp32", **deviations):
-    """Cells of one kind whose figure lies so far apart."""
-    return [
-        Apart(cell=cell, kind=kind, figures={figure: value}) for cell, value in deviations.items()
+def tolerances(figure, kind="nf4 fp32", **deviations):
+    """The tolerances if cells of one kind deviate so far in a figure, and in no other."""
+    pairs = [
+        Apart(cell=cell, kind=kind, figures={figure: deviation})
+        for cell, deviation in deviations.items()
     ]
-
-
-# The rule
+    return make_tolerances(largest(pairs))
 
 
 def test_a_cell_beyond_ten_times_the_median_has_a_tolerance_of_its_own():
     # the median of 1, 2, 3, 4 and 31 is 3: 31 lies beyond 30, so that 4 is the largest of the
     # others
-    tables = make_tolerances(largest(apart("later", a=1e-3, b=2e-3, c=3e-3, d=4e-3, e=3.1e-2)))
+    tables = tolerances("later", a=1e-3, b=2e-3, c=3e-3, d=4e-3, e=3.1e-2)
     assert tables["nf4 fp32"]["later"] == 8e-3
     assert tables["cell e"] == {"later": 6.2e-2}
     # within: wider for all
-    tables = make_tolerances(largest(apart("later", a=1e-3, b=2e-3, c=3e-3, d=4e-3, e=2.9e-2)))
+    tables = tolerances("later", a=1e-3, b=2e-3, c=3e-3, d=4e-3, e=2.9e-2)
     assert tables.keys() == {"nf4 fp32"}
     assert tables["nf4 fp32"]["later"] == 5.8e-2
     # A lone cell is never far beyond
-    assert largest(apart("later", kind="bf16", a=0.5)) == {"bf16": {"later": 0.5}}
-
-
-# Two records
-
-
-def record(cell="bert_sa_lora", seed=0, draw=None, by=0.0):
-    """A finished record whose first loss lies so far off."""
-    made = complete(cell, seeds=make_seeds(seed, draw))
-    losses = [LOSSES[0] + by, *LOSSES[1:]]
-    return replace(made, training=replace(made.training, losses=losses, updates=len(losses)))
-
-
-def test_two_trainings_lie_apart_by_all_figures_of_numerics():
-    old = record()
-    new = altered(record(by=0.125), "training.first_step.decoded", 5e-6)
-    found = diffs(old, new)
-    assert found.cell == "bert_sa_lora"
-    assert found.kind == "fp32"
-    assert found.figures["first"] == 0.125
-    assert found.figures["decoded"] == pytest.approx(4e-6)  # 1e-6 in a complete record
-    # Three updates are one mean; the mean loss is 0.5
-    assert found.figures["curve"] == pytest.approx(0.125 / 3 / 0.5)
-    # Only if the sessions kept their files
-    of_files = {"rows", "module_outputs", "module_gradients"}
-    assert found.figures.keys() | {"moved_alone"} | of_files == FLOORS.keys()
-    none = altered(new, "training.first_step.decoded", None)  # no model searched
-    assert "decoded" not in diffs(old, none).figures
-
-
-def test_what_calibrates_nothing_is_refused():
-    broken = record()
-    broken.training.losses[1] = None
-    with pytest.raises(InputError, match="bert_sa_lora of seed 0 has a loss that is not finite"):
-        diffs(record(), broken)
-    with pytest.raises(InputError, match="bert_sa_lora has weights in only one of two trainings"):
-        diffs(record(), altered(record(), "training.first_step.weights", {"head": None}))
-    with pytest.raises(InputError, match="tolerances rest on moved starts"):
-        numerics_toml({0: [{"bert_sa_lora": record()}]})
+    tables = tolerances("later", kind="bf16", a=0.5)
+    assert tables.keys() == {"bf16"}
+    assert tables["bf16"]["later"] == 1.0
 
 
 def test_each_cell_has_its_own_curve_and_cells_that_were_not_measured_have_the_largest():
-    tables = make_tolerances(largest(apart("curve", a=9e-3, b=4e-3, c=1e-5)))
+    tables = tolerances("curve", a=9e-3, b=4e-3, c=1e-5)
     # three times; the last is the floor
     curve = {"nf4 fp32": 2.7e-2, "cell a": 2.7e-2, "cell b": 1.2e-2, "cell c": 2e-3}
     assert {name: table["curve"] for name, table in tables.items()} == curve
 
 
-# The file
+def record(cell="bert_sa_lora", move=0.0):
+    """A finished record of three updates, whose first loss is moved so far."""
+    training = MEASURED["training"] | {"losses": [0.75 + move, 0.5, 0.25], "updates": 3}
+    return complete(cell, training=training)
 
 
-def two_cells(seed, draw=0):
-    """Draw D moves the first loss by D x 2**-10, in QLoRA twice as far."""
-    move = draw * 2.0**-10
+def test_two_trainings_lie_apart_by_all_figures_of_numerics():
+    old = record()
+    new = altered(record(move=0.125), "training.first_step.decoded", 5e-6)
+    apart = diffs(old, new)
+    assert apart.cell == "bert_sa_lora"
+    assert apart.kind == "fp32"
+    assert apart.figures["first"] == 0.125
+    assert apart.figures["decoded"] == pytest.approx(4e-6)  # 1e-6 in a complete record
+    # Three updates are one mean; the mean loss is 0.5
+    assert apart.figures["curve"] == pytest.approx(0.125 / 3 / 0.5)
+    # Only if the sessions kept their files
+    of_files = {"rows", "module_outputs", "module_gradients"}
+    assert apart.figures.keys() | {"moved_alone"} | of_files == FLOORS.keys()
+    unsearched = altered(new, "training.first_step.decoded", None)
+    assert "decoded" not in diffs(old, unsearched).figures
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [
+        ("losses", [0.75, None, 0.25], "of seed 0 has a loss that is not finite"),
+        ("first_step.weights", {"head": None}, "has weights in only one of two trainings"),
+    ],
+)
+def test_trainings_that_are_not_healthy_give_no_tolerances(place, value, sentence):
+    with pytest.raises(InputError, match=f"bert_sa_lora {sentence}"):
+        diffs(record(), altered(record(), f"training.{place}", value))
+
+
+def two_cells(move):
+    """Records whose first loss is moved so far, in QLoRA twice as far."""
     return {
-        "bert_sa_lora": record("bert_sa_lora", seed, draw or None, seed + move),
-        "bert_sa_qlora": record("bert_sa_qlora", seed, draw or None, seed + 2 * move),
+        "bert_sa_lora": record("bert_sa_lora", move),
+        "bert_sa_qlora": record("bert_sa_qlora", 2 * move),
     }
 
 
 def test_the_file_is_read_again_and_holds_its_evidence(tmp_path):
     path = tmp_path / "numerics.toml"
-    runs = {seed: [two_cells(seed, draw) for draw in (0, 1, 2)] for seed in (0, 1)}
+    runs = {}
+    for seed in (0, 1):
+        runs[seed] = [two_cells(seed + draw / 1024) for draw in (0, 1, 2)]
     path.write_text(numerics_toml(runs))
     tables = load_tolerances(path)
     # the farthest is draw 2: 2 / 1024 = 1.953e-3, of QLoRA 4 / 1024 = 3.906e-3; doubled 3.906e-3

@@ -13,23 +13,22 @@ def with_findings(seed, *findings):
 
 
 def test_the_largest_value_of_each_audit_and_limit():
-    kept = {"name": "cache_changes_nothing", "detail": "", "limit": 1e-4}
+    cache = {"name": "cache_changes_nothing", "detail": "", "limit": 1e-4}
     records = [
         with_findings(
             1,
-            {**kept, "value": 2e-6},
+            cache | {"value": 2e-6},
             {"name": "loss", "detail": "at rate 1.0e-02 off by 3.0e-05, gradients by 1.0e-07"},
         ),
         with_findings(
             2,
-            {**kept, "value": 5e-5},
-            {**kept, "value": 0.01, "limit": 0.1},
+            cache | {"value": 5e-5},
+            cache | {"value": 0.01, "limit": 0.1},
             {"name": "no_leakage", "detail": "8"},
         ),
     ]
-    cell = records[0].cell
     assert limits_table(find_extremes(records)).splitlines()[2:] == [
-        f"| `cache_changes_nothing` | 1.0e-04 | 5.0e-05 | 0.5 | {cell}, seed 2 | 2 |",
-        f"| `cache_changes_nothing` | 1.0e-01 | 1.0e-02 | 0.1 | {cell}, seed 2 | 1 |",
-        f"| `loss` |  | 3.0e-05 |  | {cell}, seed 1 | 1 |",
+        "| `cache_changes_nothing` | 1.0e-04 | 5.0e-05 | 0.5 | bert_sum_lora, seed 2 | 2 |",
+        "| `cache_changes_nothing` | 1.0e-01 | 1.0e-02 | 0.1 | bert_sum_lora, seed 2 | 1 |",
+        "| `loss` |  | 3.0e-05 |  | bert_sum_lora, seed 1 | 1 |",
     ]

@@ -6,6 +6,7 @@ Nothing trains.
 import ast
 import json
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -20,6 +21,21 @@ DOUBLE = """
 def double(number):
     result = number + number
     return result
+"""
+ADDER = """
+def adder(step):
+    def add(number):
+        return number + step
+    return add
+"""
+LONG = """
+def f(a):
+    if a:
+        b = [
+            a,
+            2,
+        ]
+        return b
 """
 
 
@@ -37,49 +53,42 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "tinylibrary")
 
 
-def found(source):
-    return [(change.kind, *change.texts) for change in find_changes(ast.parse(source))]
-
-
 @pytest.mark.parametrize(
     ("source", "changes"),
     [
-        ("a * b", [("operator", "a * b", "a / b")]),
-        ("a and b", [("operator", "a and b", "a or b")]),
-        ("-a", [("operator", "-a", "a")]),
+        ("a * b", ["operator: a * b -> a / b"]),
+        ("a and b", ["operator: a and b -> a or b"]),
+        ("-a", ["operator: -a -> a"]),
         (
             "a <= b is c",
             [
-                ("comparison", "a <= b is c", "a < b is c"),
-                ("comparison", "a <= b is c", "a <= b is not c"),
+                "comparison: a <= b is c -> a < b is c",
+                "comparison: a <= b is c -> a <= b is not c",
             ],
         ),
-        ("a[1]", [("constant", "1", "2")]),
-        ("[True, None, 'text']", [("constant", "True", "False")]),
+        ("a[1]", ["constant: 1 -> 2"]),
+        ("[True, None, 'text']", ["constant: True -> False"]),
         (
             "x = f(a, b, c=d)",
             [
-                ("statement removed", "x = f(a, b, c=d)", "pass"),
-                ("argument dropped", "f(a, b, c=d)", "f(b, c=d)"),
-                ("argument dropped", "f(a, b, c=d)", "f(a, c=d)"),
-                ("argument dropped", "f(a, b, c=d)", "f(a, b)"),
-                ("arguments swapped", "f(a, b, c=d)", "f(b, a, c=d)"),
+                "statement removed: x = f(a, b, c=d) -> pass",
+                "argument dropped: f(a, b, c=d) -> f(b, c=d)",
+                "argument dropped: f(a, b, c=d) -> f(a, c=d)",
+                "argument dropped: f(a, b, c=d) -> f(a, b)",
+                "arguments swapped: f(a, b, c=d) -> f(b, a, c=d)",
             ],
         ),
-        (
-            "if a: b",
-            [("condition", "a", "not a"), ("condition", "a", "True"), ("condition", "a", "False")],
-        ),
-        ("while a: b", [("condition", "a", "not a"), ("condition", "a", "False")]),
-        ("a -= b", [("statement removed", "a -= b", "pass"), ("operator", "a -= b", "a += b")]),
+        ("if a: b", ["condition: a -> not a", "condition: a -> True", "condition: a -> False"]),
+        ("while a: b", ["condition: a -> not a", "condition: a -> False"]),
+        ("a -= b", ["statement removed: a -= b -> pass", "operator: a -= b -> a += b"]),
         (
             "for a in b: break",
             [
-                ("loop", "for a in b:\n    break", "for a in ():\n    break"),
-                ("loop", "break", "continue"),
+                "loop: for a in b:\n    break -> for a in ():\n    break",
+                "loop: break -> continue",
             ],
         ),
-        ("def f(): return a", [("return value", "return a", "return None")]),
+        ("def f(): return a", ["return value: return a -> return None"]),
         ("def f(): return None", []),
         ("def f(a: Literal[1]) -> Literal[2]: 'text'", []),
         ("assert a == 1", []),
@@ -89,37 +98,46 @@ def found(source):
     ],
 )
 def test_changes_are_those_by_hand(source, changes):
-    assert found(source) == changes
+    found = []
+    for change in find_changes(ast.parse(source)):
+        before, after = change.texts
+        found.append(f"{change.kind}: {before} -> {after}")
+    assert found == changes
+
+
+def change_number(path, replacement):
+    """The number of the change in a file that puts this code in place of other code."""
+    changes = find_changes(ast.parse(path.read_text()))
+    return [change.texts[1] for change in changes].index(replacement)
 
 
 def test_a_live_function_and_those_within_it_take_a_change(tmp_path, monkeypatch):
     path = tmp_path / "adding.py"
-    path.write_text(
-        "def adder(step):\n    def add(number):\n        return number + step\n    return add\n"
-    )
+    path.write_text(ADDER)
     monkeypatch.syspath_prepend(tmp_path)
     adder = import_module("adding").adder
     add_two = adder(2)
     calls = []
     monkeypatch.setattr(f"builtins.{CALL_NAME}", lambda: calls.append("reached"), raising=False)
-    kinds = [change.kind for change in find_changes(ast.parse(path.read_text()))]
-    assert kinds.count("operator") == 1
-    number = kinds.index("operator")
-    assert can_replace(functions_in(path), functions_in(path, number))
-    replace_live(functions_in(path, number))
+    changed = functions_in(path, change_number(path, "number - step"))
+    assert can_replace(functions_in(path), changed)
+    replace_live(changed)
     assert add_two(5) == 3
     assert adder(1)(5) == 4
     assert calls == ["reached", "reached"]
 
 
-def test_code_that_reads_other_names_of_an_outer_function_is_not_replaced(tmp_path):
+@pytest.mark.parametrize(
+    ("replacement", "is_possible"),
+    [("sum([number])", False), ("sum(step, [number])", True)],
+)
+def test_code_that_reads_other_names_of_an_outer_function_is_not_replaced(
+    tmp_path, replacement, is_possible
+):
     path = tmp_path / "closure.py"
-    path.write_text(
-        "def adder(step):\n    def add(number):\n        return sum([number], step)\n    return add\n"
-    )
-    changes = [change.texts[1] for change in find_changes(ast.parse(path.read_text()))]
-    assert not can_replace(functions_in(path), functions_in(path, changes.index("sum([number])")))
-    assert can_replace(functions_in(path), functions_in(path, changes.index("sum(step, [number])")))
+    path.write_text(ADDER.replace("number + step", "sum([number], step)"))
+    changed = functions_in(path, change_number(path, replacement))
+    assert can_replace(functions_in(path), changed) == is_possible
 
 
 LINES = {
@@ -138,12 +156,10 @@ def test_a_seed_draws_the_same_mutants_each_time_of_cells_in_turn(tiny):
 
 def test_a_statement_of_many_executed_lines_counts_once(tiny, monkeypatch, tmp_path):
     path = tmp_path / "long.py"
-    path.write_text(
-        "def f(a):\n    if a:\n        b = [\n            a,\n            2,\n        ]\n        return b\n"
-    )
+    path.write_text(LONG)
     monkeypatch.setattr(command, "library_path", lambda file: path)
-    places = [("long.py", line) for line in (2, 3, 4, 5, 7)]
-    assert command.executed_statements(places) == [("long.py", 2), ("long.py", 3), ("long.py", 7)]
+    places = [("long.py", line) for line in (3, 4, 5, 6, 8)]
+    assert command.executed_statements(places) == [("long.py", 3), ("long.py", 4), ("long.py", 8)]
 
 
 def test_too_few_mutants_are_an_error(tiny):
@@ -151,15 +167,25 @@ def test_too_few_mutants_are_an_error(tiny):
         command.draw(LINES, 6, seed=1)
 
 
-@pytest.mark.parametrize(("number", "code"), [(None, 6), (1, 0)])  # 3 + 3, and 3 - 3
-def test_a_process_runs_with_a_change_that_it_reaches(tiny, tmp_path, monkeypatch, number, code):
+MUTANT = Mutant(
+    cell="t5_qa_sft",
+    file="tinylibrary/__init__.py",
+    line=3,
+    number=1,
+    kind="operator",
+    before="number + number",
+    after="number - number",
+)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "code"), [(None, 3 + 3), (MUTANT, 3 - 3)], ids=["healthy", "mutant"]
+)
+def test_a_process_runs_with_a_change_that_it_reaches(tiny, tmp_path, monkeypatch, mutant, code):
     monkeypatch.setattr("runpy.run_module", lambda *args, **options: sys.exit(tiny.double(3)))
-    mutant = number and Mutant(
-        cell="", file="tinylibrary/__init__.py", line=3, number=number, kind="", before="", after=""
-    )
     job = Job(cell="", folder=tmp_path / "job", mutant=mutant, is_traced=True)
     assert job.start("fork") == code
-    assert job.was_reached == bool(number)
+    assert job.was_reached == bool(mutant)
     assert job.process_facts["lines"] == [
         ["tinylibrary/__init__.py", 3],
         ["tinylibrary/__init__.py", 4],
@@ -169,7 +195,7 @@ def test_a_process_runs_with_a_change_that_it_reaches(tiny, tmp_path, monkeypatc
 
 def test_saved_files_of_two_clones_are_equal_wherever_these_stand(tmp_path, monkeypatch):
     digests = []
-    for clone in ("one", "another"):
+    for clone in ("first", "second"):
         job = Job(cell="cell", folder=tmp_path / clone)
         checkpoint = job.folder / "models" / "cell-seed0"
         checkpoint.mkdir(parents=True)
@@ -208,24 +234,11 @@ def test_outcomes_are_sorted_by_exit_code_status_and_report(code, status, answer
     assert find_outcome(code, status, [answer], ["Passed in 11 s."]) == outcome
 
 
-def mutant(outcome, code, *differences):
-    return Mutant(
-        cell="t5_qa_sft",
-        file="torch/a.py",
-        line=7,
-        number=0,
-        kind="constant",
-        before="1",
-        after="2",
-        was_reached=True,
-        outcome=outcome,
-        exit_code=code,
-        differences=differences,
-    )
-
-
 def test_a_share_counts_what_changes_results_and_survivors_have_their_place(tmp_path, capsys):
-    results = [
+    def mutant(outcome, code, *differences):
+        return replace(MUTANT, outcome=outcome, exit_code=code, differences=differences)
+
+    mutants = [
         mutant(CRASH, -9, "weights", "files", "answers", "bytes"),
         mutant("exit 1", 1, "weights"),
         mutant("exit 6", 6, "answers"),
@@ -235,15 +248,16 @@ def test_a_share_counts_what_changes_results_and_survivors_have_their_place(tmp_
     ]
     path = tmp_path / "trial.json"
     page = tmp_path / "page.md"
-    trial = Trial(cells=["t5_qa_sft"], count=6, seed=1, versions={}, mutants=results)
+    trial = Trial(cells=["t5_qa_sft"], count=6, seed=1, versions={}, mutants=mutants)
     path.write_bytes(command.TRIAL.dump_json(trial))
     assert command.main([str(path), f"--report={page}"]) == 0
     output = capsys.readouterr().out
     # Wilson's interval of 3 of 4 is 30.1 to 95.4 %, of 2 of 3 20.8 to 93.9 %.
     assert "3 of 4, 75.0% (30.1% to 95.4%)" in output
     assert "2 of 3, 66.7% (20.8% to 93.9%)" in output
-    survivors = [line.split() for line in output.splitlines() if line.startswith("torch/a.py")]
-    assert survivors == [["torch/a.py:7", "1", "->", "2", "t5_qa_sft", "files", "no"]]
+    [survivor] = [line for line in output.splitlines() if line.startswith("tinylibrary")]
+    expected = "tinylibrary/__init__.py:3 number + number -> number - number t5_qa_sft files no"
+    assert " ".join(survivor.split()) == expected
     assert "75.0%" in page.read_text()
 
 
