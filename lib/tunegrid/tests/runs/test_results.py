@@ -46,7 +46,9 @@ def test_a_score_reaches_its_bound_or_is_a_sentence(scores, bounds, sentences):
 def test_bounds_are_read_without_their_evidence(tmp_path):
     path = tmp_path / "quick.toml"
     path.write_text(
-        "[cells.t5_qa_sft]\nf1 = {minimum = 70.5, mean = 72.0}\nexact_match = {minimum = 60.0, mean = 61.5}\n"
+        "[cells.t5_qa_sft]\n"
+        "f1 = {minimum = 70.5, mean = 72.0}\n"
+        "exact_match = {minimum = 60.0, mean = 61.5}\n"
     )
     assert load_bounds(path) == {"t5_qa_sft": {"f1": 70.5, "exact_match": 60.0}}
     assert load_bounds(tmp_path / "full.toml") == {}  # nobody has measured them yet
