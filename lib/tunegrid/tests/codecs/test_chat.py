@@ -13,6 +13,11 @@ from tunegrid.grid.tasks import SUM
 from tunegrid.run.prepare import make_codec
 from tunegrid.tests.chats import FIRE, TEA, TEMPLATES, chat_cell, chat_codec, chat_tokenizer
 
+
+def turns(*pairs):
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
 # The template
 
 
@@ -23,18 +28,15 @@ def test_prompt_and_target_are_the_tokenizers_own_conversation_and_labels_the_as
 ):
     codec = chat_codec(template)
     [feature] = codec.encode([row], training=True)
-    turns = [
-        {"role": "user", "content": row["article"]},
-        {"role": "assistant", "content": row["highlights"]},
-    ]
-    own = codec.tokenizer.chat_template.replace("strftime_now('%d %B %Y')", "'01 January 2025'")
+    conversation = turns(("user", row["article"]), ("assistant", row["highlights"]))
+    fixed_day = codec.tokenizer.chat_template.replace(
+        "strftime_now('%d %B %Y')", "'01 January 2025'"
+    )
     text = codec.tokenizer.apply_chat_template(
-        turns, tokenize=False, chat_template=own, date_string="01 Jan 2025"
+        conversation, tokenize=False, chat_template=fixed_day, date_string="01 Jan 2025"
     )
-    assert (
-        feature.input_ids + feature.target
-        == codec.tokenizer(text.removesuffix("\n"), add_special_tokens=False)["input_ids"]
-    )
+    tokens = codec.tokenizer(text.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+    assert feature.input_ids + feature.target == tokens
     batch = codec.collate([feature])
     counted = batch["labels"] != IGNORED
     assert torch.equal(batch["labels"][counted], batch["input_ids"][counted])
@@ -84,17 +86,13 @@ SAID = (
 SYSTEM = ("system", "tea was served .")
 
 
-def turns(*said):
-    return [{"role": role, "content": content} for role, content in said]
-
-
-def encode_chat(codec, *said):
-    [feature] = codec.encode([last_exchange(turns(*said), "here")], training=True)
+def encode_chat(codec, *pairs):
+    [feature] = codec.encode([last_exchange(turns(*pairs), "here")], training=True)
     return feature
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "pairs"),
     [
         ("chatml", SAID),
         ("chatml", (SYSTEM, *SAID)),
@@ -103,10 +101,10 @@ def encode_chat(codec, *said):
         ("plain", SAID[:2]),
     ],
 )
-def test_tokens_of_a_conversation_are_those_of_the_template(template, said):
+def test_tokens_of_a_conversation_are_those_of_the_template(template, pairs):
     codec = chat_codec(template, CHAT)
-    feature = encode_chat(codec, *said)
-    whole = codec.tokenizer.apply_chat_template(turns(*said), tokenize=False)
+    feature = encode_chat(codec, *pairs)
+    whole = codec.tokenizer.apply_chat_template(turns(*pairs), tokenize=False)
     assert codec.tokenizer.decode([*feature.input_ids, *feature.target]) == whole.rstrip("\n")
 
 
@@ -120,32 +118,32 @@ def test_the_loss_is_on_all_that_the_assistant_says_and_on_nothing_else():
 
 def test_a_long_conversation_loses_its_oldest_turns():
     codec = chat_codec("chatml", CHAT)
-    full = encode_chat(codec, SYSTEM, *SAID)
-    room = len(full.input_ids) + codec.max_target_length
-    fits, cut = (
-        encode_chat(chat_codec("chatml", CHAT, max_length=n), SYSTEM, *SAID).input_ids
-        for n in (room, room - 1)
-    )
-    assert fits == full.input_ids
-    text = codec.tokenizer.decode(cut)
-    assert [words in text for words in ("clara", "tea was served", "and anna ?")] == [
-        False,
-        True,
-        True,
-    ]
+    whole = encode_chat(codec, SYSTEM, *SAID).input_ids
+    room = len(whole) + codec.max_target_length
+    wide_codec = chat_codec("chatml", CHAT, max_length=room)
+    assert encode_chat(wide_codec, SYSTEM, *SAID).input_ids == whole
+    narrow_codec = chat_codec("chatml", CHAT, max_length=room - 1)
+    text = codec.tokenizer.decode(encode_chat(narrow_codec, SYSTEM, *SAID).input_ids)
+    assert "clara" not in text
+    assert "tea was served" in text
+    assert "and anna ?" in text
 
 
-def test_a_row_is_the_last_exchange_and_after_other_turns_it_is_another_text():
-    row = last_exchange(turns(SYSTEM, *SAID, ("user", "thanks")), "here")
-    assert row["prompt"] == "and anna ?"
-    assert row["reply"] == "anna was born in dover ."
-    assert row["history"] == turns(SYSTEM, *SAID[:2])
-    rows = [
-        last_exchange(turns(*before, *SAID[2:]), "here")
-        for before in (SAID[:2], (SYSTEM,), SAID[:2])
-    ]
-    first, other, again = (identity(row, (*CHAT.text, *CHAT.context_columns)) for row in rows)
-    assert first == again != other
+def test_a_row_is_the_last_exchange():
+    assert last_exchange(turns(SYSTEM, *SAID, ("user", "thanks")), "here") == {
+        "history": turns(SYSTEM, *SAID[:2]),
+        "prompt": "and anna ?",
+        "reply": "anna was born in dover .",
+    }
+
+
+def test_an_exchange_after_other_turns_is_another_text():
+    def text_hash(*earlier):
+        row = last_exchange(turns(*earlier, *SAID[2:]), "here")
+        return identity(row, (*CHAT.text, *CHAT.context_columns))
+
+    assert text_hash(*SAID[:2]) == text_hash(*SAID[:2])
+    assert text_hash(*SAID[:2]) != text_hash(SYSTEM)
 
 
 @pytest.mark.parametrize(
@@ -161,8 +159,6 @@ def test_a_row_is_the_last_exchange_and_after_other_turns_it_is_another_text():
     ],
 )
 def test_what_is_no_conversation_is_one_sentence(conversation):
-    with pytest.raises(
-        InputError,
-        match=r"here: (user and assistant must alternate|a conversation is a list of turns)",
-    ):
+    sentence = "here: (user and assistant must alternate|a conversation is a list of turns)"
+    with pytest.raises(InputError, match=sentence):
         last_exchange(conversation, "here")

@@ -17,13 +17,8 @@ from tunegrid.grid.more_tasks import NLI
 from tunegrid.grid.recipes import Generation
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.prepare import make_codec
+from tunegrid.tests.chats import FIRE, TEA
 from tunegrid.tests.small import CPU, get_codec, quick_cell, quick_model
-
-PAIR = {
-    "premise": "the bridge in dover came down .",
-    "hypothesis": "dover has a bridge .",
-    "label": 2,
-}
 
 
 def nli(backbone, **changes):
@@ -31,7 +26,7 @@ def nli(backbone, **changes):
     return replace(quick_cell(f"{backbone}_sa_sft", text=(), **changes), task=NLI)
 
 
-def codec(cell):
+def cell_codec(cell):
     return make_codec(cell, load_tokenizer(cell))
 
 
@@ -45,16 +40,8 @@ def with_head(cell_id, **changes):
 
 def with_wrap(cell_id, **changes):
     cell = quick_cell(cell_id)
-    return replace(
-        cell, backbone=replace(cell.backbone, wrap=replace(cell.backbone.wrap, **changes))
-    )
-
-
-NEEDED = [
-    (cell_id, name)
-    for cell_id in ("bert_sum_sft", "gpt2_sum_sft")
-    for name in ("generation", "max_target_length")
-]
+    wrap = replace(cell.backbone.wrap, **changes)
+    return replace(cell, backbone=replace(cell.backbone, wrap=wrap))
 
 
 @pytest.mark.parametrize(
@@ -76,9 +63,13 @@ NEEDED = [
             with_wrap("gpt2_sa_sft", after="cls_token"),
             "puts cls_token around its texts, but its tokenizer has none",
         ),
-        *(
-            (quick_cell(cell, **{name: None}), f"{cell} generates text, so its recipe needs {name}")
-            for cell, name in NEEDED
+        (
+            quick_cell("gpt2_sum_sft", generation=None),
+            "gpt2_sum_sft generates text, so its recipe needs generation",
+        ),
+        (
+            quick_cell("gpt2_sum_sft", max_target_length=None),
+            "gpt2_sum_sft generates text, so its recipe needs max_target_length",
         ),
         (
             quick_cell("gpt2_sum_sft", max_length=256, max_target_length=27),
@@ -94,37 +85,47 @@ NEEDED = [
 )
 def test_a_cell_without_a_codec_is_refused_in_a_sentence(cell, sentence):
     with pytest.raises(InputError, match=sentence):
-        codec(cell)
+        cell_codec(cell)
 
 
-def test_an_unknown_architecture_is_refused_with_the_nearest():
-    for name, words in (
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
         ("LlamaForCausal", "did you mean LlamaForCausalLM"),
         ("zzz", "give a class"),
-        ("pipeline", ""),
-    ):
-        # A pipeline is no class
-        with pytest.raises(InputError, match=f"unknown architecture '{name}'.*{words}"):
-            architecture(name)
+        ("pipeline", ""),  # a function of transformers
+    ],
+)
+def test_an_unknown_architecture_is_refused_with_the_nearest(name, advice):
+    with pytest.raises(InputError, match=f"unknown architecture '{name}'.*{advice}"):
+        architecture(name)
 
 
 # Classes: of one text or two
 
+SEVEN_WORDS = "the bridge in dover came down ."
+FIVE_WORDS = "dover has a bridge ."
 
-@pytest.mark.parametrize("swapped", [False, True])
-def test_bert_reads_and_cuts_two_texts_as_its_tokenizer_does(swapped):
-    texts = [PAIR["premise"], PAIR["hypothesis"]][:: -1 if swapped else 1]
-    row = dict(zip(("premise", "hypothesis"), texts, strict=True)) | {"label": 2}
+
+@pytest.mark.parametrize(
+    ("premise", "hypothesis", "segments"),
+    [
+        # [CLS] + the premise + [SEP], then the hypothesis + [SEP]
+        (SEVEN_WORDS, FIVE_WORDS, [0] * 9 + [1] * 6),
+        (FIVE_WORDS, SEVEN_WORDS, [0] * 7 + [1] * 8),
+    ],
+)
+def test_bert_reads_and_cuts_two_texts_as_its_tokenizer_does(premise, hypothesis, segments):
+    row = {"premise": premise, "hypothesis": hypothesis, "label": 2}
     for length in range(5, 17):
-        own = codec(nli("bert", max_length=length))
-        [feature] = own.encode([row], training=True)
-        assert (
-            feature.input_ids
-            == own.tokenizer(*texts, truncation="longest_first", max_length=length)["input_ids"]
+        codec = cell_codec(nli("bert", max_length=length))
+        [feature] = codec.encode([row], training=True)
+        expected = codec.tokenizer(
+            premise, hypothesis, truncation="longest_first", max_length=length
         )
-    batch = own.collate([feature])  # [CLS] + 7 + [SEP], then 5 + [SEP]
-    first = 6 if swapped else 8
-    assert batch["token_type_ids"].tolist() == [[0] * (first + 1) + [1] * (14 - first)]
+        assert feature.input_ids == expected["input_ids"]
+    batch = codec.collate([feature])
+    assert batch["token_type_ids"].tolist() == [segments]
     assert batch["labels"].tolist() == [2]
 
 
@@ -151,85 +152,71 @@ def counting(tokens, answer):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "ends"),
+    ("tokens", "windows"),
     [
-        (22, [(1921, 1930), (1927, 1936), (1933, 1942)]),
-        (24, [(1921, 1930), (1927, 1936), (1933, 1942), (1935, 1944)]),  # none is shorter
-        (10, [(1921, 1930)]),  # fits exactly
-        (11, [(1921, 1930), (1922, 1931)]),
+        (22, ["1921-1930", "1927-1936", "1933-1942"]),
+        (24, ["1921-1930", "1927-1936", "1933-1942", "1935-1944"]),  # none is shorter
+        (10, ["1921-1930"]),  # fits exactly
+        (11, ["1921-1930", "1922-1931"]),
     ],
 )
-def test_neighbouring_windows_share_the_stride_and_the_last_reaches_the_end(tokens, ends):
+def test_neighbouring_windows_share_the_stride_and_the_last_reaches_the_end(tokens, windows):
     row = counting(tokens, 0)
-    windows = [
-        feature.extra.offsets
-        for feature in get_codec("bert_qa_sft", **SHORT).encode([row], training=False)
-    ]
-    parts = [row["context"][window[0][0] : window[-1][1]].split() for window in windows]
-    assert [(int(part[0]), int(part[-1]), len(part)) for part in parts] == [
-        (*end, 10) for end in ends
-    ]
+    read = []
+    for feature in get_codec("bert_qa_sft", **SHORT).encode([row], training=False):
+        offsets = feature.extra.offsets
+        years = row["context"][offsets[0][0] : offsets[-1][1]].split()
+        assert len(years) == 10
+        read.append(f"{years[0]}-{years[-1]}")
+    assert read == windows
 
 
-def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on():
-    own = get_codec("t5_qa_sft", max_length=14)  # when ? EOS + 10 years + EOS, the rest is cut
+@pytest.mark.parametrize(("training", "examples"), [(True, [1]), (False, [0, 1])])
+def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on(training, examples):
+    codec = get_codec("t5_qa_sft", max_length=14)  # when ? EOS + 10 years + EOS, the rest is cut
     rows = [counting(12, 11), counting(12, 9)]
-    assert [
-        [f.example for f in own.encode(rows, training=training)] for training in (True, False)
-    ] == [[1], [0, 1]]
-    with pytest.raises(
-        InputError,
-        match="bert_qa_sft: a question of 7 tokens leaves no room for its context in max_length 8",
-    ):
+    features = codec.encode(rows, training=training)
+    assert [feature.example for feature in features] == examples
+
+
+def test_a_question_that_leaves_no_room_for_its_context_is_refused():
+    sentence = "bert_qa_sft: a question of 7 tokens leaves no room for its context in max_length 8"
+    with pytest.raises(InputError, match=sentence):
         # [CLS] + 5 + [SEP], and [SEP] behind
         get_codec("bert_qa_sft", max_length=8).encode([TWICE], training=True)
 
 
 def test_a_row_takes_the_best_of_its_own_windows_however_they_are_interleaved():
-    own = get_codec("bert_qa_sft", **SHORT)
+    codec = get_codec("bert_qa_sft", **SHORT)
     rows = [counting(16, 0), counting(16, 15)]
     # Each row: years 0-9 and 6-15, context from place 4 on
-    a0, a1, b0, b1 = own.encode(rows, training=False)
+    a0, a1, b0, b1 = codec.encode(rows, training=False)
     outputs = [(1.0, 4, 4), (2.0, 13, 13), (3.0, 5, 6), (9.0, 4, 5)]
-    predictions = own.decode(rows, [b0, a0, a1, b1], outputs)
+    predictions = codec.decode(rows, [b0, a0, a1, b1], outputs)
     assert [prediction.value for prediction in predictions] == ["1928 1929", "1927 1928"]
 
 
-def test_best_span_is_what_trying_every_pair_finds():
+@pytest.mark.parametrize("size", [1, 2, 29, 30, 31, 70])
+def test_best_span_is_what_trying_every_pair_finds(size):
     """Over contexts shorter and longer than an answer may be; of equal pairs the first one."""
-    for size in (1, 2, 29, 30, 31, 70):
-        starts, ends = torch.randint(
-            9, (2, size + 5), generator=torch.Generator().manual_seed(size)
-        ).float()
-        pairs = [
-            (i, j)
-            for i in range(3, 3 + size)
-            for j in range(i, min(i + MAX_ANSWER_TOKENS, 3 + size))
-        ]
-        first, last = max(pairs, key=lambda pair: starts[pair[0]] + ends[pair[1]])
-        window = Window(shift=3, offsets=[(0, 1)] * size)
-        assert best_span(starts, ends, window) == (starts[first] + ends[last], first, last)
+    generator = torch.Generator().manual_seed(size)
+    starts, ends = torch.randint(9, (2, size + 5), generator=generator).float()
+    pairs = []
+    for first in range(3, 3 + size):
+        for last in range(first, min(first + MAX_ANSWER_TOKENS, 3 + size)):
+            pairs.append((first, last))
+    first, last = max(pairs, key=lambda pair: starts[pair[0]] + ends[pair[1]])
+    window = Window(shift=3, offsets=[(0, 1)] * size)
+    assert best_span(starts, ends, window) == (starts[first] + ends[last], first, last)
 
 
 # Texts that are generated
 
 
-FIRE = {
-    "article": "shops in dover opened late . the bridge in dover came down .",
-    "highlights": "dover bridge collapses .",
-}
-GIFT = {
-    "article": "tea was served in the hall .",
-    "highlights": "fire hits dover bridge .\npolice arrest anna reed .",
-}
 LONG = {
     "article": "tea was served in the hall . " * 100,
     "highlights": "dover bridge collapses . " * 20,
 }
-
-
-def tokens(codec, ids):
-    return codec.tokenizer.convert_ids_to_tokens(list(ids))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +225,7 @@ def tokens(codec, ids):
         (
             "gpt2",
             {"prefix": "dover . "},
-            GIFT,
+            TEA,
             "dover Ġ. Ġtea Ġwas Ġserved Ġin Ġthe Ġhall Ġ. <sum>",
         ),
         # With room for the summary
@@ -249,7 +236,8 @@ def tokens(codec, ids):
 )
 def test_a_source_has_its_prefix_and_special_tokens_whatever_is_cut(backbone, changes, row, source):
     codec = get_codec(f"{backbone}_sum_sft", **changes)
-    assert tokens(codec, codec.encode([row], training=False)[0].input_ids) == source.split()
+    [feature] = codec.encode([row], training=False)
+    assert codec.tokenizer.convert_ids_to_tokens(feature.input_ids) == source.split()
 
 
 @pytest.mark.parametrize("prompts", [0, 5], ids=["plain", "behind a learned prompt"])
@@ -258,27 +246,24 @@ def test_gpt2_computes_logits_only_where_some_row_has_something_to_learn(prompts
     codec = get_codec("gpt2_sum_sft")
     model = build(codec.cell, codec.tokenizer, CPU)
     if prompts:
-        model = peft.get_peft_model(
-            model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prompts)
-        )
+        config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prompts)
+        model = peft.get_peft_model(model, config)
     model.eval()
-    batch = codec.collate(
-        codec.encode(
-            [FIRE, {"article": LONG["article"], "highlights": "a bridge ."}], training=True
-        )
+    rows = [FIRE, LONG | {"highlights": "a bridge ."}]
+    batch = codec.collate(codec.encode(rows, training=True))
+    lengths = []
+    model.register_forward_hook(
+        lambda module, inputs, output: lengths.append(output.logits.shape[1])
     )
-    shapes = []
-    handle = model.register_forward_hook(
-        lambda module, inputs, output: shapes.append(output.logits.shape[1])
-    )
-    losses = [codec.loss(model, rows) for rows in (batch, codec.to_device(batch, CPU))]
-    handle.remove()
-    # Of both rows together
-    assert shapes == [batch["labels"].shape[1] + prompts, (batch["labels"] != IGNORED).any(0).sum()]
+    whole_loss = codec.loss(model, batch)
+    loss = codec.loss(model, codec.to_device(batch, CPU))
+    learned_places = (batch["labels"] != IGNORED).any(0).sum()  # of both rows together
+    assert lengths == [batch["labels"].shape[1] + prompts, learned_places]
+    assert loss.item() == pytest.approx(whole_loss.item(), rel=1e-5)
     trained = [p for p in model.parameters() if p.requires_grad]
-    whole, some = (torch.autograd.grad(loss, trained) for loss in losses)
-    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-5)
-    assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(whole, some, strict=True))
+    gradients = torch.autograd.grad(loss, trained)
+    whole_gradients = torch.autograd.grad(whole_loss, trained)
+    torch.testing.assert_close(gradients, whole_gradients, rtol=1e-5, atol=1e-5)
 
 
 def only(model, token):
@@ -291,16 +276,18 @@ def only(model, token):
     return model.eval()
 
 
-@pytest.mark.parametrize(("beams", "cap", "word"), [(1, 6, None), (3, 6, None), (1, 25, "dover")])
+@pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("backbone", ["bert", "gpt2", "t5"])
 def test_generation_stops_at_the_end_token_or_at_max_new_tokens_and_rows_do_not_bear_on_each_other(
-    backbone, beams, cap, word
+    backbone, beams
 ):
-    codec = get_codec(
-        f"{backbone}_sum_sft", generation=Generation(num_beams=beams, max_new_tokens=cap)
-    )
+    generation = Generation(num_beams=beams, max_new_tokens=25)
+    codec = get_codec(f"{backbone}_sum_sft", generation=generation)
     model = quick_model(f"{backbone}_sum_sft").eval()
-    features = codec.encode([FIRE, GIFT], training=False)
-    assert codec.predict(model, features, CPU)[1] == codec.predict(model, features[1:], CPU)[0]
-    [token] = codec.ids(word) if word else [codec.end_id]
-    assert codec.predict(only(model, token), features, CPU) == [[token] * (cap if word else 1)] * 2
+    features = codec.encode([FIRE, TEA], training=False)
+    [alone] = codec.predict(model, features[1:], CPU)
+    assert codec.predict(model, features, CPU)[1] == alone
+    end = codec.end_id
+    assert codec.predict(only(model, end), features, CPU) == [[end], [end]]
+    [word] = codec.ids("dover")
+    assert codec.predict(only(model, word), features, CPU) == [[word] * 25] * 2

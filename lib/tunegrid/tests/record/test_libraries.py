@@ -16,9 +16,9 @@ CODE = "from tunegrid.machine import package_digest; print(package_digest('plant
 
 def digest(folder):
     """What a Python says that imports from this folder first."""
-    own = environment(PYTHONPATH=f"{folder}{os.pathsep}{SOURCES}")
+    variables = environment(PYTHONPATH=f"{folder}{os.pathsep}{SOURCES}")
     return subprocess.run(
-        [sys.executable, "-c", CODE], env=own, capture_output=True, text=True, check=True
+        [sys.executable, "-c", CODE], env=variables, capture_output=True, text=True, check=True
     ).stdout
 
 
@@ -32,17 +32,10 @@ def test_an_edited_checkout_and_each_wheel_of_one_version_have_digests_of_their_
     module.write_text("ROWS = 2\n")
     second = digest(tmp_path / "checkout")
     site = tmp_path / "site"
-    install = [
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        site,
-        tmp_path / wheel(tmp_path, "1.0", 2),
-    ]
-    subprocess.run([sys.executable, "-m", *install], check=True, capture_output=True)
+    wheel_path = tmp_path / wheel(tmp_path, "1.0", 2)
+    options = ["--quiet", "--no-deps", "--no-index", "--target", site]
+    command = [sys.executable, "-m", "pip", "install", *options, wheel_path]
+    subprocess.run(command, check=True, capture_output=True)
     assert digest(site) == second != first
     inside = site / "planted" / "__init__.py"
     inside.touch()

@@ -26,7 +26,7 @@ NONE = "36/40 rows, samples/s, lib/tunegrid/machine.py, and/or, / , /2"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("/data/alice/models/bert has no config.json", "bert has no config.json"),
         ("no 'squad' below /mnt/alice/rows (missing)", "no 'squad' below rows (missing)"),
@@ -43,27 +43,28 @@ NONE = "36/40 rows, samples/s, lib/tunegrid/machine.py, and/or, / , /2"
         (NONE, NONE),
     ],
 )
-def test_of_an_absolute_path_the_last_part_is_told(text, said):
-    assert strip_places(text) == said
+def test_of_an_absolute_path_the_last_part_is_told(text, expected):
+    assert strip_places(text) == expected
 
 
 def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(tmp_path, store):
     cell = STUDY.cell("bert_sa_sft", QUICK_PROFILE)
     with pytest.raises(InputError, match=str(tmp_path)) as error:  # the terminal says all of it
         checkpoint_source(cell.backbone, replace(cell.profile, checkpoint_root=tmp_path / "models"))
-    finding = ("served_as_trained", False, f"could not look: OSError: {error.value}")
-    record = get_record(status="missed", missed=[str(error.value)], audits=[finding])
-    row = "I keep it below /srv/shelf/books"
-    record = altered(record, "examples.texts", examples.write_texts([row] * 40, ["x"] * 40))
+    message = str(error.value)
+    finding = ("served_as_trained", False, f"could not look: OSError: {message}")
+    record = get_record(status="missed", missed=[message], audits=[finding])
+    text = "I keep it below /srv/shelf/books"
+    record = altered(record, "examples.texts", examples.write_texts([text] * 40, ["x"] * 40))
     page = html(make_page(make_run([record])))
-    for written in (json.dumps(to_json(record)), page):
-        assert "below models" in written
-        assert str(tmp_path) not in written
-    assert row in page
+    for published in (json.dumps(to_json(record)), page):
+        assert "below models" in published
+        assert str(tmp_path) not in published
+    assert text in page
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         (
             "pytest --benchmark-storage=elasticsearch+https://me:hush@host:9200/x",
@@ -94,9 +95,9 @@ def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(tmp_path,
         ("mail me@host, see https://host/a@b", "mail me@host, see https://host/a@b"),
     ],
 )
-def test_an_address_is_shown_and_recorded_without_its_user_and_password(text, said):
+def test_an_address_is_shown_and_recorded_without_its_user_and_password(text, expected):
     for shown in (defuse(text), strip_places(text)):
-        assert shown.endswith(said)
+        assert shown.endswith(expected)
         assert "hush" not in shown
 
 
@@ -126,9 +127,7 @@ def test_what_a_terminal_or_a_ci_would_obey_is_written_out(text, shown):
 
 
 def test_an_error_is_one_line_whatever_it_quotes_and_each_line_is_looked_at():
-    assert (
-        str(InputError(f"{TITLE} is no cell\n::error::x"))
-        == r"\x1b]0;owned\x07 is no cell\n::error::x"
-    )
+    message = str(InputError(f"{TITLE} is no cell\n::error::x"))
+    assert message == r"\x1b]0;owned\x07 is no cell\n::error::x"
     assert first_line(ValueError(f"{TITLE}\nmore")) == r"\x1b]0;owned\x07"
     assert defuse_lines("cells\n::error::x") == "cells\n\\::error::x"

@@ -29,11 +29,6 @@ from tunegrid.tests.records import altered, complete, complete_json, sealed
 NOTHING = {"benchmarks": []}
 
 
-def write_examples():
-    """Writes two rows, the first of them right."""
-    return examples.write(["a", "b"], {"accuracy": [100.0, 0.0]}, ["1", "0"])
-
-
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(
@@ -45,15 +40,16 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
 
 def test_a_write_that_breaks_off_leaves_what_was_there_and_nothing_else(tmp_path):
     path = tmp_path / "file"
-    names = []
     path.write_text("before")
+    folder_names = set()
     for _ in range(2):
-        with suppress(ZeroDivisionError), replace_file(path) as part:
-            part.write_text("half")
-            names.append(part.parent.name)
+        with suppress(ZeroDivisionError), replace_file(path) as new_file:
+            new_file.write_text("half")
+            folder_names.add(new_file.parent.name)
             raise ZeroDivisionError
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file": "before"}
-    assert len(set(names)) == 2  # nobody knows it before, who could lay a link there
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "before"
+    assert len(folder_names) == 2  # nobody knows it before, who could lay a link there
 
 
 def test_of_a_link_the_target_is_replaced(tmp_path):
@@ -84,11 +80,11 @@ def test_a_device_is_written_into_and_stays(tmp_path):
         pytest.skip("needs the right to make a device")
     link = tmp_path / "link"
     link.symlink_to(path)
-    save({"benchmarks": []}, path)
+    save(NOTHING, path)
     write_whole(link, "text")
     assert path.is_char_device()
     assert link.is_symlink()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "nul"]
+    assert set(tmp_path.iterdir()) == {link, path}
 
 
 def test_a_file_that_takes_this_processs_output_keeps_what_was_said_before_and_after(tmp_path):
@@ -109,10 +105,10 @@ WAITS = """
 import sys, time
 from pathlib import Path
 from tunegrid.machine import replace_file, temporary_folder
-with temporary_folder(), replace_file(Path(sys.argv[1])) as part:
-    part.write_text("a library puts another file in its place")
-    part.unlink()
-    part.write_text("half")
+with temporary_folder(), replace_file(Path(sys.argv[1])) as new_file:
+    new_file.write_text("a library puts another file in its place")
+    new_file.unlink()
+    new_file.write_text("half")
     print("writes", flush=True)
     time.sleep(60)
 """
@@ -123,67 +119,64 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_a_living_
 ):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", f"{temporary}")
-    monkeypatch.setattr(tempfile, "tempdir", f"{temporary}")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     command = [sys.executable, "-c", WAITS, tmp_path / "run.json"]
-    writers = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT / "lib") for _ in range(2)
-    ]
-    for writer in writers:
+    writers = []
+    for _ in range(2):
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT / "lib")
         assert writer.stdout.readline() == b"writes\n"
+        writers.append(writer)
     (tmp_path / "film.part").touch()  # another program's
     (tmp_path / f"old.json.{16 * '0'}.part").touch()  # an earlier version's
-    for left, writer in zip((1, 0), writers, strict=True):
+    for writer, living in zip(writers, (1, 0), strict=True):
         writer.kill()
         writer.communicate()
         write_whole(tmp_path / "page.html", "whole")
-        assert len(list(tmp_path.glob("run.json.*.part"))) == left
+        assert len(list(tmp_path.glob("run.json.*.part"))) == living
         with temporary_folder():
-            assert len(list(temporary.iterdir())) == left + 1
+            assert len(list(temporary.iterdir())) == living + 1
     assert sorted(file.name for file in tmp_path.iterdir()) == ["film.part", "page.html", "tmp"]
     assert list(temporary.iterdir()) == []
 
 
 def test_writers_in_one_folder_never_remove_what_another_one_writes(tmp_path):
-    def write(number):
-        for text in map(str, range(200)):
-            write_whole(tmp_path / f"{number}.txt", text)
+    def write(path):
+        for number in range(200):
+            write_whole(path, str(number))
 
+    paths = [tmp_path / f"{number}.txt" for number in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, range(4)))
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
-        f"{number}.txt": "199" for number in range(4)
-    }
+        list(pool.map(write, paths))
+    assert sorted(tmp_path.iterdir()) == paths
+    assert [path.read_text() for path in paths] == ["199"] * 4
 
 
-def make_record(kept):
-    record = complete(examples=vars(kept), scores={"accuracy": 50.0}, bounds={})
+def write_examples(points=(100.0, 0.0)):
+    """Writes two rows, by default the first of them right."""
+    predictions = ["1" if point else "0" for point in points]
+    return examples.write(["a", "b"], {"accuracy": points}, predictions)
+
+
+def make_record(reference):
+    record = complete(examples=vars(reference), scores={"accuracy": 50.0}, bounds={})
     return altered(record, "data.rows", record.data.rows | {"test": 2})
 
 
-def other_rows(content):
-    other = examples.write(["a", "b"], {"accuracy": [0.0, 0.0]}, ["0", "0"])
-    return (examples.STORE / other.file).read_bytes()
+def content_of_other_rows():
+    """The content of a sound file with the same rows, both of them wrong."""
+    return (examples.STORE / write_examples([0.0, 0.0]).file).read_bytes()
 
 
-DAMAGES = {
-    "cut off": lambda content: content[: len(content) // 2],
-    "a flipped bit": lambda content: content[:40] + bytes([content[40] ^ 1]) + content[41:],
-    "another file's": other_rows,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store, damage):
-    kept = write_examples()
-    record = make_record(kept)
-    run = tmp_path / "run.json"
-    (store / kept.file).write_bytes(damage((store / kept.file).read_bytes()))
+def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store):
+    reference = write_examples()
+    record = make_record(reference)
+    (store / reference.file).write_bytes(content_of_other_rows())
     with pytest.raises(InputError, match="was changed since it was written"):
         examples.read(record, None)
-    save(NOTHING, run, [record])
+    save(NOTHING, tmp_path / "run.json", [record])
     assert not (tmp_path / "examples").exists()
-    assert write_examples() == kept
+    assert write_examples() == reference
     assert examples.read(record, None).to_dict("list") == {
         "id": ["a", "b"],
         "accuracy": [100, 0],
@@ -192,63 +185,67 @@ def test_damaged_points_are_told_never_copied_and_written_anew(tmp_path, store, 
 
 
 def test_a_pack_is_read_as_files_are_and_one_that_is_damaged_is_told(tmp_path, store):
-    kept = write_examples()
-    record = make_record(kept)
+    reference = write_examples()
+    record = make_record(reference)
     run = tmp_path / "run.json"
-    other = tmp_path / "other" / "run.json"
+    pack = tmp_path / "examples" / "run.zip"
     save(NOTHING, run, [record])
-    content = (tmp_path / "examples" / "run.zip").read_bytes()
-    (store / kept.file).unlink()
-    save(NOTHING, other, [record], [run])
-    assert (other.parent / "examples" / "run.zip").read_bytes() == content
-    assert list(examples.read(record, other)["id"]) == ["a", "b"]
+    content = pack.read_bytes()
+    (store / reference.file).unlink()
+    copied_run = tmp_path / "copy" / "run.json"
+    copied_pack = tmp_path / "copy" / "examples" / "run.zip"
+    save(NOTHING, copied_run, [record], [run])
+    assert copied_pack.read_bytes() == content
+    assert list(examples.read(record, copied_run)["id"]) == ["a", "b"]
     assert examples.read(record, tmp_path / "nowhere" / "run.json") is None
-    (tmp_path / "examples" / "run.zip").write_bytes(content[: len(content) // 2])
+    pack.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"run\.zip is not a pack of examples .*BadZipFile"):
         examples.read(record, run)
-    with ZipFile(other.parent / "examples" / "run.zip", "w") as changed:
-        changed.writestr(kept.file, other_rows(None))
+    with ZipFile(copied_pack, "w") as changed:
+        changed.writestr(reference.file, content_of_other_rows())
     with pytest.raises(InputError, match="was changed since it was written"):
-        examples.read(record, other)
+        examples.read(record, copied_run)
 
 
-def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_read(
-    tmp_path, store, monkeypatch
-):
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_read(store):
     rows = pa.array([0] * 2**20, pa.int32())
     columns = {
         "id": pa.DictionaryArray.from_arrays(rows, ["b"]),
         "prediction": pa.DictionaryArray.from_arrays(rows, ["a" * 6100]),
+        "accuracy": pa.array([1.0] * 2**20),
     }
     file = BytesIO()
-    pq.write_table(
-        pa.table(columns | {"accuracy": pa.array([1.0] * 2**20)}), file, compression="zstd"
-    )
+    pq.write_table(pa.table(columns), file, compression="zstd")
     content = file.getvalue()
     assert len(content) < 20_000  # of 6.4 GB
     digest = hashlib.sha256(content).hexdigest()[:20]
-    kept = replace(write_examples(), file=f"{digest}.parquet")
-    (store / kept.file).write_bytes(content)
+    reference = replace(write_examples(), file=f"{digest}.parquet")
+    (store / reference.file).write_bytes(content)
     with pytest.raises(InputError, match="it is too large when unpacked"):
-        examples.read(make_record(kept), None)
+        examples.read(make_record(reference), None)
+
+
+def test_a_pack_that_is_too_large_is_refused_before_it_is_read(tmp_path, store, monkeypatch):
+    reference = write_examples()
+    (store / reference.file).unlink()
     monkeypatch.setattr(examples, "MOST_PACKED", 100)
     pack = tmp_path / "examples" / "run.zip"
     pack.parent.mkdir()
     with ZipFile(pack, "w") as zipped:
         zipped.writestr("x.parquet", bytes(101))
-    (store / kept.file).unlink()
     with pytest.raises(InputError, match="too large when unpacked"):
-        examples.read(make_record(kept), tmp_path / "run.json")
+        examples.read(make_record(reference), tmp_path / "run.json")
 
 
 def test_a_run_holds_what_did_not_end_apart_and_is_read_as_one(tmp_path):
+    path = tmp_path / "run.json"
     timed = {"name": "a", "stats": {}, "extra_info": complete_json()}
     untimed = {
         "name": "b",
         "extra_info": complete_json("bert_sa_sft", status="error", missed=["why"]),
     }
-    save({"benchmarks": [untimed, timed], "version": "x"}, tmp_path / "run.json")
-    saved = json.loads((tmp_path / "run.json").read_text())
+    save({"benchmarks": [untimed, timed], "version": "x"}, path)
+    saved = json.loads(path.read_text())
     assert [row["name"] for row in saved["benchmarks"]] == ["a"]
     assert [row["name"] for row in saved["unfinished"]] == ["b"]
-    assert load(tmp_path / "run.json") == sealed({"benchmarks": [timed, untimed], "version": "x"})
+    assert load(path) == sealed({"benchmarks": [timed, untimed], "version": "x"})

@@ -9,32 +9,32 @@ from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete
 
 
 def test_figures_are_fields_of_the_record_and_what_follows_from_them():
-    found = figures(complete("bert_sa_lora"))
-    assert found["training.seconds"] == 12.25
-    assert found["memory.ledger.weights_bytes"] == 4000
-    assert found["memory.ledger.weights_mib"] == 4000 / 2**20
-    assert found["tensor_mib"] == (4000 + 100 + 200) / 2**20
-    assert found["score"] == 91.04
-    assert found["bound"] == 88.0
-    assert found["losses"] == 2
-    assert found["first_loss"] == 0.7
-    assert found["last_loss"] == 0.5
-    assert found["trainable_share"] == 0.025
-    assert found["memory.phases.train.peak_gib"] == found["peak_gib"] == 1.25
-    assert found["own_peak_gib"] is None  # the process may have run other cells
+    values = figures(complete("bert_sa_lora"))
+    assert values["training.seconds"] == 12.25
+    assert values["memory.ledger.weights_bytes"] == 4000
+    assert values["memory.ledger.weights_mib"] == 4000 / 2**20
+    assert values["tensor_mib"] == (4000 + 100 + 200) / 2**20
+    assert values["score"] == 91.04
+    assert values["bound"] == 88.0
+    assert values["losses"] == 2
+    assert values["first_loss"] == 0.7
+    assert values["last_loss"] == 0.5
+    assert values["trainable_share"] == 0.025
+    assert values["memory.phases.train.peak_gib"] == values["peak_gib"] == 1.25
+    assert values["own_peak_gib"] is None  # the process may have run other cells
 
 
 def test_a_gpus_peak_is_the_phases_and_a_contended_cell_has_no_seconds_of_its_own():
     phases = {"train": PHASE | {"reserved_peak_gib": 3.0}}
     device = MEASURED["device"] | {"contended": True}
-    found = figures(complete(device=device, memory=MEASURED["memory"] | {"phases": phases}))
-    assert found["memory.phases.train.peak_gib"] == found["own_peak_gib"] == 3.0
-    assert "own_seconds" not in found
+    values = figures(complete(device=device, memory=MEASURED["memory"] | {"phases": phases}))
+    assert values["memory.phases.train.peak_gib"] == values["own_peak_gib"] == 3.0
+    assert "own_seconds" not in values
 
 
 def test_without_a_ledger_an_adapters_bytes_are_4_a_trained_parameter():
-    found = figures(complete(memory=None))
-    assert found["trained_mib"] == 4 * 25 / 2**20
+    values = figures(complete(memory=None))
+    assert values["trained_mib"] == 4 * 25 / 2**20
 
 
 def test_a_frame_has_a_row_for_each_record_and_nan_for_what_was_not_measured():

@@ -46,7 +46,9 @@ def test_a_score_reaches_its_bound_or_is_a_sentence(scores, bounds, sentences):
 def test_bounds_are_read_without_their_evidence(tmp_path):
     path = tmp_path / "quick.toml"
     path.write_text(
-        "[cells.t5_qa_sft]\nf1 = {minimum = 70.5, mean = 72.0}\nexact_match = {minimum = 60.0, mean = 61.5}\n"
+        "[cells.t5_qa_sft]\n"
+        "f1 = {minimum = 70.5, mean = 72.0}\n"
+        "exact_match = {minimum = 60.0, mean = 61.5}\n"
     )
     assert load_bounds(path) == {"t5_qa_sft": {"f1": 70.5, "exact_match": 60.0}}
     assert load_bounds(tmp_path / "full.toml") == {}  # nobody has measured them yet
@@ -82,7 +84,7 @@ def test_bounds_that_bind_nothing_are_refused(tmp_path, content, cause):
         (
             {"train_rows": 2000, "changes": {"num_train_epochs": 2}},
             2000,
-            Extent(updates=250, planned=18_750, one_pass=6_250, test_rows=None),
+            Extent(updates=250, planned=18_750, one_pass=6_250),
         ),
         (
             {"changes": {"max_steps": 3}, "eval_rows": 8},
@@ -92,13 +94,13 @@ def test_bounds_that_bind_nothing_are_refused(tmp_path, content, cause):
         (
             {"changes": {"learning_rate": 1e-3}},
             100_000,
-            Extent(updates=18_750, planned=18_750, one_pass=6_250, test_rows=None),
+            Extent(updates=18_750, planned=18_750, one_pass=6_250),
         ),
         # in batches of 4 the same rows take four times as many
         (
             {"changes": {"per_device_train_batch_size": 4, "max_steps": 9000}},
             100_000,
-            Extent(updates=9000, planned=75_000, one_pass=25_000, test_rows=None),
+            Extent(updates=9000, planned=75_000, one_pass=25_000),
         ),
     ],
 )
@@ -132,19 +134,19 @@ def test_examples_are_beside_every_file_that_a_session_saves(tmp_path):
     older = tmp_path / "saved" / "older" / "0001_a.json"
     older.parent.mkdir(parents=True)
     older.write_text("{}")
-    options = (
+    code, output = run_folder(
+        tmp_path,
+        PLUGINS,
+        "--cells=bert_sa_lora",
         "--benchmark-json=rows/new.json",
         "--benchmark-save=h100",
         "--benchmark-storage=file://./saved",
-    )
-    code, output = run_folder(
-        tmp_path, PLUGINS, "--cells=bert_sa_lora", *options, TUNEGRID_CACHE=str(tmp_path / "cache")
+        TUNEGRID_CACHE=str(tmp_path / "cache"),
     )
     assert code == 0, output
-    stored = next(path for path in (tmp_path / "saved").rglob("*_h100.json"))
+    [stored] = (tmp_path / "saved").rglob("*_h100.json")
     for path in (tmp_path / "rows" / "new.json", stored):
         record = read_records(path)["bert_sa_lora"]
-        assert ZipFile(path.parent / "examples" / f"{path.stem}.zip").namelist() == [
-            record.examples.file
-        ]
+        pack = ZipFile(path.parent / "examples" / f"{path.stem}.zip")
+        assert pack.namelist() == [record.examples.file]
     assert not (older.parent / "examples").exists()

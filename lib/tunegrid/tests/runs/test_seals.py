@@ -21,25 +21,23 @@ from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import get_record, hits, make_seeds, sealed
 
 POINTS = {"accuracy": hits(40, right=36)}  # a mean of 90
-SCORES = {"accuracy": 90.0, "f1_macro": 90.0}
 
 
 def test_a_seal_is_of_the_content_whatever_the_order_of_its_keys_and_its_blanks():
     content = {"b": [1, {"d": None, "c": 0.1}], "a": "é"}
     # By sha256sum, of {"a":"\\u00e9","b":[1,{"c":0.1,"d":null}]}
     seal = "72f02010bbaac14508f6c56b14464d38bc93faec43d82b511ec7ac9beb8b509e"
-    assert add_seal(content) == content | {"seal": seal}
-    assert (
-        check_seal(json.loads(json.dumps(content | {"seal": seal}, indent=3, sort_keys=True)))
-        == "sealed"
-    )
+    sealed_content = add_seal(content)
+    assert sealed_content == content | {"seal": seal}
+    rewritten = json.dumps(sealed_content, indent=3, sort_keys=True)
+    assert check_seal(json.loads(rewritten)) == "sealed"
     assert check_seal(content) == "unsealed"
-    assert check_seal(add_seal(content)) == "sealed"
-    assert check_seal(add_seal(content) | {"a": "e"}) == "changed"
+    assert check_seal(sealed_content) == "sealed"
+    assert check_seal(sealed_content | {"a": "e"}) == "changed"
 
 
-def full_record(**changes):
-    return get_record("bert_sa_lora", POINTS, scores=SCORES, profile="full", **changes)
+def full_record(seeds, **changes):
+    return get_record("bert_sa_lora", POINTS, profile="full", seeds=seeds, **changes)
 
 
 @pytest.fixture
@@ -49,20 +47,19 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     records = [
         full_record(
-            seeds=make_seeds(0),
+            make_seeds(0),
             status="unconfirmed",
             bounds={"accuracy": 95.0},
             missed=["accuracy 90.0 is below 95.0"],
         ),
-        full_record(seeds=make_seeds(10000) | {"confirms": 0}),
-        full_record(seeds=make_seeds(1)),
+        full_record(make_seeds(10000) | {"confirms": 0}),
+        full_record(make_seeds(1)),
     ]
     rows = []
     for record in records:
         name = f"test_finetune[full-bert_sa_lora-seed{record.seeds.seed}]"
         stats = {"data": [1.0]}
-        info = to_json(record)
-        rows.append({"name": name, "fullname": name, "stats": stats, "extra_info": info})
+        rows.append({"name": name, "fullname": name, "stats": stats, "extra_info": to_json(record)})
     run = {
         "benchmarks": rows,
         "commit_info": {"dirty": False, "id": "a" * 40},
@@ -73,81 +70,57 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def rename_cells(run):
+def changed_run(folder, change):
+    """The JSON of the sound run after a change."""
+    run = json.loads((folder / "RUN.json").read_text())
+    change(run)
+    return run
+
+
+def write_run(folder, name, run):
+    (folder / name).write_text(json.dumps(run))
+
+
+def exchange_names(run):
     first, *_, last = run["benchmarks"]
     first["name"], last["name"] = last["name"], first["name"]
 
 
-def in_record(**fields):
+def in_record(path, value):
+    """A change of the last record."""
+
     def change(run):
-        run["benchmarks"][-1]["extra_info"].update(fields)
-
-    return change
-
-
-def in_part(place, value):
-    def change(run):
-        *parents, name = place.split(".")
-        part = run["benchmarks"][-1]["extra_info"]
+        *parents, name = path.split(".")
+        fields = run["benchmarks"][-1]["extra_info"]
         for parent in parents:
-            part = part[parent]
-        part[name] = value
+            fields = fields[parent]
+        fields[name] = value
 
     return change
 
 
-RANKS = {"count": 2, "backend": "gloo", "fsdp": False, "each": [{}, {}]}
-CRASH = {"traceback": ["ValueError: no rows"], "printed": []}
 # Facts of a sound run that nothing else in the file contradicts.
 LIES = {
-    "names": rename_cells,
-    "unconfirmed": in_record(status="unconfirmed", missed=["why"]),
-    "ranks": in_record(ranks=RANKS),
-    "phases": in_part("memory.phases", {}),
-    "trainable": in_part(
-        "parameters", {"trainable_params": 0, "total_params": 1000, "trainable_percent": 0.0}
-    ),
-    "updates": in_part("training.updates", 144),
-    "crash": in_record(crash=CRASH),
-    "speed": in_part("throughput.train_samples_per_second", 1e308),
+    "names": exchange_names,
+    "speed": in_record("throughput.train_samples_per_second", 1e308),
+    "another profile": in_record("profile", "quick"),
     "commit": lambda run: run["commit_info"].update(id="b" * 40),
     "time": lambda run: run["benchmarks"][0]["stats"].update(data=[0.5]),
     "a row less": lambda run: run["benchmarks"].pop(),
     "its own seal": lambda run: run.pop("seal"),
-    "another profile": in_record(profile="quick"),
 }
 
 
-def lie(folder, name):
-    return changed_run(folder, LIES[name])
-
-
-def changed_run(folder, change):
-    """The doubt about a run that somebody changed."""
-    run = json.loads((folder / "RUN.json").read_text())
-    change(run)
-    (folder / "LIE.json").write_text(json.dumps(run))
-    return read_saved(folder / "LIE.json").doubt
+def write_lie(folder, name):
+    write_run(folder, "LIE.json", changed_run(folder, LIES[name]))
 
 
 @pytest.mark.parametrize("name", LIES)
 def test_whatever_is_changed_in_a_run_the_reader_says_so(folder, name):
     assert read_saved(folder / "RUN.json").doubt == ""
-    assert lie(folder, name).startswith("was changed since it was written (")
-
-
-REFUSING = (
-    "gate LIE.json RUN.json",
-    "gate RUN.json LIE.json",
-    "merge LIE.json -o OUT.json",
-    "merge LIE.json --baseline -o OUT.json",
-)
-SHOWING = (
-    "compare LIE.json",
-    "export LIE.json -o OUT.csv",
-    "page LIE.json -o OUT.html",
-    "page RUN.json LIE.json -o OUT.html",
-)
+    write_lie(folder, name)
+    doubt = read_saved(folder / "LIE.json").doubt
+    assert doubt.startswith("was changed since it was written (")
 
 
 def words(folder, command):
@@ -155,52 +128,69 @@ def words(folder, command):
 
 
 @pytest.mark.parametrize("name", ["speed", "another profile"])
-@pytest.mark.parametrize("command", REFUSING)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "gate LIE.json RUN.json",
+        "gate RUN.json LIE.json",
+        "merge LIE.json -o OUT.json",
+        "merge LIE.json --baseline -o OUT.json",
+    ],
+)
 def test_a_changed_run_is_neither_judged_nor_merged(folder, capsys, command, name):
-    lie(folder, name)
-    assert (
-        "LIE.json was changed since it was written (test_finetune[full-bert_sa_lora-seed1])"
-        in refusal(capsys, main, *words(folder, command))
-    )
+    write_lie(folder, name)
+    sentence = "LIE.json was changed since it was written (test_finetune[full-bert_sa_lora-seed1])"
+    assert sentence in refusal(capsys, main, *words(folder, command))
     assert not list(folder.glob("OUT*"))
 
 
 def test_a_changed_run_that_cannot_be_read_is_said_to_be_changed(folder):
+    write_run(folder, "LIE.json", changed_run(folder, in_record("scores.accuracy", "high")))
     with pytest.raises(
         InputError, match=r"LIE.json was changed since .*, and cannot be read \(bert_sa_lora: "
     ):
-        changed_run(folder, in_part("scores.accuracy", "high"))
+        read_saved(folder / "LIE.json")
 
 
-@pytest.mark.parametrize("command", SHOWING)
+@pytest.mark.parametrize(
+    "command", ["compare LIE.json", "export LIE.json -o OUT.csv", "page LIE.json -o OUT.html"]
+)
 def test_a_changed_run_is_shown_with_that_in_the_first_line(folder, capsys, command):
-    lie(folder, "speed")
+    write_lie(folder, "speed")
     assert main(words(folder, command)) == 0
     printed = capsys.readouterr()
-    text = printed.out + printed.err
-    if command.startswith("page RUN"):
-        text = re.search("<h1>.*</h1>", (folder / "OUT.html").read_text())[0]
-    assert "LIE.json was changed since it was written" in text.splitlines()[0]
+    first_line = (printed.out + printed.err).splitlines()[0]
+    assert "LIE.json was changed since it was written" in first_line
 
 
-def unsealed(folder):
-    run = json.loads((folder / "RUN.json").read_text())
+def test_a_page_that_compares_with_a_changed_run_says_so_in_its_heading(folder):
+    write_lie(folder, "speed")
+    assert main(words(folder, "page RUN.json LIE.json -o OUT.html")) == 0
+    heading = re.search("<h1>.*</h1>", (folder / "OUT.html").read_text())[0]
+    assert "LIE.json was changed since it was written" in heading
+
+
+def remove_seals(run):
     for content in (run, *run["benchmarks"]):
         del content["seal"]
-    return run
+
+
+def remove_audit(run):
+    record = run["benchmarks"][-1]["extra_info"]
+    record["audits"] = [audit for audit in record["audits"] if audit["name"] != "no_leakage"]
 
 
 def test_a_run_of_an_earlier_version_is_shown_without_audits_that_it_had_not(folder, capsys):
-    run = unsealed(folder)
-    del run["benchmarks"][-1]["extra_info"]["audits"][0]
-    (folder / "OLD.json").write_text(json.dumps(run))
+    run = changed_run(folder, remove_seals)
+    remove_audit(run)
+    write_run(folder, "OLD.json", run)
     assert main(words(folder, "compare OLD.json")) == 0
     assert capsys.readouterr().out.startswith(f"{folder / 'OLD.json'} {UNSEALED}.\n")
 
 
 def test_files_of_older_versions_are_shown_are_no_baseline_and_make_no_sealed_run(folder, capsys):
     old = folder / "OLD.json"
-    old.write_text(json.dumps(unsealed(folder)))
+    write_run(folder, old.name, changed_run(folder, remove_seals))
     assert read_saved(old).doubt == UNSEALED
     for command in ("gate OLD.json RUN.json", "merge OLD.json --baseline -o OUT.json"):
         assert "OLD.json has no seal" in refusal(capsys, main, *words(folder, command))
@@ -217,46 +207,28 @@ def test_files_of_older_versions_are_shown_are_no_baseline_and_make_no_sealed_ru
 # What honest code may get wrong, of which files with a seal are asked as well
 
 
-def sealed_lie(folder, change):
-    """What is said of a run that somebody changed and sealed, or that a bug wrote."""
-    run = json.loads((folder / "RUN.json").read_text())
-    change(run)
-    record = run["benchmarks"][-1]["extra_info"]
-    row = {"name": "test_finetune[full-bert_sa_lora]", "extra_info": record}
-    (folder / "LIE.json").write_text(json.dumps(sealed({"benchmarks": [row]})))
-    with pytest.raises(InputError) as error:
-        read_saved(folder / "LIE.json")
-    return str(error.value)
-
-
-def without(name):
-    def change(run):
-        record = run["benchmarks"][-1]["extra_info"]
-        record["audits"] = [audit for audit in record["audits"] if audit["name"] != name]
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (without("no_leakage"), "audits lacks no_leakage"),
+        (remove_audit, "audits lacks no_leakage"),
         (
-            in_part("seeds.confirms", 0),
+            in_record("seeds.confirms", 0),
             "seeds.seed is 1, but the seed that confirms seed 0 is 10000",
         ),
         (
-            in_part("scores.accuracy", 97.0),
+            in_record("scores.accuracy", 97.0),
             "its rows have a mean accuracy of 90.00, but scores.accuracy",
         ),
-        (in_part("data.rows.test", 41), "it holds 40 rows, but the record names 41"),
-        (in_part("examples.rows_hash", "0" * 16), "its rows do not match rows_hash"),
+        (in_record("data.rows.test", 41), "it holds 40 rows, but the record names 41"),
+        (in_record("examples.rows_hash", "0" * 16), "its rows do not match rows_hash"),
     ],
 )
 def test_what_honest_code_may_get_wrong_is_told_of_sealed_runs_too(folder, change, sentence):
-    message = sealed_lie(folder, change)
-    assert sentence in message
-    assert message.startswith(f"{folder}/")
+    write_run(folder, "LIE.json", sealed(changed_run(folder, change)))
+    with pytest.raises(InputError) as error:
+        read_saved(folder / "LIE.json")
+    assert sentence in str(error.value)
+    assert str(error.value).startswith(f"{folder}/")
 
 
 @pytest.mark.parametrize(
@@ -266,8 +238,8 @@ def test_changed_files_beside_a_run_are_told(folder, capsys, command):
     record = read_saved(folder / "RUN.json").records[0]
     (folder / "examples" / "RUN.zip").unlink()
     table = pq.read_table(folder / "examples" / "loose" / record.examples.file)
+    other_ids = pa.array([f"s{n}" for n in range(len(table))])
     path = folder / "examples" / record.examples.file
-    pq.write_table(table.set_column(0, "id", pa.array([f"s{n}" for n in range(len(table))])), path)
-    assert f"{record.examples.file} was changed since it was written" in refusal(
-        capsys, main, *words(folder, command)
-    )
+    pq.write_table(table.set_column(0, "id", other_ids), path)
+    message = refusal(capsys, main, *words(folder, command))
+    assert f"{record.examples.file} was changed since it was written" in message

@@ -33,6 +33,7 @@ UNLEARNED = {
 FAILED = "audit base_frozen: 3 tensors changed"
 CHANCE = "audit learned_something: accuracy 51.2, without a model 50.9"
 BELOW = "f1 1.0 is below 2.0"
+SHORT = "a run of 99 of 300 planned updates may be too short to pass it"
 UNEXPECTED = "the ledger holds 5 bytes, the device 6"
 OTHER_DATA = {"data": MEASURED["data"] | {"fingerprint": "f" * 16}}
 
@@ -49,6 +50,7 @@ class Ended(NamedTuple):
     sentences: Sequence[str] = ()
     audits: Sequence[dict] = ()
     updates: int = 300
+    excuse: str | None = None  # why failing `learned_something` does not count
     score: float = 2.0  # its bound is 2
     is_scored: bool = True
     unexpected: Sequence[str] = ()
@@ -59,14 +61,13 @@ class Ended(NamedTuple):
     "cell",
     [
         Ended("passed"),
-        Ended("passed", audits=[GOOD]),
         Ended("audit", [FAILED], audits=[GOOD, BROKEN]),
         Ended("audit", [CHANCE], audits=[UNLEARNED]),
-        Ended("passed", audits=[UNLEARNED], updates=99),
-        Ended("audit", [FAILED], audits=[BROKEN, UNLEARNED], updates=99),
+        Ended("passed", audits=[UNLEARNED], updates=99, excuse=SHORT),
+        Ended("audit", [FAILED], audits=[BROKEN, UNLEARNED], updates=99, excuse=SHORT),
         Ended("missed", [BELOW], score=1.0),
         Ended("passed", score=1.0, is_scored=False),  # a footprint scores nothing
-        Ended("missed", [FAILED, BELOW], audits=[BROKEN], score=1.0),
+        Ended("missed", [UNEXPECTED], unexpected=[UNEXPECTED]),
         Ended(
             "missed",
             [FAILED, UNEXPECTED, BELOW],
@@ -97,13 +98,9 @@ def test_a_cell_passes_if_nothing_is_wrong(cell):
     assert ended.status == cell.status
     where = "(bert_sa_lora, quick, seed 0)"
     assert ended.missed == [f"{sentence} {where}" for sentence in cell.sentences]
-    if cell.updates == 99 and cell.status != "stopped":
-        reason = "a run of 99 of 300 planned updates may be too short to pass it"
-        assert ended.excused == {"learned_something": reason}
-        assert too_short(ended) == [f"{CHANCE}; {reason} {where}"]
-    else:
-        assert ended.excused == {}
-        assert too_short(ended) == []
+    excused = {"learned_something": cell.excuse} if cell.excuse else {}
+    assert ended.excused == excused
+    assert too_short(ended) == [f"{CHANCE}; {excuse} {where}" for excuse in excused.values()]
 
 
 @pytest.mark.parametrize(
@@ -138,19 +135,11 @@ def test_a_users_cell_that_learned_nothing_is_told_how_to_train_longer(cell, pro
 @pytest.mark.parametrize(
     ("audit", "run", "reason"),
     [
-        (
-            "learned_something",
-            extent(99),
-            "a run of 99 of 300 planned updates may be too short to pass it",
-        ),
+        ("learned_something", extent(99), SHORT),
         ("learned_something", extent(100), ""),  # it has seen each row once
         ("learned_something", extent(300, test_rows=8), "8 test rows may be too few to pass it"),
         ("learned_something", extent(300, test_rows=100), ""),
-        (
-            "generation_not_truncated",
-            extent(99),
-            "a run of 99 of 300 planned updates may be too short to pass it",
-        ),
+        ("generation_not_truncated", extent(99), SHORT),
         ("generation_not_truncated", extent(100, test_rows=8), ""),
         (
             "weights_moved",
@@ -188,17 +177,18 @@ def test_copied_results_turn_both_cells_to_audit_and_in_other_company_cells_are_
     together = compare_cells(records)
     assert [record.status for record in together] == ["audit", "audit", "passed"]
     assert [contradicts(record) for record in together] == [True, True, False]
-    assert together[0].missed == [
+    copied = together[0]
+    assert copied.missed == [
         "audit distinct_results: the results equal those of t5_sa_sft (t5_sa_lora, quick, seed 0)"
     ]
-    assert [(f.name, f.passed) for f in together[0].audits] == [
-        ("distinct_results", False),
-        ("same_rows_in_triple", True),
-    ]
+    passed = {finding.name: finding.passed for finding in copied.audits}
+    assert passed == {"distinct_results": False, "same_rows_in_triple": True}
     assert [record.status for record in records] == ["passed"] * 3  # what comes in stays as it is
-    together = compare_cells(together[:2])
-    assert compare_cells(together) == together
-    assert [(r.status, r.missed) for r in compare_cells(together[:1])] == [("passed", [])]
+    pair = compare_cells(together[:2])
+    assert compare_cells(pair) == pair
+    [alone] = compare_cells(pair[:1])
+    assert alone.status == "passed"
+    assert alone.missed == []
 
 
 def test_other_profiles_are_not_compared_and_a_fault_is_added_to_what_a_cell_missed_already():
@@ -217,14 +207,6 @@ def test_other_profiles_are_not_compared_and_a_fault_is_added_to_what_a_cell_mis
     ]
 
 
-def cell(name, score, losses=(0.5,), **changes):
-    evaluation = MEASURED["evaluation"] | {"loss": losses[-1]}
-    training = MEASURED["training"] | {"losses": list(losses)}
-    return complete(
-        name, scores={"accuracy": score}, training=training, evaluation=evaluation, **changes
-    )
-
-
 def failed(*records):
     """The details of the failed cross-cell audits of each cell."""
     details = {}
@@ -233,12 +215,12 @@ def failed(*records):
     return details
 
 
-def test_rows_are_compared_within_a_triple_and_results_over_all_cells():
+def test_results_are_compared_over_all_cells():
     records = [
-        cell("t5_sa_lora", 90.0),
-        cell("t5_sa_qlora", 91.0),
-        cell("t5_qa_lora", 90.0),
-        cell("t5_sa_sft", 90.0),
+        scored("t5_sa_lora", 90.0),
+        scored("t5_sa_qlora", 91.0),
+        scored("t5_qa_lora", 90.0),
+        scored("t5_sa_sft", 90.0),
     ]
     assert failed(*records) == {
         "t5_sa_lora": ["the results equal those of t5_sa_sft"],
@@ -246,10 +228,13 @@ def test_rows_are_compared_within_a_triple_and_results_over_all_cells():
         "t5_qa_lora": ["the results equal those of t5_sa_sft"],
         "t5_sa_sft": ["the results equal those of t5_qa_lora"],
     }
+
+
+def test_rows_are_compared_within_a_triple():
     records = [
-        cell("t5_sa_lora", 1.0),
-        cell("t5_sa_sft", 2.0, **OTHER_DATA),
-        cell("bert_sa_lora", 3.0, **OTHER_DATA),
+        scored("t5_sa_lora", 1.0),
+        scored("t5_sa_sft", 2.0, **OTHER_DATA),
+        scored("bert_sa_lora", 3.0, **OTHER_DATA),
     ]
     assert failed(*records) == {
         "t5_sa_lora": ["rows differ from t5_sa_sft"],
@@ -258,32 +243,47 @@ def test_rows_are_compared_within_a_triple_and_results_over_all_cells():
     }
 
 
-LEARNED = [{"name": "learned_something", "passed": True, "detail": ""}]
 TEST_ROWS = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 300}}
-FILE = {"file": "a" * 16 + ".parquet", "rows_hash": "b" * 16}
-OTHER_FILE = {"file": "c" * 16 + ".parquet", "rows_hash": "b" * 16}
+
+
+class Twin(NamedTuple):
+    """The scores of two cells, which are equal, and the facts by which copies are known."""
+
+    copied: bool
+    score: float = 90.0  # 30 rows are wrong
+    evaluation_losses: Sequence[float | None] = (None, None)  # a text has none
+    same_predictions: bool = True
+    learned: bool = True
 
 
 @pytest.mark.parametrize(
-    ("score", "losses", "other", "audits", "file", "copied"),
+    "twin",
     [
-        # 30 rows are wrong; a text has no loss of evaluation
-        (90.0, [0.5, None], [0.4, None], LEARNED, FILE, True),
-        (90.0, [0.5, None], [0.4, None], LEARNED, OTHER_FILE, False),
-        # Healthy cells may be wrong on the same few rows, 6 of 300
-        (98.0, [0.5, None], [0.4, None], LEARNED, FILE, False),
-        (50.0, [0.5, None], [0.4, None], [], FILE, False),  # as may those that learned nothing
-        # Alike methods may agree on every label
-        (90.0, [0.5, 0.2], [0.5, 0.3], LEARNED, FILE, False),
-        (100.0, [0.5, 0.2], [0.4, 0.2], LEARNED, FILE, True),  # scores and the loss of evaluation
+        Twin(copied=True),
+        Twin(copied=False, same_predictions=False),
+        Twin(copied=False, score=98.0),  # healthy cells may be wrong on the same few rows, 6 of 300
+        Twin(copied=False, score=50.0, learned=False),  # as may those that learned nothing
+        Twin(copied=False, evaluation_losses=(0.2, 0.3)),  # alike methods may agree on every label
+        Twin(copied=True, score=100.0, evaluation_losses=(0.2, 0.2)),
     ],
+    ids=str,
 )
-def test_copied_predictions_are_told_from_those_that_are_alike(
-    score, losses, other, audits, file, copied
-):
-    lora = cell("t5_sa_lora", score, losses, data=TEST_ROWS, examples=FILE, audits=audits)
-    sft = cell("t5_sa_sft", score, other, data=TEST_ROWS, examples=file, audits=audits)
-    assert [bool(details) for details in failed(lora, sft).values()] == [copied] * 2
+def test_copied_predictions_are_told_from_those_that_are_alike(twin):
+    audits = [{"name": "learned_something", "passed": twin.learned, "detail": ""}]
+    records = []
+    for number, cell in enumerate(("t5_sa_lora", "t5_sa_sft")):
+        predictions = 0 if twin.same_predictions else number
+        record = scored(
+            cell,
+            twin.score,
+            data=TEST_ROWS,
+            training=MEASURED["training"] | {"losses": [0.5 + number]},
+            evaluation=MEASURED["evaluation"] | {"loss": twin.evaluation_losses[number]},
+            examples={"file": f"{predictions:016}.parquet", "rows_hash": "b" * 16},
+            audits=audits,
+        )
+        records.append(record)
+    assert [bool(details) for details in failed(*records).values()] == [twin.copied] * 2
 
 
 def twice(first, second, seed=43):
@@ -295,30 +295,34 @@ def twice(first, second, seed=43):
 
 
 @pytest.mark.parametrize(
-    ("scores", "statuses", "said"),
+    ("scores", "statuses", "sentences"),
     [
         (
             (49.0, 99.0),
             ["unconfirmed", "passed"],
-            "missed a bound at seed 43 (accuracy 49.0 is below 50.0), reached at 10043",
+            [
+                "bert_sa_lora missed a bound at seed 43 (accuracy 49.0 is below 50.0), "
+                "reached at 10043: not confirmed"
+            ],
         ),
         (
             (99.0, 49.0),
             ["passed", "unconfirmed"],
-            "missed a bound at seed 10043 (accuracy 49.0 is below 50.0), reached at 43",
+            [
+                "bert_sa_lora missed a bound at seed 10043 (accuracy 49.0 is below 50.0), "
+                "reached at 43: not confirmed"
+            ],
         ),
-        ((49.0, 49.0), ["missed", "missed"], ""),
-        ((-49.0, 99.0), ["missed", "passed"], ""),  # an audit is no noise
-        ((49.0, -99.0), ["missed", "audit"], ""),
+        ((49.0, 49.0), ["missed", "missed"], []),
+        ((-49.0, 99.0), ["missed", "passed"], []),  # an audit is no noise
+        ((49.0, -99.0), ["missed", "audit"], []),
     ],
 )
-def test_a_miss_counts_unless_the_other_training_passed(scores, statuses, said):
+def test_a_miss_counts_unless_the_other_training_passed(scores, statuses, sentences):
     records = weigh_misses(twice(*scores))
-    # Weighed again, as a merge does, it is the same
-    assert [record.status for record in weigh_misses(records)] == statuses
-    assert [*unconfirmed_misses(records)] == (
-        [f"bert_sa_lora {said}: not confirmed"] if said else []
-    )
+    assert [record.status for record in records] == statuses
+    assert weigh_misses(records) == records  # as a merge weighs them again
+    assert list(unconfirmed_misses(records)) == sentences
 
 
 def test_misses_that_no_second_training_confirmed_are_counted_over_older_runs():
