@@ -481,40 +481,39 @@ REPLACEMENTS = (
     "lambda: 1",
     "",
 )
-ENDS = (
-    "import sys; sys.exit()",
-    "raise SystemExit('bye')",
-    "exit(3)",
-    "1 / 0",
-    "import pytest; pytest.exit('bye')",
-    "import pytest; pytest.skip('no', allow_module_level=True)",
-    "raise BaseException",
-    "raise GeneratorExit",
-    "f = lambda: f(); f()",
-    "raise ValueError('\\x1b[2J\\n::error::x')",
-    "grid.tasks.clear()",
-    "grid.methods = None",
-    "raise type('E', (Exception,), {'__str__': lambda self: 1 / 0})()",
-    "grid.__dict__.clear()",
-    "return 5",
-    "yield 5",
-)
+ENDS = r"""
+import sys; sys.exit()
+raise SystemExit('bye')
+exit(3)
+1 / 0
+import pytest; pytest.exit('bye')
+import pytest; pytest.skip('no', allow_module_level=True)
+raise BaseException
+raise GeneratorExit
+f = lambda: f(); f()
+raise ValueError('\x1b[2J\n::error::x')
+grid.tasks.clear()
+grid.methods = None
+raise type('E', (Exception,), {'__str__': lambda self: 1 / 0})()
+grid.__dict__.clear()
+return 5
+yield 5
+"""
 
 
 def changed_grid(random):
     """A sound file with a word replaced, which ends the program when it is read or when its hook is
     called, or that is damaged.
     """
+    end = random.choice(ENDS.strip().splitlines())
     match random.choice(["word", "word", "word", "read", "call", "call", "damage"]):
         case "word":
-            occurrences = random.choice([1, -1])
-            text = SOUND_GRID.replace(
-                random.choice(WORDS), random.choice(REPLACEMENTS), occurrences
-            )
+            word = random.choice(WORDS)
+            text = SOUND_GRID.replace(word, random.choice(REPLACEMENTS), random.choice([1, -1]))
         case "read":
-            text = f"{random.choice(ENDS)}\n{SOUND_GRID}"
+            text = f"{end}\n{SOUND_GRID}"
         case "call":
-            text = f"{SOUND_GRID}    {random.choice(ENDS)}\n"
+            text = f"{SOUND_GRID}    {end}\n"
         case "damage":
             return damage(SOUND_GRID.encode(), random)
     return text.encode()
