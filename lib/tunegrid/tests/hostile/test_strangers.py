@@ -32,7 +32,7 @@ from tunegrid.runs import examples
 from tunegrid.runs.seal import add_seal
 from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.pages import get_record
-from tunegrid.tests.records import complete_json, make_seeds, sealed
+from tunegrid.tests.records import altered, complete, make_seeds, run_file, sealed
 from tunegrid.tests.small import read_rows
 
 VALUES = (
@@ -298,25 +298,15 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     rows = vars(examples.write(["a", "b"], {"accuracy": [100.0, 0.0]}, ["1", "0"]))
     for name, seed in (("SOUND", 0), ("SEED1", 1)):
-        record = complete_json(
+        record = complete(
             profile="full",
             examples=rows,
             scores={"accuracy": 50.0},
             bounds={},
             seeds=make_seeds(seed),
         )
-        record["data"] = record["data"] | {"rows": record["data"]["rows"] | {"test": 2}}
-        row = {
-            "name": "test_finetune[full]",
-            "fullname": "benchmarks::test_finetune[full]",
-            "extra_info": record,
-        }
-        run = {
-            "benchmarks": [row],
-            "machine_info": {"cpu": "a CPU"},
-            "commit_info": {"dirty": False},
-        }
-        (tmp_path / name).write_text(json.dumps(sealed(run)))
+        counts = {"train": 70, "validation": 15, "test": 2}
+        run_file(tmp_path / name, [altered(record, "data.rows", counts)])
     (tmp_path / "gate.py").write_text("ours")
     return tmp_path
 
