@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -161,6 +162,15 @@ def run_folder(folder, plugins, *options, **variables):
     return answer.returncode, answer.stdout + answer.stderr
 
 
+def run_text(folder, text, *options, **variables):
+    """Runs a test file of this text with a cache in its folder, as `run_folder` does."""
+    (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    (folder / "test_cells.py").write_text(text)
+    return run_folder(
+        folder, SESSION_PLUGINS, *options, TUNEGRID_CACHE=str(folder / "cache"), **variables
+    )
+
+
 def full_options(folder, **named):
     """Options of a full run on checkpoints and data in a folder.
 
@@ -190,6 +200,12 @@ def run_lines(command_lines, **variables):
     ]
 
 
+def collected_ids(output):
+    """The parameters of each cell's test in the output of `--collect-only -q`."""
+    test_id = r"^benchmarks/test_(?:finetune|footprint)\.py::\w+\[(.+)\]$"
+    return re.findall(test_id, output, re.MULTILINE)
+
+
 def new_session(settings=None, **options):
     """A session with these command-line options; `settings` holds the values of `--set`."""
     values = {"--set": tuple((settings or {}).items()), "--child": Child(), "--ranks": Ranks()}
@@ -204,3 +220,10 @@ def gpu_path(folder):
     program.write_text("#!/bin/sh\necho 'Tesla T4, 15360 MiB, 550.54'\n")
     program.chmod(0o755)
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def see_gpus(monkeypatch, *names):
+    """Lets torch see GPUs with these names and no other."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(names))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(names))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: names[index])
