@@ -6,6 +6,9 @@ Any package may raise it; the command line and the pytest plugins print it witho
 from contextlib import suppress
 
 from tunegrid.terminal import defuse
+from tunegrid.words import shorten
+
+LONGEST_LINE = 500  # characters; a message may quote a whole file
 
 
 class InputError(ValueError):
@@ -17,10 +20,11 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first nonempty line of an error's message, safe to print on a terminal.
+    """The first nonempty line of an error's message, shortened and safe to print on a terminal.
 
     If the message is empty or unavailable, returns the name of the error's type.
     """
     with suppress(Exception):  # str() of a user's own exception may fail
-        return defuse(next(filter(None, str(error).splitlines())))
+        line = next(filter(None, str(error).splitlines()))
+        return shorten(defuse(line), LONGEST_LINE)
     return type(error).__name__

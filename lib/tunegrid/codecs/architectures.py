@@ -176,7 +176,8 @@ def architecture(name: str | type[Any]) -> Any:
         return name
     kind = OWN.get(name) or getattr(hf, name, None)
     if not isinstance(kind, type):
-        matches = get_close_matches(name, [*OWN, *dir(hf)], n=1)
+        classes = [*OWN, *(entry for entry in dir(hf) if entry[0].isupper() and entry != name)]
+        matches = get_close_matches(name, classes, n=1)
         hint = "give a class of transformers by name, or a class of your own"
         if matches:
             hint = f"did you mean {matches[0]}?"

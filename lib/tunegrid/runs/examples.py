@@ -212,7 +212,9 @@ def _frame(path: Path, content: bytes, kind: str) -> "pd.DataFrame":
         types = {}
         for name in table.column_names:
             types[name] = pa.string() if name in ALL_TEXTS else pa.float64()
-        frame: pd.DataFrame = table.cast(pa.schema(types)).to_pandas()
+        table = table.cast(pa.schema(types))
+        table.validate(full=True)  # texts must be UTF-8
+        frame: pd.DataFrame = table.to_pandas()
         frame = frame.drop(columns=CONFIDENCE, errors="ignore")
         texts = frame[list(TEXT_COLUMNS[kind])]
         numbers = frame.select_dtypes(float)

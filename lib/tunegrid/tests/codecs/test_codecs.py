@@ -93,7 +93,7 @@ def test_a_cell_without_a_codec_is_refused_in_a_sentence(cell, sentence):
     [
         ("LlamaForCausal", "did you mean LlamaForCausalLM"),
         ("zzz", "give a class"),
-        ("pipeline", ""),  # a function of transformers
+        ("pipeline", "did you mean \\w*Pipeline"),  # a function, not a class
     ],
 )
 def test_an_unknown_architecture_is_refused_with_the_nearest(name, advice):
