@@ -61,13 +61,10 @@ def saved_runs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_command(capsys):
-    """Runs `tunegrid` with the words of a line and more words.
+    """Runs `tunegrid` with the words of a line; returns the exit code and all printed lines."""
 
-    Returns the exit code and the lines of both streams.
-    """
-
-    def run(line, *words):
-        code = main([*line.split(), *words])
+    def run(line):
+        code = main(line.split())
         streams = capsys.readouterr()
         return code, (streams.out + streams.err).splitlines()
 

@@ -70,7 +70,7 @@ def test_versions_between_the_ends_are_halved(
     saved_runs, save_runs, run_command, first_worse, changes, minors_tried, answer
 ):
     save_runs(eight_runs(first_worse, changes))
-    code, lines = run_command(LINE, "--", "--seeds", "0-2")
+    code, lines = run_command(f"{LINE} -- --seeds 0-2")
     assert code == ("skipped" in answer)
     assert lines[-3] == answer
     assert lines[0] == "planted: 8 versions, at most 3 steps after the two ends"
@@ -136,10 +136,10 @@ def test_the_commit_of_a_checkout_is_named(save_runs, run_command):
         commits.append(git(repo, "rev-parse", "--short", "HEAD"))
         save_runs({commits[-1]: name})
     line = "bisect --repo library --cells bert_sa_lora"
-    code, lines = run_command(line, "--good=HEAD~2", "--bad=HEAD")
+    code, lines = run_command(f"{line} --good=HEAD~2 --bad=HEAD")
     assert code == 0
     assert lines[-3] == f"library {commits[1]} is the first that is worse; {commits[0]} is not."
     assert lines[-1] == f"Next: `git -C {repo} show {commits[1]}` is the change."
-    code, lines = run_command(line, "--good=HEAD", "--bad=HEAD~1")
+    code, lines = run_command(f"{line} --good=HEAD --bad=HEAD~1")
     assert code == 2
     assert "HEAD is not an ancestor of HEAD~1" in lines[-1]

@@ -25,9 +25,8 @@ def walk(saved_runs, run_command, monkeypatch):
     saved_runs.add("3.0", CHANGED)
     saved_runs.add("4.0", CHANGED)
 
-    def walk(*options):
-        line = "history planted --from 1.0 -o history.json"
-        code, lines = run_command(line, *options)
+    def walk(options=""):
+        code, lines = run_command(f"history planted --from 1.0 -o history.json {options}")
         releases = json.loads(Path("history.json").read_text())["releases"]
         return code, lines, {release["version"]: release for release in releases}
 
@@ -91,7 +90,7 @@ def test_a_cell_that_changed_trains_to_its_end_with_whole(saved_runs, walk):
 def test_an_audit_that_fails_is_in_the_row_and_a_persons_cause_too(saved_runs, walk):
     saved_runs.add("4.0", FAILED)
     Path("causes.toml").write_text('"4.0" = "pull request 7: a base that trains"\n')
-    _, lines, releases = walk("--causes", "causes.toml")
+    _, lines, releases = walk("--causes causes.toml")
     assert ["audits", FAILS] in releases["4.0"]["findings"]
     assert releases["4.0"]["cause"] == "pull request 7: a base that trains"
     assert releases["3.0"]["cause"] == ""

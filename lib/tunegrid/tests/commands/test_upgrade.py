@@ -54,13 +54,13 @@ def upgrade(saved_runs, run_command):
         saved_runs.add(f"{version} whole", [get_record(CELLS[1], {"accuracy": hits(512, 480)})])
         saved_runs.files[f"{version} stock"] = "passes.xml"
     line = "upgrade planted==2.0 --from planted==1.0"
-    return lambda *options: run_command(line, *options)
+    return lambda options="": run_command(f"{line} {options}")
 
 
 def test_equal_sides_take_first_updates_and_four_cells_of_the_libraries_own_path(
     saved_runs, upgrade
 ):
-    code, lines = upgrade("--", "--seeds", "0-2", "-n", "0")
+    code, lines = upgrade("-- --seeds 0-2 -n 0")
     answer = "2 cells: 2 equal by their first 2 updates."
     own_path = "The libraries' path equals ours in 4 of 4 cells, before in 4."
     assert code == 0
@@ -83,7 +83,7 @@ def test_only_cells_that_changed_train_to_their_end(saved_runs, upgrade):
     end = "2.0 whole: -m quick --cells gpt2_sa_lora --resume -n auto"
     assert end in saved_runs.sessions
     saved_runs.sessions.clear()
-    code, _ = upgrade("--whole", "-m", "zoo")
+    code, _ = upgrade("--whole -m zoo")
     assert code == 1
     assert saved_runs.sessions == [
         "1.0 whole: -m zoo --resume -n auto",

@@ -1,4 +1,4 @@
-"""tunegrid is installed beside a project with a `lib/` of its own, from a checkout or as a wheel."""
+"""tunegrid is installed beside a project with its own `lib/`, from a checkout or as a wheel."""
 
 import subprocess
 import sys
