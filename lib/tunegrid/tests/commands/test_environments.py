@@ -52,6 +52,12 @@ def rows(environment, name="planted"):
     return environment.run("rows.txt", [name]).read_text()
 
 
+def held_packages(environment):
+    """The packages of an environment's own folder, by name."""
+    [site] = environment.folder.glob("environment/lib/*/site-packages")
+    return find_packages([str(site)])
+
+
 def build_again(release, rows, name="planted"):
     """Writes a wheel that differs from the one before, and is newer."""
     later = time.time() + 9
@@ -91,7 +97,7 @@ def test_what_is_needed_comes_along_unless_it_is_here_or_the_package_is_alone():
     assert create("planted", alone=True).own == {"planted": "1.0"}
 
 
-def test_a_checkout_of_the_version_that_is_installed_here_is_installed():
+def test_each_commit_of_the_version_that_is_installed_here_is_an_environment():
     repo = Path("library").absolute()
     commit = checkout(repo, version(HERE), 1, HERE)
     spec = f"{HERE}@{repo}"
@@ -101,7 +107,10 @@ def test_a_checkout_of_the_version_that_is_installed_here_is_installed():
     assert rows(environment, HERE) == "1"
     backend = repo / "backend.py"
     backend.write_text(f"{backend.read_text()}\n# not committed\n")
-    assert create(parse_requirement(spec)).own != environment.own
+    uncommitted = parse_requirement(spec)
+    assert create(uncommitted).own != environment.own
+    with pytest.raises(InputError, match=rf"^asked for {HERE} @ git.+ is {HERE} .+ at commit"):
+        check_packages([], uncommitted, held_packages(environment))
     address = packages.git_address(repo, commit)
     assert create(address, alone=True).own == environment.own
 
@@ -124,11 +133,9 @@ def test_another_release_than_was_named_is_one_sentence(monkeypatch):
         create("planted==1.0")
 
 
-def test_another_commit_and_none_at_all_differ_from_what_was_named():
+def test_another_version_a_checkout_and_a_missing_package_differ_from_what_is_installed():
     wheel(".", "1.0", 1)
-    environment = create("planted")
-    [site] = (environment.folder / "environment").glob("lib/*/site-packages")
-    held = find_packages([str(site)])
+    held = held_packages(create("planted"))
     check_packages(["planted==1.0"], "planted==1.0 \\\n    --hash=sha256:ab\n", held)
     for asked in ("planted==1.1", f"planted @ git+https://x/planted@{'0' * 40}", "peft"):
         with pytest.raises(InputError, match=r"^asked for p"):
