@@ -1,38 +1,44 @@
-"""A suite that runs nothing: it copies the run that is saved for the environment and the stage."""
+"""Commands run in an empty folder; a session of the suite copies a run that was saved for it."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
+from tunegrid.__main__ import main
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment
-from tunegrid.errors import InputError
 from tunegrid.runs import examples
+from tunegrid.tests.records import run_file
+
+
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path, monkeypatch):
+    """An empty folder, from which the test runs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 class SavedRuns:
-    """`files` has a saved run by version of the package `planted` and by stage; `asked` keeps what
-    was run, in order.
+    """The runs that sessions copy, instead of training cells.
+
+    `files` has a file for each version of the package `planted`, such as "1.0", or for one stage
+    of it, such as "1.0 whole". `sessions` lists the sessions, each with its arguments.
     """
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self):
         self.files = {}
-        self.asked = []
+        self.sessions = []
+
+    def add(self, session, records):
+        self.files[session] = run_file(Path(f"{session}.json"), records)
 
     def suite(self, python, out, arguments):
-        key = (out.parent.name, out.stem)
-        self.asked.append((*key, " ".join(arguments)))
-        return [
-            "cp",
-            str(self.folder / self.files.get(key, self.files.get(key[0], "none"))),
-            str(out),
-        ]
-
-    @property
-    def stages(self):
-        return [asked[:2] for asked in self.asked]
+        version = out.parent.name
+        session = f"{version} {out.stem}"
+        self.sessions.append(f"{session}: {' '.join(arguments)}")
+        file = self.files.get(session) or self.files.get(version, "absent.json")
+        return ["cp", str(file), str(out)]
 
 
 @pytest.fixture
@@ -42,33 +48,24 @@ def saved_runs(tmp_path, monkeypatch):
     def get_environment(requirements, wheels, alone=False):
         name, _, version = requirements[0].partition("==")
         version = version or requirements[0].rpartition("@")[2][:7]  # of a commit
-        return Environment(
-            python=Path(sys.executable),
-            folder=tmp_path / "environments" / version,
-            own={name: version},
-        )
+        folder = tmp_path / "environments" / version
+        return Environment(python=Path(sys.executable), folder=folder, own={name: version})
 
+    runs = SavedRuns()
     monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / "environments")
     monkeypatch.setattr(environments, "get_environment", get_environment)
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
-    runs = SavedRuns(tmp_path)
     monkeypatch.setattr(environments, "suite", runs.suite)
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
     return runs
 
 
 @pytest.fixture
-def said(capsys):
-    """Exit code and lines of a command."""
+def run_command(capsys):
+    """Runs `tunegrid` with the words of a line; returns the exit code and all printed lines."""
 
-    def call(main, *arguments):
-        try:
-            code = main(*arguments)
-        except SystemExit as exit_:
-            code = exit_.code
-        except InputError as error:  # a sentence of `tunegrid NAME`
-            code = 2
-            print(f"error: {error}", file=sys.stderr)
+    def run(line):
+        code = main(line.split())
         streams = capsys.readouterr()
         return code, (streams.out + streams.err).splitlines()
 
-    return call
+    return run

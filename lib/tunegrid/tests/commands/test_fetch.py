@@ -1,11 +1,13 @@
 """`tunegrid fetch`, from a small hub of our own on this machine."""
 
-import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -42,108 +44,88 @@ weights = load_file(hf_hub_download("acme/bert-small", "model.safetensors", **pi
 tables = hub_tables(replace(SA, dataset="acme/tickets"))
 print(config.model_type, len(weights), {name: len(rows) for name, rows in tables.items()})
 """
+# The address of a repository's description, or of its list of files
+API = re.compile(r"/api(/models)?(?P<folder>(/datasets)?/(?P<id>\w+/[\w-]+))(?P<tree>/tree/)?")
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Answers for the files below `folder`/models and `folder`/datasets as the hub does."""
+class Hub(SimpleHTTPRequestHandler):
+    """Answers for the checkpoints below a folder, and the data sets below its folder `datasets`.
 
-    folder = None
-
-    def do_HEAD(self):
-        self.answer()
+    A file's address has `/resolve/COMMIT` before the file's name.
+    """
 
     def do_GET(self):
-        self.answer()
-
-    def answer(self):
-        parts = self.path.partition("?")[0].strip("/").split("/")
-        if parts[0] == "api":
-            kind, owner, name, *rest = parts[1:] if len(parts) > 3 else ["none"] * 3
-            files = sorted((self.folder / kind / owner / name).glob("*"))
-            return self.send(json.dumps(listing(f"{owner}/{name}", rest, files)).encode())
-        if parts[0] != "datasets":
-            parts = ["models", *parts]
-        kind, owner, name, _, _, file = parts
-        path = self.folder / kind / owner / name / file
-        if path.is_file():
-            return self.send(path.read_bytes(), 200)
-        return self.send(b"", 404)
-
-    def send(self, body, status=200):
-        self.send_response(status)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{digest(body)}"')
-        if status == 404:
-            self.send_header("X-Error-Code", "EntryNotFound")
+        api = API.match(self.path)
+        if not api:
+            super().do_GET()
+            return
+        files = sorted(Path(self.translate_path(api["folder"])).iterdir())
+        answer = {"id": api["id"], "sha": COMMIT, "tags": [], "private": False}
+        answer["siblings"] = [{"rfilename": file.name} for file in files]
+        if api["tree"]:
+            answer = []
+            for file in files:
+                facts = {"path": file.name, "size": file.stat().st_size, "oid": file.name}
+                answer.append({"type": "file", **facts})
+        body = json.dumps(answer).encode()
+        self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+        self.wfile.write(body)
+
+    def translate_path(self, path):
+        return super().translate_path(re.sub("/resolve/[^/]+", "", path))
+
+    def end_headers(self):
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{Path(self.path).name}"')  # names the file in the cache
+        self.send_header("X-Error-Code", "EntryNotFound")  # counts only with status 404
+        super().end_headers()
 
     def log_message(self, *_):
         pass
 
 
-def digest(body):
-    return hashlib.sha1(body).hexdigest()
-
-
-def listing(repository, rest, files):
-    """The JSON of a repository, or of its tree of files."""
-    if "tree" in rest:
-        return [
-            {
-                "type": "file",
-                "path": path.name,
-                "size": path.stat().st_size,
-                "oid": digest(path.read_bytes()),
-            }
-            for path in files
-        ]
-    siblings = [{"rfilename": path.name} for path in files]
-    return {"id": repository, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
-
-
 @pytest.fixture
 def hub(tmp_path):
     """The address of a hub with a checkpoint, which also has a pickle, and 40 rows."""
-    folder = tmp_path / "hub"
-    shutil.copytree(
-        FIXTURES / "backbones" / "bert-micro", folder / "models" / "acme" / "bert-small"
-    )
-    (folder / "models" / "acme" / "bert-small" / "pytorch_model.bin").write_bytes(b"a pickle")
-    rows = folder / "datasets" / "acme" / "tickets"
+    checkpoint = tmp_path / "hub" / "acme" / "bert-small"
+    shutil.copytree(FIXTURES / "backbones" / "bert-micro", checkpoint)
+    (checkpoint / "pytorch_model.bin").write_bytes(b"a pickle")
+    rows = tmp_path / "hub" / "datasets" / "acme" / "tickets"
     rows.mkdir(parents=True)
     lines = (FIXTURES / "data" / "amazon_polarity" / "train.jsonl").read_text().splitlines()
     (rows / "train.jsonl").write_text("\n".join(lines[:30]))
     (rows / "test.jsonl").write_text("\n".join(lines[30:40]))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OurHub", (Hub,), {"folder": folder}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=tmp_path / "hub"))
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
 
 
-def test_what_was_fetched_loads_without_a_network(tmp_path, hub):
-    (tmp_path / "own.py").write_text(GRID)
-    home = tmp_path / "home"
+def run_python(*words, **variables):
+    own = environment(**variables)
+    return subprocess.run([sys.executable, *words], env=own, capture_output=True, text=True)
 
-    def python(*words, **variables):
-        own = environment(HF_HOME=str(home), **variables)
-        return subprocess.run([sys.executable, *words], env=own, capture_output=True, text=True)
 
-    command = ("-m", "tunegrid", "fetch", f"--grid={tmp_path}/own.py", "--cells=small_tickets_lora")
-    fetched = python(*command, HF_ENDPOINT=hub)
+def run_fetch(*options, **variables):
+    return run_python("-m", "tunegrid", "fetch", *options, **variables)
+
+
+def test_what_was_fetched_loads_without_a_network(hub):
+    Path("own.py").write_text(GRID)
+    options = ("--grid=own.py", "--cells=small_tickets_lora")
+    fetched = run_fetch(*options, HF_HOME="home", HF_ENDPOINT=hub)
     assert fetched.returncode == 0, fetched.stderr
     assert fetched.stdout.splitlines()[-3:] == [
         "acme/tickets, train: 30 rows",
         "acme/tickets, test: 10 rows",
-        "Fetched: 1 checkpoint and 1 data set. "
-        f"`HF_HUB_OFFLINE=1 tunegrid run -m full --grid={tmp_path}/own.py "
-        "--cells small_tickets_lora` needs no network now.",
+        "Fetched: 1 checkpoint and 1 data set. `HF_HUB_OFFLINE=1 tunegrid run -m full "
+        "--grid=own.py --cells small_tickets_lora` needs no network now.",
     ]
-    assert not [*home.glob("**/*.bin")]
-    loaded = python("-c", READ_CACHE, COMMIT, HF_HUB_OFFLINE="1")
+    assert not [*Path("home").glob("**/*.bin")]
+    loaded = run_python("-c", READ_CACHE, COMMIT, HF_HOME="home", HF_HUB_OFFLINE="1")
     assert loaded.stdout.strip() == "bert 62 {'train': 30, 'test': 10}", loaded.stderr
 
 
@@ -158,16 +140,14 @@ def test_the_study_needs_three_checkpoints_at_their_pinned_revisions():
 
 
 @pytest.mark.parametrize(
-    ("variables", "sentence"),
+    ("variable", "text", "sentence"),
     [
-        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set, which forbids downloads; unset it"),
-        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "the hub cannot be reached"),
+        ("HF_HUB_OFFLINE", "1", "HF_HUB_OFFLINE is set, which forbids downloads; unset it"),
+        ("HF_ENDPOINT", "http://127.0.0.1:9", "the hub cannot be reached"),
     ],
 )
-def test_without_a_hub_one_sentence_says_so(variables, sentence):
-    own = environment(**variables)
-    command = [sys.executable, "-m", "tunegrid", "fetch", "--cells=bert_sa_lora"]
-    ended = subprocess.run(command, env=own, capture_output=True, text=True)
+def test_without_a_hub_one_sentence_says_so(variable, text, sentence):
+    ended = run_fetch("--cells=bert_sa_lora", **{variable: text})
     assert ended.returncode == 2
     assert sentence in ended.stderr
     assert len(ended.stderr.splitlines()) == 1

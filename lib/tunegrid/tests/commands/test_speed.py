@@ -10,85 +10,44 @@ from tunegrid.commands.paired_timing import ANSWER_PREFIX
 from tunegrid.commands.speed import FigureShift, find_shifts
 from tunegrid.gate.judgements import Verdict
 
-KEY = ("bert_sa_lora", "training")
-LIBRARIES = {
-    "python": "3.11",
-    "torch": "2.13.0",
-    "transformers": "5.24.0",
-    "peft": "0.21.0",
-    "accelerate": "1.14.0",
-}
-# A program in place of a Python: it notes each round and update, and answers as one whose rounds
-# differ by 0.1 %.
-PYTHON = """#!{python} -SE
-import json, sys
+# A program in place of a Python: it prints its libraries, or answers updates and notes each of them
+PYTHON = f"""#!{sys.executable} -SE
+import sys
 if sys.argv[1] == "-c":
-    print(json.dumps([{versions!r}, {{}}]))
-    raise SystemExit
-cell, rounds = sys.argv[3], 0
-def note(word):
-    with open({calls!r}, "a") as file:
-        file.write("{name} " + cell + word + "\\n")
-    return open({calls!r}).read().count("{name} " + cell + " begins")
-number = note(" begins")
-own, noise = {seconds!r}.get(cell, (1.0, 0.0))
-second = 0.01 * own * (1 + ("{name}" == "new") * (0.001 * (number % 3) + noise * (-1) ** (number // 2)))
-print("a library says something\\n{mark}{{}}", flush=True)
+    print('[{{"torch": "2.13.0"}}, {{}}]')
+    sys.exit()
+print('a library says something\\n{ANSWER_PREFIX}{{}}', flush=True)
 for line in sys.stdin:
-    if not own:
-        sys.exit("KeyError: 'a weight'")
-    note(" updates")
-    print("50 %{mark}" + json.dumps(dict(seconds=second, peak_bytes={peak})), flush=True)
+    with open("CALLS", "a") as calls:
+        calls.write("NAME " + sys.argv[3] + "\\n")
+    print('50 %{ANSWER_PREFIX}{{"seconds": 0.01, "peak_bytes": 500}}', flush=True)
 """
 
 
-@pytest.fixture
-def python(tmp_path):
-    """Makes a stand-in for the Python of an environment; `seconds` has a factor and the noise of
-    rounds by cell.
-    """
-
-    def make(name, peak=500, versions=LIBRARIES, **seconds) -> Path:
-        path = tmp_path / name
-        calls = str(tmp_path / "calls")
-        about = {
-            "python": sys.executable,
-            "name": name,
-            "peak": peak,
-            "versions": versions,
-            "seconds": seconds,
-        }
-        path.write_text(PYTHON.format(**about, calls=calls, mark=ANSWER_PREFIX))
-        path.chmod(0o755)
-        return path
-
-    return make
-
-
-def calls(tmp_path, *, end):
-    lines = (tmp_path / "calls").read_text().splitlines()
-    return [line.removesuffix(end) for line in lines if line.endswith(end)]
-
-
-def run(before, after, cells):
-    return speed.main([str(before), str(after), "--cells", cells])
+def make_python(name):
+    path = Path(name)
+    calls = str(Path("calls").absolute())
+    path.write_text(PYTHON.replace("NAME", name).replace("CALLS", calls))
+    path.chmod(0o755)
 
 
 def test_intervals_by_hand():
+    ratios = [0.08, 0.10, 0.12, 0.10]
     # Variance 0.0008 / 3, standard error 0.01633 / 2. t of 3 degrees of freedom at 1 - 0.01 / 4
     # looks is 7.4533, and at 1 - 0.01 / 4 / 2 tests 9.4649.
-    [change] = find_shifts({KEY: [0.08, 0.10, 0.12, 0.10]}, 1).values()
-    assert change.log_ratio == pytest.approx(0.1)
-    assert change.reach == pytest.approx(7.4533 * 0.008165, rel=1e-3)
-    [change] = find_shifts({KEY: [0.08, 0.10, 0.12, 0.10]}, 2).values()
-    assert change.reach == pytest.approx(9.4649 * 0.008165, rel=1e-3)
+    for tests, quantile in ((1, 7.4533), (2, 9.4649)):
+        [shift] = find_shifts({("bert_sa_lora", "training"): ratios}, tests).values()
+        assert shift.log_ratio == pytest.approx(0.1)
+        assert shift.reach == pytest.approx(quantile * 0.008165, rel=1e-3)
     # Of three cells, each with 3 degrees of freedom, half of 9 count: t at 1 - 0.01 / 4 is 5.1172.
     # The quiet one has the noise of the other two.
     cells = {
-        (cell, "training"): [0.08, 0.10, 0.12, 0.10] for cell in ("bert_sa_lora", "t5_sa_lora")
+        ("bert_sa_lora", "training"): ratios,
+        ("t5_sa_lora", "training"): ratios,
+        ("gpt2_sa_lora", "training"): [0.1] * 4,
     }
-    changes = find_shifts(cells | {("gpt2_sa_lora", "training"): [0.1] * 4}, 1).values()
-    assert [change.reach for change in changes] == pytest.approx([5.1172 * 0.008165] * 3, rel=1e-3)
+    reaches = [shift.reach for shift in find_shifts(cells, 1).values()]
+    assert reaches == pytest.approx([5.1172 * 0.008165] * 3, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -104,26 +63,27 @@ def test_intervals_by_hand():
     ],
 )
 def test_a_verdict_needs_the_whole_interval(log_ratio, reach, verdict, words):
-    change = FigureShift(log_ratio, reach)
-    assert change.verdict == verdict
-    assert change.describe("training") == words
+    shift = FigureShift(log_ratio, reach)
+    assert shift.verdict == verdict
+    assert shift.describe("training") == words
 
 
 def test_equal_environments_end_early_by_updates_that_go_a_b_b_a_and_in_the_next_round_b_a_a_b(
-    python, tmp_path, monkeypatch, capsys
+    monkeypatch, capsys
 ):
     monkeypatch.setattr(speed, "ROUND_UPDATES", 4)
-    assert run(python("old"), python("new"), "bert_sa_lora") == 0
-    first = ["old", "new", "new", "old"] * 2
-    second = ["new", "old", "old", "new"] * 2
+    make_python("old")
+    make_python("new")
+    assert speed.main(["old", "new", "--cells=bert_sa_lora"]) == 0
+    first = ["old bert_sa_lora", "new bert_sa_lora", "new bert_sa_lora", "old bert_sa_lora"]
+    second = ["new bert_sa_lora", "old bert_sa_lora", "old bert_sa_lora", "new bert_sa_lora"]
     # Four rounds of at most ten
-    assert calls(tmp_path, end=" bert_sa_lora updates") == [*first, *second] * 2
+    assert Path("calls").read_text().splitlines() == [*first, *first, *second, *second] * 2
     out = capsys.readouterr().out.splitlines()
     assert out[:2] == [
         "the same libraries in both",
         "round 1 of at most 10  bert_sa_lora  10.0 -> 10.0 ms an update",
     ]
-    assert (
-        out[-1]
-        == "No worse: bert_sa_lora training as fast (0 to 0 %), bert_sa_lora memory the same (0 to 0 %)"
-    )
+    training = "bert_sa_lora training as fast (0 to 0 %)"
+    memory = "bert_sa_lora memory the same (0 to 0 %)"
+    assert out[-1] == f"No worse: {training}, {memory}"

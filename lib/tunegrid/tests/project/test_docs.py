@@ -3,7 +3,6 @@
 import argparse
 import re
 import shlex
-from importlib import import_module
 
 import pytest
 
@@ -12,14 +11,6 @@ from tunegrid import __main__ as product
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.lab import __main__ as lab
 
-PAGES = [
-    ROOT / "README.md",
-    *(
-        page
-        for folder in ("benchmarks", "lib", "reports")
-        for page in sorted((ROOT / folder).rglob("*.md"))
-    ),
-]
 # What needs a network, runs everything, or is not ours.
 OTHERS = (
     "pip",
@@ -35,34 +26,39 @@ OTHERS = (
 
 def commands():
     """Every command of the pages' bash blocks, as words."""
-    text = "\n".join(page.read_text() for page in PAGES)
+    pages = [ROOT / "README.md"]
+    for folder in ("benchmarks", "lib", "reports"):
+        pages += sorted((ROOT / folder).rglob("*.md"))
+    text = "\n".join(page.read_text() for page in pages)
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-        for command in line.split("&&"):
-            words = shlex.split(command, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-                del words[0]
-            if words and words[0] not in OTHERS:
-                yield words
+    lines = "\n".join(blocks).replace("\\\n", " ")
+    for command in re.split("\n|&&", lines):
+        words = shlex.split(command, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            del words[0]
+        if words and words[0] not in OTHERS:
+            yield words
 
 
 def test_pytest_commands_of_the_pages_parse(pytestconfig):
-    """Options, their values, markers and cells; a path after a blank would be taken for a folder of
-    tests.
+    """Checks options, their values, markers and cells.
+
+    A path after a blank would be taken for a folder of tests.
     """
-    markers = {line.partition(":")[0].partition("(")[0] for line in pytestconfig.getini("markers")}
-    wanted = [
-        words[1:]
-        for words in commands()
-        if words[0] == "pytest" and "lib/tunegrid/tests" not in words
-    ]
-    wanted += [words[2:] for words in commands() if words[:2] == ["tunegrid", "run"]]
-    for words in wanted:
-        options, unknown = pytestconfig._parser.parse_known_and_unknown_args(words)
-        assert (unknown, options.file_or_dir) == ([], []), words
+    markers = {re.match(r"\w+", line)[0] for line in pytestconfig.getini("markers")}
+    for words in commands():
+        if words[:2] == ["tunegrid", "run"]:
+            arguments = words[2:]
+        elif words[0] == "pytest" and "lib/tunegrid/tests" not in words:
+            arguments = words[1:]
+        else:
+            continue
+        options, unknown = pytestconfig._parser.parse_known_and_unknown_args(arguments)
+        assert unknown == [], words
+        assert options.file_or_dir == [], words
         assert set(re.findall(r"\w+", options.markexpr)) - {"and", "or", "not"} <= markers, words
-        ids = {*(options.cells or "").split(",")} - {""} if not options.grid else set()
-        assert ids <= {*STUDY_IDS}, words
+        if options.cells and not options.grid:
+            assert set(options.cells.split(",")) <= {*STUDY_IDS}, words
 
 
 def test_our_own_commands_of_the_pages_parse(monkeypatch):
@@ -77,21 +73,19 @@ def test_our_own_commands_of_the_pages_parse(monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
     for words in commands():
-        assert words[0] in ("pytest", "python", "tunegrid"), words
-        if (
-            words[0] == "pytest"
-            or words[:2] == ["tunegrid", "run"]
-            or words[1:3] == ["-m", "tunegrid.lab.micro"]
-        ):
-            continue
-        if words[0] == "python" and words[1] != "-m":
-            assert (ROOT / words[1]).is_file(), words
-            continue
-        package, names, (name, *arguments) = (
-            ("tunegrid.commands", product.COMMANDS, words[1:])
-            if words[0] == "tunegrid"
-            else ("tunegrid.lab", lab.COMMANDS, words[3:])
-        )
-        assert name in names
+        match words:
+            case ["pytest", *_] | ["tunegrid", "run", *_]:
+                continue
+            case ["python", "-m", "tunegrid.lab.micro", *_]:
+                continue
+            case ["tunegrid", *arguments]:
+                main = product.main
+            case ["python", "-m", "tunegrid.lab", *arguments]:
+                main = lab.main
+            case ["python", script, *_]:
+                assert (ROOT / script).is_file(), words
+                continue
+            case _:
+                pytest.fail(f"unknown command: {words}")
         with pytest.raises(Parsed):
-            import_module(f"{package}.{name}").main(arguments)
+            main(arguments)

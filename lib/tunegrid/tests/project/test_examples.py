@@ -18,26 +18,22 @@ from tunegrid.grid.recipes import QUICK
 from tunegrid.runs.files import read_saved
 from tunegrid.tests.sessions import ForkedProcess, SessionProcess, benchmark_rows, full_options
 
-GUIDES = "\n".join(
-    guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md"))
-)
+GUIDES = ROOT / "benchmarks" / "guides"
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)
-EXAMPLES = {match["name"]: match["code"] for match in BLOCK.finditer(GUIDES)}
+EXAMPLES = {}
+for guide in sorted(GUIDES.glob("*.md")):
+    EXAMPLES |= dict(BLOCK.findall(guide.read_text()))
 PARTS = ("plot", "cast", "music", "ending", "story", "camera", "light", "sound")
+LABELS = {"poor": 0, "great": 1, "bad": 0, "good": 1, "weak": 0, "solid": 1}
 
 
-def reviews(count):
-    """Rows as SST-2 has them, each sentence once."""
-    parts = product(
-        PARTS,
-        PARTS,
-        (("poor", 0), ("great", 1), ("bad", 0), ("good", 1), ("weak", 0), ("solid", 1)),
-    )
-    rows = [
-        {"sentence": f"the {one} is {word} and so is the {two} .", "label": label}
-        for one, two, (word, label) in parts
-    ]
-    return [{"idx": number, **row} for number, row in enumerate(rows[:count])]
+def reviews():
+    """384 rows as SST-2 has them, each sentence once, in a random order."""
+    rows = []
+    for first, second, word in product(PARTS, PARTS, LABELS):
+        sentence = f"the {first} is {word} and so is the {second} ."
+        rows.append({"idx": len(rows), "sentence": sentence, "label": LABELS[word]})
+    return Random(0).sample(rows, len(rows))
 
 
 def test_the_guide_names_the_quick_recipes_learning_rate():
@@ -59,67 +55,55 @@ def test_a_metric_of_the_guide_has_a_bound_and_is_judged(tmp_path):
     (tmp_path / "recall.quick.toml").write_text(
         "[cells.bert_sa_lora]\nrecall = { minimum = 80.0 }\n"
     )
-    options = (
-        *SUITE,
-        "-m",
-        "quick",
-        f"--grid={tmp_path / 'recall.py'}",
-        "--cells=bert_sa_lora",
-        "-n0",
-    )
-    first, second = tmp_path / "first.json", tmp_path / "second.json"
-    for more in ([f"--benchmark-json={first}"], [f"--benchmark-json={second}", f"--gate={first}"]):
-        answer = SessionProcess(*options, *more, folder=tmp_path).ended()
+    line = "-m quick --grid=recall.py --cells=bert_sa_lora -n0 --benchmark-json="
+    for options in (f"{line}first.json", f"{line}second.json --gate=first.json"):
+        answer = SessionProcess(*SUITE, *options.split(), folder=tmp_path).ended()
         assert answer.returncode == 0, answer.stdout + answer.stderr
+    first = tmp_path / "first.json"
+    second = tmp_path / "second.json"
     [record] = read_saved(second).records
-    assert (record.main_score, record.bounds["recall"], record.status) == ("recall", 80, "passed")
-    judged = tunegrid.gate(first, second).cells["bert_sa_lora"]
-    assert [text for text in judged if " recall " in text] == [
-        "same: bert_sa_lora recall +0.00 points (equal to the last digit, and no row lost or gained points)"
+    assert record.main_score == "recall"
+    assert record.bounds["recall"] == 80
+    assert record.status == "passed"
+    judgements = tunegrid.gate(first, second).cells["bert_sa_lora"]
+    equal = "equal to the last digit, and no row lost or gained points"
+    assert [sentence for sentence in judgements if " recall " in sentence] == [
+        f"same: bert_sa_lora recall +0.00 points ({equal})"
     ]
 
 
 def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
-    rows, folder = Random(0).sample(reviews(384), 384), tmp_path / "sst2"
+    rows = reviews()
+    folder = tmp_path / "sst2"
     folder.mkdir()
     datasets.Dataset.from_list(rows[:264]).to_parquet(folder / "train.parquet")
     datasets.Dataset.from_list(rows[264:]).to_parquet(folder / "validation.parquet")
     full_options(tmp_path, **{"bert-base-uncased": "bert"})
     (tmp_path / "sst2.py").write_text(EXAMPLES["sst2.py"])
-    guide = (ROOT / "benchmarks" / "guides" / "own-data.md").read_text()
-    calibrating, first, gated = re.search(
-        r"```bash\n(tunegrid calibrate .*?)```", guide, re.DOTALL
-    )[1].splitlines()
+    guide = (GUIDES / "own-data.md").read_text()
+    block = re.search(r"```bash\n(tunegrid calibrate .*?)```", guide, re.DOTALL)[1]
+    lines = block.replace("DIR", str(tmp_path)).splitlines()
+    # Without the words `tunegrid calibrate` or `tunegrid run`
+    calibrating, first, gated = [shlex.split(line)[2:] for line in lines]
     here = ("--device=cpu", f"--checkpoint-root={tmp_path}")
-    ended = []
+    outputs = []
 
     def session(arguments):
-        words = (
-            "-c",
-            ROOT / "pyproject.toml",
-            f"--rootdir={ROOT}",
-            ROOT / "benchmarks",
-            *arguments,
-        )
-        ended.append(SessionProcess(*words, folder=tmp_path).ended())
-        return ended[-1].returncode
+        answer = SessionProcess(*SUITE, *arguments, folder=tmp_path).ended()
+        outputs.append(answer.stdout)
+        return answer.returncode
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(calibrate, "RUNS", tmp_path / "runs")
-    words = shlex.split(calibrating.replace("DIR", str(tmp_path)))
-    assert calibrate.main([*words[2:], *here], session) == 0, ended[-1].stdout
+    assert calibrate.main([*calibrating, *here], session) == 0, outputs[-1]
     bounds = load_bounds(tmp_path / "sst2.full.toml")["bert_sst2_lora"]
-    for command in (first, gated):
-        assert session([*shlex.split(command.replace("DIR", str(tmp_path)))[2:], *here]) == 0, (
-            ended[-1].stdout
-        )
-    assert "passed" in ended[-1].stdout
-    [record] = benchmark_rows(tmp_path / "before.json")
-    assert (record["bounds"], record["status"], record["recipe"]["learning_rate"]) == (
-        bounds,
-        "passed",
-        5e-4,
-    )
+    assert session([*first, *here]) == 0, outputs[-1]
+    assert session([*gated, *here]) == 0, outputs[-1]
+    assert "passed" in outputs[-1]
+    [record] = benchmark_rows("before.json")
+    assert record["bounds"] == bounds
+    assert record["status"] == "passed"
+    assert record["recipe"]["learning_rate"] == 5e-4
     assert bounds["accuracy"] > 50
     before = read_saved(tmp_path / "before.json")
     [noise] = before.noise  # which later gates read

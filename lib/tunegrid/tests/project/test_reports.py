@@ -1,6 +1,5 @@
 """Runs committed under reports/ can be read, follow the schema and pass their audits."""
 
-import json
 from zipfile import ZipFile
 
 import pytest
@@ -12,6 +11,7 @@ from tunegrid.record.checks import failed_audits
 from tunegrid.record.record import SCHEMA_VERSION
 from tunegrid.runs import examples
 from tunegrid.runs.files import read_list
+from tunegrid.tests.sessions import benchmark_rows
 
 REPORTS = ROOT / "reports"
 SCHEMA = Draft202012Validator(schema())
@@ -21,37 +21,29 @@ COMMITTED = [*BASELINES, REPORTS / "study.json", *sorted(REPORTS.glob("*/footpri
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(REPORTS)))
 def test_a_committed_run_is_as_the_schema_says_of_todays_version_and_has_no_findings(path):
+    rows = benchmark_rows(path)
+    assert {row["schema_version"] for row in rows} == {SCHEMA_VERSION}
     records = read_list(path)
-    assert {data["schema_version"] for data in read_records(path)} == {SCHEMA_VERSION}
-    assert len(records) == len(read_records(path))
-    if path.name != "study.json":
-        assert [
-            fault
-            for record in records
-            for fault in (*record.missed, *failed_audits(record.audits, record.excused))
-        ] == []
-    assert [
-        error.message for record in records for error in SCHEMA.iter_errors(to_json(record))
-    ] == []
-
-
-def read_records(path):
-    """The records in a file, as they are stored."""
-    return [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
+    assert len(records) == len(rows)
+    for record in records:
+        SCHEMA.validate(to_json(record))
+        if path.name != "study.json":
+            assert record.missed == []
+            assert list(failed_audits(record.audits, record.excused)) == []
 
 
 @pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.stem)
 def test_the_examples_beside_the_baseline_are_those_of_its_records_and_no_others(path):
-    """All that the records name is there, the texts of their rows, too; and nothing is left over of
-    an older baseline.
-    """
-    record = read_list(path)[0]
-    if record.finished:
-        points = examples.point_columns(examples.read(record, path))
-        assert all(
-            sum(values) / len(values) == pytest.approx(record.scores[name], abs=0.01)
-            for name, values in points.items()
-        )
-    named = {name for record in read_list(path) for name in examples.record_files(record).values()}
+    """The texts of the rows are there, too, and nothing is left over of an older baseline."""
+    records = read_list(path)
+    first = records[0]
+    if first.finished:
+        points = examples.point_columns(examples.read(first, path))
+        assert not points.empty
+        for name, values in points.items():
+            assert sum(values) / len(values) == pytest.approx(first.scores[name], abs=0.01)
+    named = set()
+    for record in records:
+        named.update(examples.record_files(record).values())
     with ZipFile(path.parent / "examples" / f"{path.stem}.zip") as pack:
         assert named == set(pack.namelist())
