@@ -18,6 +18,7 @@ from tunegrid.run.serving import Serving
 from tunegrid.tests.small import (
     CPU,
     cell_trainer,
+    change_json,
     get_evidence,
     quick_cell,
     quick_model,
@@ -65,11 +66,6 @@ def change_weights(path, change):
     weights = load_file(path)
     change(weights)
     save_file(weights, path, {"format": "pt"})
-
-
-def change_config(folder, **fields):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def as_a_pickle(folder):
@@ -129,7 +125,7 @@ C_ATTN = "transformer.h.0.attn.c_attn.weight"
         ),
         (
             "bert_sa_sft",
-            lambda folder: change_config(folder, model_type="gpt2"),
+            lambda folder: change_json(folder / "config.json", model_type="gpt2"),
             "bert-micro holds a model of type gpt2; this cell needs bert",
         ),
         (
@@ -144,7 +140,11 @@ C_ATTN = "transformer.h.0.attn.c_attn.weight"
         ),
         ("t5_sa_sft", as_a_pickle, "only pytorch_model.bin, a pickle"),
         ("bert_sa_sft", without_a_shard, "cannot load {folder} ("),
-        ("gpt2_sa_sft", lambda folder: change_config(folder, n_embd=64), "transformer."),
+        (
+            "gpt2_sa_sft",
+            lambda folder: change_json(folder / "config.json", n_embd=64),
+            "transformer.",
+        ),
         # What would start from random: an adapter's target and a cross-attention, too.
         ("bert_sa_qlora", without(f"bert.{QUERY}"), QUERY),
         ("t5_sum_lora", without(CROSS), CROSS),
