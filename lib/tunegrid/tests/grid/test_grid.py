@@ -75,17 +75,17 @@ def test_an_entry_like_another_gets_its_recipes_but_not_the_studys_exceptional_h
     add(grid, entry, like=like, weight_decay=0.5)
     assert len(grid.ids(FULL_PROFILE)) == 36
     cell = grid.cell(cell_id, FULL_PROFILE)
-    model = STUDY.cell("bert_sa_lora", FULL_PROFILE)
+    original = STUDY.cell("bert_sa_lora", FULL_PROFILE)
     assert cell.head == PLAIN
     assert cell.recipe == replace(
-        model.recipe,
-        adapter=replace(model.recipe.adapter, target_modules=("query", "value")),
-        text=() if like == "sa" else model.recipe.text,  # another task's columns are its own
+        original.recipe,
+        adapter=replace(original.recipe.adapter, target_modules=("query", "value")),
+        text=() if like == "sa" else original.recipe.text,  # another task's columns are its own
         weight_decay=0.5,
         trainable_params=None,
         total_params=None,
     )
-    assert grid.cell("bert_sa_lora", FULL_PROFILE) == model
+    assert grid.cell("bert_sa_lora", FULL_PROFILE) == original
     assert len(STUDY.ids(FULL_PROFILE)) == 27
 
 
@@ -97,10 +97,10 @@ def test_a_recipe_like_another_cells_has_its_quick_form_and_head(grid):
     assert cell.head == PLAIN
     assert quick.max_steps == 7
     assert quick.learning_rate == QUICK["bert_sa_qlora"]["learning_rate"]
-    own = replace(PLAIN, start_token="sep_token")
-    grid.add_recipe("bert_sa_lora", RECIPES["bert_sa_qlora"], head=own)
+    own_head = replace(PLAIN, start_token="sep_token")
+    grid.add_recipe("bert_sa_lora", RECIPES["bert_sa_qlora"], head=own_head)
     grid.add_task(replace(SA, id="sst2"), like="sa")
-    assert grid.cell("bert_sst2_lora", FULL_PROFILE).head == own
+    assert grid.cell("bert_sst2_lora", FULL_PROFILE).head == own_head
 
 
 def test_a_task_has_quick_cells_if_it_names_its_files_and_a_backbone_if_it_has_a_micro_one(

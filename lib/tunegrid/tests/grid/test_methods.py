@@ -38,7 +38,7 @@ def failed(evidence: Evidence) -> dict[str, str]:
     }
 
 
-def test_every_combination_is_a_cell_or_refused_and_cells_of_a_backbone_and_task_have_one_budget():
+def test_every_combination_is_a_cell_or_rejected_and_cells_of_a_backbone_and_task_have_one_budget():
     combinations = product(GRID.backbones, GRID.tasks, GRID.methods)
     everything = ["_".join(ids) for ids in combinations]
     known = [*GRID.ids(ZOO_PROFILE), *GRID.unsupported(ZOO_PROFILE)]

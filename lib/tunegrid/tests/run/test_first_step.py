@@ -128,12 +128,12 @@ def test_weights_that_start_rounded_to_16_bits_are_told_by_their_values():
 
 
 def test_what_trains_in_bf16_over_a_base_in_fp32_is_probed_in_fp32():
-    figures = {}
+    figures = []
     modules = []
     for precision in ("fp32", "bf16"):
         trainer = fine_tuner("gpt2_sa_lora", REVIEWS, precision=precision)
-        figures[precision] = before_training(trainer, Metrics(), REVIEWS, modules.append)
-    fp32, bf16 = figures.values()
+        figures.append(before_training(trainer, Metrics(), REVIEWS, modules.append))
+    fp32, bf16 = figures
     assert fp32["probe"] != bf16["probe"]  # so that no probe under autocast is compared with it
     assert fp32["probe_loss"] == bf16["probe_loss"]
     assert fp32["probe_gradients"] == bf16["probe_gradients"]
@@ -146,9 +146,11 @@ def test_the_tokens_that_a_search_reads_are_counted(cached, monkeypatch):
     in one pass.
     """
     generate = hf.GenerationMixin.generate
-    monkeypatch.setattr(
-        hf.GenerationMixin, "generate", lambda *a, **o: generate(*a, **o | {"use_cache": cached})
-    )
+
+    def generate_as_set(*inputs, **options):
+        return generate(*inputs, **options | {"use_cache": cached})
+
+    monkeypatch.setattr(hf.GenerationMixin, "generate", generate_as_set)
     trainer = fine_tuner("gpt2_sum_lora", NEWS)
     features = spread_features(trainer.features, 4)
     lengths = [len(features[0].input_ids), len(features[-1].input_ids)]
@@ -162,8 +164,7 @@ def test_the_tokens_that_a_search_reads_are_counted(cached, monkeypatch):
     assert before_training(trainer, Metrics(), NEWS)["tokens_read"] == searched + whole_texts
 
 
-# A training run that pauses after its first updates is the beginning of the whole run, and
-# continues to its end.
+# A training run that pauses after its first updates is the beginning of the whole run.
 
 
 def make_trainer():
@@ -231,12 +232,12 @@ def test_a_late_step_shows_a_count_that_stopped_at_16(kind):
         optimizer = kind(weights, lr=0.01)
         step = optimizer.step
 
-        def counted():
+        def step_of_16_at_most():
             for state in optimizer.state.values():
                 state["step"] = min(state["step"], 0 * state["step"] + 15)  # a tensor, or a number
             step()
 
-        optimizer.step = counted
+        optimizer.step = step_of_16_at_most
         return optimizer
 
     sound = followed(lambda weights: kind(weights, lr=0.01), size=(64, 128))

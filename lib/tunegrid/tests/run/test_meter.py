@@ -33,20 +33,17 @@ from tunegrid.tests.small import CPU, fine_tuner, read_rows
 MIB = 2**20
 
 
-class HandClock:
+@pytest.fixture
+def clock(monkeypatch):
     """A clock that only the test moves."""
-
-    now = 0.0
-
-    def mark(self):
-        return self.now
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    return clock
 
 
-def measured(durations, *, samples=1, tokens=10, padded_tokens=10):
+def measured(clock, durations, *, samples=1, tokens=10, padded_tokens=10):
     """A meter after updates of these durations."""
     meter = Meter(device=CPU)
-    clock = HandClock()
-    meter.mark = clock.mark
     for seconds in durations:
         with meter.update(samples=samples) as update:
             update.tokens = tokens
@@ -61,9 +58,9 @@ def measured(durations, *, samples=1, tokens=10, padded_tokens=10):
 @pytest.mark.parametrize(
     ("kept", "size", "passed"), [(0, 1, True), (9, 1, True), (10, 1, False), (1, 10**6, False)]
 )
-def test_tensors_that_updates_leave_are_counted_from_the_tenth_on(kept, size, passed):
+def test_tensors_that_updates_leave_are_counted_from_the_tenth_on(clock, kept, size, passed):
     gc.collect()  # of other tests
-    meter = measured([1.0] * 9)
+    meter = measured(clock, [1.0] * 9)
     held_tensors = [torch.zeros(10**6)]  # the model
     best_weights = []
     meter.note_tensors(best_weights, is_last=False)
@@ -85,8 +82,8 @@ def test_tensors_that_updates_leave_are_counted_from_the_tenth_on(kept, size, pa
 # Time
 
 
-def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time():
-    meter = measured([9.0] * 3 + [0.5] * 2, samples=4, tokens=30, padded_tokens=40)
+def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time(clock):
+    meter = measured(clock, [9.0] * 3 + [0.5] * 2, samples=4, tokens=30, padded_tokens=40)
     throughput = meter.throughput()
     assert throughput.train_samples_per_second == 8.0
     assert throughput.train_tokens_per_second == 60.0
@@ -97,15 +94,15 @@ def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time():
     assert sum(meter.durations(meter.updates)) == 28.0
 
 
-def test_steps_have_a_median_and_a_90th_percentile():
-    throughput = measured([0.0] * 3 + [1.0] * 9 + [5.0]).throughput()
+def test_steps_have_a_median_and_a_90th_percentile(clock):
+    throughput = measured(clock, [0.0] * 3 + [1.0] * 9 + [5.0]).throughput()
     assert throughput.step_seconds_median == 1.0
     # 90 % of 11 steps up
     assert throughput.step_seconds_p90 == pytest.approx(4.6)
 
 
-def test_a_run_that_ends_in_its_warm_up_has_no_rates():
-    throughput = measured([1.0] * WARMUP_UPDATES).throughput()
+def test_a_run_that_ends_in_its_warm_up_has_no_rates(clock):
+    throughput = measured(clock, [1.0] * WARMUP_UPDATES).throughput()
     assert throughput.train_samples_per_second is None
     assert throughput.step_seconds_median is None
     assert throughput.measured_steps == 0
@@ -125,11 +122,9 @@ def resettable():
 
 
 def test_seconds_joules_and_peaks_belong_to_the_innermost_phase_and_add_up_over_its_parts(
-    resettable, monkeypatch
+    clock, resettable
 ):
-    clock = HandClock()
     meter = Meter(device=CPU, counter=lambda: 2 * clock.now)  # two watts
-    monkeypatch.setattr(time, "perf_counter", clock.mark)
 
     def works(seconds, mib=1):
         clock.now += seconds
