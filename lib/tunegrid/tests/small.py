@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -51,6 +52,11 @@ def train_rows(cell_id: str) -> list[dict]:
     """Every row that a quick cell may train on if its task is one of the study's."""
     folders = {task.id: task.folder for task in TASKS}
     return read_rows(f"{folders[cell_id.split('_')[1]]}/train")
+
+
+def change_json(path: Path, **fields) -> None:
+    """Changes fields of a JSON object in a file, such as a checkpoint's config.json."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def silent() -> Progress:

@@ -1,4 +1,4 @@
-"""A user's own metric: its range and direction, what it may be, and what is refused."""
+"""A user's own metric: its range and direction, what it may be, and what is rejected."""
 
 import evaluate
 import pytest
@@ -33,9 +33,8 @@ class Hits(evaluate.Metric):
 
 
 def own_points(value, **how):
-    return Metric(name="own", function=lambda predictions, references: value, **how).points(
-        [0], [0]
-    )
+    metric = Metric(name="own", function=lambda predictions, references: value, **how)
+    return metric.points([0], [0])
 
 
 def test_points_lie_between_the_worst_and_the_best_value_whichever_is_larger():
@@ -60,29 +59,34 @@ def test_a_value_that_is_no_number_of_the_range_is_one_sentence(value, words):
 
 
 def test_an_error_of_the_function_is_named_with_its_line():
-    with pytest.raises(
-        InputError, match=r"metric 'own' failed at test_own_metrics.py, line \d+: ZeroDivisionError"
-    ):
-        Metric(name="own", function=lambda predictions, references: 1 / 0).points([0], [0])
+    metric = Metric(name="own", function=lambda predictions, references: 1 / 0)
+    message = r"metric 'own' failed at test_own_metrics.py, line \d+: ZeroDivisionError"
+    with pytest.raises(InputError, match=message):
+        metric.points([0], [0])
 
 
-def scored(function, **how):
+def task_with(function, **how):
     grid = study()
     grid.add_metric("hits", function, task="sa", main=True, **how)
-    task = grid.cell("bert_sa_lora", QUICK_PROFILE).task
-    return task, score_rows(Metrics(own=task.metrics), task, ROWS, GUESSES)
+    return grid.cell("bert_sa_lora", QUICK_PROFILE).task
+
+
+def scored(task):
+    return score_rows(Metrics(own=task.metrics), task, ROWS, GUESSES)
 
 
 def test_a_metric_that_evaluate_loads_scores_as_a_function_does():
-    task, result = scored(Hits())
+    task = task_with(Hits())
     assert task.main_score == "hits"
     assert task.bounded_scores == ("accuracy", "f1_macro", "hits")
-    assert result.scores["hits"] == scored(hits)[1].scores["hits"] == 75
+    result = scored(task)
+    assert result.scores["hits"] == 75
     assert "hits" not in result.examples
+    assert scored(task_with(hits)).scores["hits"] == 75
 
 
 def test_a_metric_by_row_gives_each_row_points_and_their_mean_is_the_score():
-    _, result = scored(hits, by_row=True)
+    result = scored(task_with(hits, by_row=True))
     assert result.examples["hits"] == [100, 100, 100, 0]
     assert result.scores["hits"] == 75
 
@@ -99,7 +103,7 @@ def test_a_metric_by_row_gives_each_row_points_and_their_mean_is_the_score():
         ("prediction", hits, {"task": "sa"}, "another name"),
     ],
 )
-def test_what_is_no_metric_is_refused(name, function, how, words):
+def test_what_is_no_metric_is_rejected(name, function, how, words):
     with pytest.raises(InputError, match=words):
         study().add_metric(name, function, **how)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tunegrid.grid.cells import STUDY, STUDY_IDS
+from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.more_tasks import CHAT_CELLS, NLI_CELLS, more_tasks
 from tunegrid.grid.recipes import FOOTPRINT_PROFILE
 from tunegrid.grid.zoo import zoo
@@ -13,24 +13,21 @@ from tunegrid.run.footprint import wrong_counts
 from tunegrid.run.meter import parameter_counts
 
 META = torch.device("meta")
-GRIDS = {"study": STUDY, "tasks": more_tasks(), "zoo": zoo()}
-
-
-def make_model(grid: str, cell_id: str) -> nn.Module:
-    cell = GRIDS[grid].cell(cell_id, FOOTPRINT_PROFILE)
-    return build(cell, load_tokenizer(cell), META)
-
-
+TASKS = more_tasks()
+ZOO = zoo()
 CELLS = [
-    *(("study", name) for name in STUDY_IDS),
-    *(("tasks", name) for name in (*NLI_CELLS, *CHAT_CELLS)),
+    *STUDY.cells(FOOTPRINT_PROFILE),
+    *(TASKS.cell(cell_id, FOOTPRINT_PROFILE) for cell_id in (*NLI_CELLS, *CHAT_CELLS)),
 ]
 
 
-@pytest.mark.parametrize(("grid", "cell_id"), CELLS)
-def test_models_train_as_many_parameters_as_the_study_or_a_hand_counted(grid, cell_id):
-    cell = GRIDS[grid].cell(cell_id, FOOTPRINT_PROFILE)
-    model = make_model(grid, cell_id)
+def make_model(cell: Cell) -> nn.Module:
+    return build(cell, load_tokenizer(cell), META)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.id)
+def test_models_train_as_many_parameters_as_the_study_or_a_hand_counted(cell):
+    model = make_model(cell)
     assert wrong_counts(cell, model) == []
     assert cell.recipe.total_params in (None, parameter_counts(model).total_params)
 
@@ -52,9 +49,10 @@ ZOO_COUNTS = {
 }
 
 
-@pytest.mark.parametrize("method", ZOO_COUNTS)
-def test_the_zoos_methods_train_as_many_parameters_as_their_papers_say(method):
-    assert (
-        parameter_counts(make_model("zoo", f"bert_sa_{method}")).trainable_params
-        == ZOO_COUNTS[method] + 768 * 2 + 2
-    )
+HEAD = 768 * 2 + 2  # weights and biases of two labels
+
+
+@pytest.mark.parametrize(("method", "count"), ZOO_COUNTS.items())
+def test_the_zoos_methods_train_as_many_parameters_as_their_papers_say(method, count):
+    model = make_model(ZOO.cell(f"bert_sa_{method}", FOOTPRINT_PROFILE))
+    assert parameter_counts(model).trainable_params == count + HEAD

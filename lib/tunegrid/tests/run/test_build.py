@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tunegrid.audits import run_audits
 from tunegrid.audits.before import checkpoint_loaded
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import BERT, checkpoint_source
+from tunegrid.grid.backbones import BERT
 from tunegrid.grid.cells import STUDY, study
 from tunegrid.grid.recipes import QUICK_PROFILE, Profile
 from tunegrid.run.build import build, load_tokenizer, model_record, weight_files
@@ -18,12 +18,16 @@ from tunegrid.run.serving import Serving
 from tunegrid.tests.small import (
     CPU,
     cell_trainer,
+    change_json,
     get_evidence,
     quick_cell,
     quick_model,
-    read_rows,
     train_rows,
 )
+
+WEIGHTS = "model.safetensors"
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+INDEX = "model.safetensors.index.json"
 
 # Checkpoints that cannot be used
 
@@ -42,7 +46,7 @@ def copied(tmp_path):
 
 
 def complaint(cell) -> str:
-    """What the user reads: one sentence."""
+    """The one sentence that the user reads."""
     with pytest.raises(InputError) as caught:
         build(cell, load_tokenizer(cell), CPU)
     assert "\n" not in str(caught.value)
@@ -57,56 +61,58 @@ def test_code_that_bitsandbytes_took_from_the_hub_computes_no_4_bit_layer(monkey
     assert quick_model("bert_sa_sft")
 
 
-def rewrite(folder, change):
-    """The same checkpoint with other tensors."""
-    path = folder / "model.safetensors"
+def change_weights(path, change):
+    """Applies a function to the tensors, by name, of a file."""
     weights = load_file(path)
-    save_file(
-        {name: tensor.clone().contiguous() for name, tensor in change(weights).items()},
-        path,
-        {"format": "pt"},
-    )
+    change(weights)
+    save_file(weights, path, {"format": "pt"})
 
 
 def as_a_pickle(folder):
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def in_two_files(folder):
+    """The same weights in two files and an index, as save_pretrained writes large ones."""
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names = [*weights]
+    file_of = {}
+    for file, its_names in zip(SHARDS, (names[::2], names[1::2]), strict=True):
+        save_file({name: weights[name] for name in its_names}, folder / file, {"format": "pt"})
+        file_of |= dict.fromkeys(its_names, file)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": file_of}))
 
 
 def without_a_shard(folder):
     in_two_files(folder)
-    (folder / "model-00002-of-00002.safetensors").unlink()
-
-
-def half_as_wide(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
+    (folder / SHARDS[1]).unlink()
 
 
 def without(lost):
-    return lambda folder: rewrite(
-        folder, lambda weights: {n: tensor for n, tensor in weights.items() if n != lost}
-    )
+    return lambda folder: change_weights(folder / WEIGHTS, lambda weights: weights.pop(lost))
 
 
 def under_other_names(folder):
-    rewrite(folder, lambda weights: {f"other.{name}": tensor for name, tensor in weights.items()})
+    def rename(weights):
+        for name in [*weights]:
+            weights[f"other.{name}"] = weights.pop(name)
+
+    change_weights(folder / WEIGHTS, rename)
 
 
-def with_a_wider_tensor(folder):
-    def widened(weights):
-        name = next(
-            name
-            for name, tensor in weights.items()
-            if tensor.ndim == 2 and "embed" not in name and "wte" not in name
-        )
-        return weights | {name: torch.zeros(3, 5)}
-
-    rewrite(folder, widened)
+def with_another_shape(name, *shape):
+    """Replaces or adds a tensor."""
+    tensor = torch.zeros(shape)
+    return lambda folder: change_weights(
+        folder / WEIGHTS, lambda weights: weights.update({name: tensor})
+    )
 
 
 QUERY = "encoder.layer.0.attention.self.query.weight"
 CROSS = "decoder.block.1.layer.1.EncDecAttention.q.weight"
+C_ATTN = "transformer.h.0.attn.c_attn.weight"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +122,11 @@ CROSS = "decoder.block.1.layer.1.EncDecAttention.q.weight"
             "bert_sa_sft",
             shutil.rmtree,
             "no checkpoint folder 'bert-micro' below {root}; name it as the hub's model",
+        ),
+        (
+            "bert_sa_sft",
+            lambda folder: change_json(folder / "config.json", model_type="gpt2"),
+            "bert-micro holds a model of type gpt2; this cell needs bert",
         ),
         (
             "bert_sa_sft",
@@ -129,12 +140,16 @@ CROSS = "decoder.block.1.layer.1.EncDecAttention.q.weight"
         ),
         ("t5_sa_sft", as_a_pickle, "only pytorch_model.bin, a pickle"),
         ("bert_sa_sft", without_a_shard, "cannot load {folder} ("),
-        ("gpt2_sa_sft", half_as_wide, "transformer."),
-        # what would start from random: an adapter's target and a cross-attention, too
+        (
+            "gpt2_sa_sft",
+            lambda folder: change_json(folder / "config.json", n_embd=64),
+            "transformer.",
+        ),
+        # What would start from random: an adapter's target and a cross-attention, too.
         ("bert_sa_qlora", without(f"bert.{QUERY}"), QUERY),
         ("t5_sum_lora", without(CROSS), CROSS),
         ("t5_qa_lora", under_other_names, "would start from random"),
-        ("gpt2_qa_lora", with_a_wider_tensor, "would start from random"),
+        ("gpt2_qa_lora", with_another_shape(C_ATTN, 3, 5), "would start from random"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_used_is_named_in_a_sentence(copied, cell_id, spoil, sentence):
@@ -143,51 +158,42 @@ def test_a_checkpoint_that_cannot_be_used_is_named_in_a_sentence(copied, cell_id
     assert sentence.format(folder=folder, root=folder.parent) in complaint(cell)
 
 
-def in_two_files(folder):
-    """The same weights in two files and an index, as save_pretrained writes large ones."""
-    weights = load_file(folder / "model.safetensors")
-    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
-    for file in set(files.values()):
-        save_file(
-            {name: tensor for name, tensor in weights.items() if files[name] == file},
-            folder / file,
-            {"format": "pt"},
-        )
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": files})
-    )
-    (folder / "model.safetensors").unlink()
+# Checkpoints that can be used
+
+
+def test_a_head_of_another_size_in_the_checkpoint_is_new_all_the_same(copied):
+    folder, cell = copied("gpt2_sa_sft")
+    with_another_shape("score.weight", 5, 128)(folder)
+    assert build(cell, load_tokenizer(cell), CPU).score.weight.shape == (2, 128)
+
+
+def test_a_file_with_all_weights_goes_before_an_index_as_in_transformers(copied):
+    folder, cell = copied("gpt2_sa_sft")
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
+    assert weight_files(cell) == [folder / WEIGHTS]
 
 
 def test_weights_in_several_files_are_all_loaded_and_all_fingerprinted(copied):
     folder, cell = copied("gpt2_sa_sft")
     whole = model_record(cell).fingerprint
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"x": "gone.safetensors"}})
-    )
-    # Goes before an index, as in transformers
-    assert [path.name for path in weight_files(cell)] == ["model.safetensors"]
     in_two_files(folder)
-    # No part of the model
-    save_file({"another": torch.zeros(1)}, folder / "adapter_model.safetensors")
-    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    assert [path.name for path in weight_files(cell)] == names
+    adapter = folder / "adapter_model.safetensors"  # no part of the model
+    save_file({"another": torch.zeros(1)}, adapter)
+    assert [path.name for path in weight_files(cell)] == SHARDS
     built = build(cell, load_tokenizer(cell), CPU)
     plain = quick_model("gpt2_sa_sft")
     assert all(torch.equal(p, built.get_parameter(name)) for name, p in plain.named_parameters())
-    before = model_record(cell).fingerprint
-    second = load_file(folder / names[1])
-    save_file(
-        {name: tensor + 1 for name, tensor in second.items()}, folder / names[1], {"format": "pt"}
-    )
-    assert len({whole, before, model_record(cell).fingerprint}) == 3
+    split = model_record(cell).fingerprint
+    change_weights(folder / SHARDS[1], lambda weights: weights[C_ATTN].add_(1))
+    assert len({whole, split, model_record(cell).fingerprint}) == 3
 
 
 # Checkpoints in the variants in which people pretrain
 
 
-def pretrained(folder, kind, *, micro):
+def pretrained(folder, kind):
     """A small checkpoint of this class below a folder, and a grid's profile that reads it."""
+    micro = f"{kind.config_class.model_type}-micro"
     source = QUICK_PROFILE.checkpoint_root / micro
     kind.from_pretrained(source).save_pretrained(folder / micro)
     hf.AutoTokenizer.from_pretrained(source).save_pretrained(folder / micro)
@@ -196,80 +202,54 @@ def pretrained(folder, kind, *, micro):
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "sft"])
 def test_the_pooler_that_a_masked_language_model_lacks_is_new_and_trains(tmp_path, method):
-    profile = pretrained(tmp_path, hf.BertForMaskedLM, micro="bert-micro")
-    cell = STUDY.cell(f"bert_sa_{method}", profile)
+    cell = STUDY.cell(f"bert_sa_{method}", pretrained(tmp_path, hf.BertForMaskedLM))
     assert cell.head.renewed_modules == ["pooler.dense"]
     cell = replace(cell, recipe=replace(cell.recipe, max_steps=2, warmup_ratio=0.0))
-    evidence = get_evidence(
-        cell_trainer(cell, read_rows("amazon_polarity/train")[:32]), run=True, serving=Serving()
-    )
+    trainer = cell_trainer(cell, train_rows(cell.id)[:32])
+    evidence = get_evidence(trainer, run=True, serving=Serving())
     assert [finding for finding in run_audits(evidence) if not finding.passed] == []
-    trained = {
-        name for name, parameter in evidence.trainer.parameters.items() if parameter.requires_grad
-    }
-    assert any("pooler" in name for name in trained)
-    [change] = [text for text in evidence.trainer.part().fallbacks if "pooler" in text]
+    poolers = [p for name, p in trainer.parameters.items() if "pooler" in name]
+    assert any(pooler.requires_grad for pooler in poolers)
+    [change] = [text for text in trainer.part().fallbacks if "pooler" in text]
     assert "initialized at random and trained" in change
 
 
 def test_a_backbone_may_name_a_local_folder_as_its_checkpoint(tmp_path):
-    pretrained(tmp_path, hf.BertForMaskedLM, micro="bert-micro")
-    full = Profile(id="full", device="cpu")
+    pretrained(tmp_path, hf.BertForMaskedLM)
+    folder = tmp_path / "bert-micro"
     grid = study()
-    grid.add_backbone(
-        replace(BERT, id="mine", checkpoint=str(tmp_path / "bert-micro"), revision=None),
-        like="bert",
-    )
-    cell = grid.cell("mine_sa_sft", full)
+    mine = replace(BERT, id="mine", checkpoint=str(folder), revision=None)
+    grid.add_backbone(mine, like="bert")
+    cell = grid.cell("mine_sa_sft", Profile(id="full", device="cpu"))
     assert cell.head.renewed_modules == ["pooler.dense"]
     assert cell.new_parts
     build(cell, load_tokenizer(cell), CPU)
-    part = model_record(cell)
-    assert part.checkpoint == "bert-micro"
-    assert len(part.fingerprint) == 16
-
-
-def test_a_checkpoint_of_another_kind_is_rejected_by_name(tmp_path):
-    profile = pretrained(tmp_path, hf.GPT2Model, micro="gpt2-micro")
-    (tmp_path / "gpt2-micro").rename(tmp_path / "bert-micro")
-    with pytest.raises(
-        InputError, match="bert-micro holds a model of type gpt2; this cell needs bert"
-    ):
-        checkpoint_source(BERT, profile)
+    record = model_record(cell)
+    assert record.checkpoint == "bert-micro"
+    assert len(record.fingerprint) == 16
 
 
 def test_a_checkpoint_with_a_pooler_keeps_it(tmp_path):
-    profile = pretrained(tmp_path, hf.BertModel, micro="bert-micro")
+    profile = pretrained(tmp_path, hf.BertModel)
     for cell_id in ("bert_sa_lora", "bert_sa_sft"):
         assert STUDY.cell(cell_id, profile).head == STUDY.cell(cell_id, QUICK_PROFILE).head
 
 
 @pytest.mark.parametrize(
-    ("kind", "micro", "cell_ids"),
+    ("kind", "cell_ids"),
     [
-        (hf.BertForMaskedLM, "bert-micro", ["bert_qa_lora", "bert_sum_lora"]),
-        (hf.GPT2LMHeadModel, "gpt2-micro", ["gpt2_sa_lora", "gpt2_sum_lora"]),
-        (hf.GPT2Model, "gpt2-micro", ["gpt2_sa_lora", "gpt2_sum_lora"]),
-        (hf.T5ForConditionalGeneration, "t5-micro", ["t5_sa_lora", "t5_sum_lora"]),
-        (hf.T5Model, "t5-micro", ["t5_sa_lora", "t5_sum_lora"]),
+        (hf.BertForMaskedLM, ["bert_qa_lora", "bert_sum_lora"]),
+        (hf.GPT2LMHeadModel, ["gpt2_sa_lora", "gpt2_sum_lora"]),
+        (hf.GPT2Model, ["gpt2_sa_lora", "gpt2_sum_lora"]),
+        (hf.T5ForConditionalGeneration, ["t5_sa_lora", "t5_sum_lora"]),
+        (hf.T5Model, ["t5_sa_lora", "t5_sum_lora"]),
     ],
 )
-def test_what_was_pretrained_otherwise_is_loaded_bit_for_bit(tmp_path, kind, micro, cell_ids):
-    profile = pretrained(tmp_path, kind, micro=micro)
+def test_a_backbone_pretrained_with_another_head_is_loaded_bit_for_bit(tmp_path, kind, cell_ids):
+    profile = pretrained(tmp_path, kind)
     for cell_id in cell_ids:
-        evidence = get_evidence(
-            cell_trainer(STUDY.cell(cell_id, profile), train_rows(cell_id)[:16])
-        )
-        assert checkpoint_loaded(evidence)[0], cell_id
-
-
-# Labels
-
-
-def test_a_head_of_another_size_in_the_checkpoint_is_new_all_the_same(copied):
-    folder, cell = copied("gpt2_sa_sft")
-    rewrite(folder, lambda weights: weights | {"score.weight": torch.zeros(5, 128)})
-    assert build(cell, load_tokenizer(cell), CPU).score.weight.shape == (2, 128)
+        trainer = cell_trainer(STUDY.cell(cell_id, profile), train_rows(cell_id)[:16])
+        assert checkpoint_loaded(get_evidence(trainer))[0], cell_id
 
 
 # A base in bf16
@@ -279,19 +259,21 @@ def test_a_head_of_another_size_in_the_checkpoint_is_new_all_the_same(copied):
     ("method", "frozen"), [("lora", {torch.bfloat16}), ("qlora", {torch.bfloat16, torch.uint8})]
 )
 def test_a_frozen_base_may_be_bf16_and_what_trains_is_fp32(method, frozen):
-    changes = {
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "warmup_ratio": 0.0,
-        "learning_rate": 1e-2,
-    }
-    cell = quick_cell("bert_sa_qlora", optim="adamw_torch", precision="bf16", **changes)
-    cell = replace(
-        cell, backbone=replace(cell.backbone, dtype="bfloat16"), method=STUDY.methods[method]
+    cell = quick_cell(
+        "bert_sa_qlora",
+        optim="adamw_torch",
+        precision="bf16",
+        max_steps=3,
+        per_device_train_batch_size=4,
+        warmup_ratio=0.0,
+        learning_rate=1e-2,
     )
-    evidence = get_evidence(cell_trainer(cell, read_rows("amazon_polarity/train")[:16]), run=True)
-    parameters = evidence.trainer.parameters.values()
+    backbone = replace(cell.backbone, dtype="bfloat16")
+    cell = replace(cell, backbone=backbone, method=STUDY.methods[method])
+    trainer = cell_trainer(cell, train_rows(cell.id)[:16])
+    evidence = get_evidence(trainer, run=True)
+    parameters = trainer.parameters.values()
     assert {p.dtype for p in parameters if not p.requires_grad} == frozen
     assert {p.dtype for p in parameters if p.requires_grad} == {torch.float32}
     assert [finding for finding in run_audits(evidence) if not finding.passed] == []
-    assert len({round(loss, 4) for loss in evidence.trainer.log.losses}) == 3
+    assert len({round(loss, 4) for loss in trainer.log.losses}) == 3

@@ -33,31 +33,22 @@ from tunegrid.tests.small import CPU, fine_tuner, read_rows
 MIB = 2**20
 
 
-class HandClock:
+@pytest.fixture
+def clock(monkeypatch):
     """A clock that only the test moves."""
-
-    now = 0.0
-
-    def mark(self):
-        return self.now
-
-    def seconds(self, earlier, later):
-        return later - earlier
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    return clock
 
 
-def measured(durations, *, between=0.0, samples=1, tokens=10, padded_tokens=10):
-    """A meter after updates of these durations, with as many seconds of something else between
-    them.
-    """
+def measured(clock, durations, *, samples=1, tokens=10, padded_tokens=10):
+    """A meter after updates of these durations."""
     meter = Meter(device=CPU)
-    clock = HandClock()
-    meter.mark = clock.mark
     for seconds in durations:
         with meter.update(samples=samples) as update:
             update.tokens = tokens
             update.padded_tokens = padded_tokens
             clock.now += seconds
-        clock.now += between
     return meter
 
 
@@ -67,25 +58,23 @@ def measured(durations, *, between=0.0, samples=1, tokens=10, padded_tokens=10):
 @pytest.mark.parametrize(
     ("kept", "size", "passed"), [(0, 1, True), (9, 1, True), (10, 1, False), (1, 10**6, False)]
 )
-def test_tensors_that_updates_leave_are_counted_from_the_tenth_on(kept, size, passed):
+def test_tensors_that_updates_leave_are_counted_from_the_tenth_on(clock, kept, size, passed):
     gc.collect()  # of other tests
-    meter = measured([1.0] * 9)
-    base = torch.zeros(10**6)
-    best = []
-    left = []
-    meter.note_tensors(best, is_last=False)
+    meter = measured(clock, [1.0] * 9)
+    held_tensors = [torch.zeros(10**6)]  # the model
+    best_weights = []
+    meter.note_tensors(best_weights, is_last=False)
     assert meter.held == []
     for _ in range(11):
         with meter.update(samples=1):
             pass
-        meter.note_tensors(best, is_last=False)  # which counts once
-    left += [torch.zeros(size) for _ in range(kept)]
-    best.append(torch.zeros(10**7))  # the weights of the best epoch
-    meter.note_tensors(best, is_last=True)
+        meter.note_tensors(best_weights, is_last=False)  # which counts once
+    held_tensors += [torch.zeros(size) for _ in range(kept)]
+    best_weights.append(torch.zeros(10**7))
+    meter.note_tensors(best_weights, is_last=True)
     first, last = meter.held
     assert last.updates - first.updates == 10
     assert last.tensors - first.tensors == kept
-    assert len(base) == 10**6
     passes, detail = memory_does_not_grow(SimpleNamespace(trainer=SimpleNamespace(meter=meter)))
     assert bool(passes) is passed, detail
 
@@ -93,28 +82,30 @@ def test_tensors_that_updates_leave_are_counted_from_the_tenth_on(kept, size, pa
 # Time
 
 
-def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time():
-    meter = measured([9.0, 9.0, 9.0, 1.0, 1.0], samples=4)
+def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time(clock):
+    meter = measured(clock, [9.0] * 3 + [0.5] * 2, samples=4, tokens=30, padded_tokens=40)
     throughput = meter.throughput()
-    assert throughput.train_samples_per_second == 4.0
-    assert throughput.train_steps_per_second == 1.0
+    assert throughput.train_samples_per_second == 8.0
+    assert throughput.train_tokens_per_second == 60.0
+    assert throughput.train_steps_per_second == 2.0
+    assert throughput.padding_share == 0.25
     assert throughput.warmup_steps == 3
     assert throughput.measured_steps == 2
-    assert sum(meter.durations(meter.updates)) == 29.0
+    assert sum(meter.durations(meter.updates)) == 28.0
 
 
-def test_rates_by_hand():
-    throughput = measured([0.5] * 5, tokens=30, padded_tokens=40).throughput()
-    assert throughput.train_tokens_per_second == 60.0
-    assert throughput.padding_share == 0.25
-    steps = measured([0.0] * 3 + [1.0] * 9 + [5.0]).throughput()
+def test_steps_have_a_median_and_a_90th_percentile(clock):
+    throughput = measured(clock, [0.0] * 3 + [1.0] * 9 + [5.0]).throughput()
+    assert throughput.step_seconds_median == 1.0
     # 90 % of 11 steps up
-    assert steps.step_seconds_median == 1.0
-    assert steps.step_seconds_p90 == pytest.approx(4.6)
-    short = measured([1.0] * WARMUP_UPDATES).throughput()  # too short to measure
-    assert short.train_samples_per_second is None
-    assert short.step_seconds_median is None
-    assert short.measured_steps == 0
+    assert throughput.step_seconds_p90 == pytest.approx(4.6)
+
+
+def test_a_run_that_ends_in_its_warm_up_has_no_rates(clock):
+    throughput = measured(clock, [1.0] * WARMUP_UPDATES).throughput()
+    assert throughput.train_samples_per_second is None
+    assert throughput.step_seconds_median is None
+    assert throughput.measured_steps == 0
 
 
 # Memory
@@ -131,11 +122,9 @@ def resettable():
 
 
 def test_seconds_joules_and_peaks_belong_to_the_innermost_phase_and_add_up_over_its_parts(
-    resettable, monkeypatch
+    clock, resettable
 ):
-    clock = HandClock()
     meter = Meter(device=CPU, counter=lambda: 2 * clock.now)  # two watts
-    monkeypatch.setattr(time, "perf_counter", clock.mark)
 
     def works(seconds, mib=1):
         clock.now += seconds
@@ -146,10 +135,10 @@ def test_seconds_joules_and_peaks_belong_to_the_innermost_phase_and_add_up_over_
         with meter.phase("validate"):
             works(10.0, 256)
         works(2.0)
-    first = meter.phases["train"].rss_peak_gib
+    first_peak = meter.phases["train"].rss_peak_gib
     with meter.phase("train"):
         works(4.0, 128)
-    # One that fails is measured all the same
+    # One that fails is measured all the same.
     with pytest.raises(RuntimeError), meter.phase("train"):
         works(8.0, -1)
     train = meter.phases["train"]
@@ -160,10 +149,10 @@ def test_seconds_joules_and_peaks_belong_to_the_innermost_phase_and_add_up_over_
     assert validate.gpu_energy_joules == 20.0
     assert train.cpu_energy_joules is None
     memory = meter.memory(contended=True)  # others used the GPU
-    assert {phase.gpu_energy_joules for phase in memory.phases.values()} == {None}
-    assert validate.rss_peak_gib - first == pytest.approx(0.25, abs=0.05)
-    assert train.rss_peak_gib - first == pytest.approx(0.125, abs=0.05)
-    # a CPU has none
+    assert [phase.gpu_energy_joules for phase in memory.phases.values()] == [None, None]
+    assert validate.rss_peak_gib - first_peak == pytest.approx(0.25, abs=0.05)
+    assert train.rss_peak_gib - first_peak == pytest.approx(0.125, abs=0.05)
+    # A CPU has none.
     assert train.allocated_peak_gib is None
     assert train.reserved_peak_gib is None
 
@@ -216,20 +205,25 @@ class Nvml:
         return 0
 
 
-def test_a_gpus_millijoules_become_joules_and_without_a_counter_there_are_none(monkeypatch):
-    def joules(library, uuid="1234", **more):
-        monkeypatch.setattr(
-            torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuid)
-        )
-        monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
-        return (gpu_counter(CUDA, **more) or (lambda: None))()
+@pytest.mark.parametrize(
+    ("library", "uuid", "ranks", "joules"),
+    [
+        (Nvml(), "1234", 1, 1002.5),
+        (Nvml(), "1234", 2, None),
+        (Nvml(), "5", 1, None),
+        (object(), "1234", 1, None),
+    ],
+    ids=["counter", "two GPUs share a cell", "unknown GPU", "no counter"],
+)
+def test_a_gpus_millijoules_become_joules(monkeypatch, library, uuid, ranks, joules):
+    gpu = SimpleNamespace(uuid=uuid)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    counter = gpu_counter(CUDA, ranks)
+    assert (counter and counter()) == joules
 
-    assert joules(Nvml()) == 1002.5
-    # Two GPUs share a cell; no counter
-    assert joules(Nvml(), ranks=2) is joules(Nvml(), uuid="5") is joules(object()) is None
 
-
-# Measurements become the record's parts; their figures follow from what the stages measured.
+# Rows and their origins
 
 
 def test_origins_do_not_name_the_folder_that_holds_the_data():
@@ -250,48 +244,33 @@ def test_origins_do_not_name_the_folder_that_holds_the_data():
     assert data.rows == {"train": 3, "validation": 1, "test": 0}
 
 
-#
-
-
-CELLS = {cell.id: cell for cell in STUDY.cells(FOOTPRINT_CPU_PROFILE)}
-REVIEWS = read_rows("amazon_polarity/train")[:16]
-
-
-def get_codec(cell_id):
-    return make_codec(CELLS[cell_id], load_tokenizer(CELLS[cell_id]))
-
-
-# Synthetic rows
+# Footprints: synthetic rows, FLOPs and bytes
 
 
 @pytest.mark.parametrize(
     "cell_id", ["bert_sa_lora", "bert_sum_sft", "gpt2_sum_qlora", "t5_qa_lora"]
 )
 def test_synthetic_rows_fill_the_recipes_lengths(cell_id):
-    codec = get_codec(cell_id)
-    recipe = CELLS[cell_id].recipe
-    features = synthetic_features(CELLS[cell_id], codec)
-    assert len(features) == recipe.max_steps
+    cell = STUDY.cell(cell_id, FOOTPRINT_CPU_PROFILE)
+    codec = make_codec(cell, load_tokenizer(cell))
+    features = synthetic_features(cell, codec)
+    assert len(features) == cell.recipe.max_steps
     batch = codec.collate(features[:2])
-    separate = "decoder_input_ids" in batch
-    assert (
-        token_counts(batch)
-        == (2 * (recipe.max_length + (recipe.max_target_length if separate else 0)),) * 2
-    )
-    assert int(batch["input_ids"].max()) < CELLS[cell_id].backbone.vocabulary + 1
+    length = cell.recipe.max_length
+    if "decoder_input_ids" in batch:
+        length += cell.recipe.max_target_length
+    assert token_counts(batch) == (2 * length, 2 * length)
+    assert int(batch["input_ids"].max()) < cell.backbone.vocabulary + 1
 
 
-# FLOPs
-
-
-def gpt2(cell_id, **changes):
+def gpt2(cell_id):
+    """A trainer with four rows of 64 tokens."""
     trainer = fine_tuner(
         cell_id,
-        REVIEWS,
+        read_rows("amazon_polarity/train")[:4],
         max_steps=4,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
-        **changes,
     )
     trainer.features = [Feature(example=i, input_ids=[5 + i] * 64, target=1) for i in range(4)]
     return trainer
@@ -305,57 +284,62 @@ def test_flops_of_an_update_worked_out_from_the_layers():
     assert trace(gpt2("gpt2_sa_sft"), 0).flops_per_step == 3 * (3 * layer + 2 * 64 * 128 * 2)
 
 
-# Bytes
-
-
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_sft", "gpt2_sa_lora", "gpt2_sa_qlora"])
 def test_the_tensors_held_after_a_step_are_the_ledgers_to_the_byte(cell_id):
     trainer = gpt2(cell_id)
-    traced = trace(trainer, 0)
-    ledger = complete(trainer.log.ledger, traced)
-    rest = ledger.weights_bytes + ledger.gradients_bytes + ledger.optimizer_bytes
-    assert traced.live_bytes == rest
-    assert ledger.activations_bytes == traced.peak_bytes - rest >= 0
-
-
-# Expectations
+    footprint = trace(trainer, 0)
+    full_ledger = complete(trainer.log.ledger, footprint)
+    assert footprint.live_bytes == full_ledger.tensor_bytes
+    assert full_ledger.activations_bytes == footprint.peak_bytes - footprint.live_bytes >= 0
 
 
 def make_ledger(weights, gradients, moments):
-    rest = dict.fromkeys(("checkpoint_bytes", "activations_bytes", "peak_bytes"))
-    return Ledger(weights_bytes=weights, gradients_bytes=gradients, optimizer_bytes=moments, **rest)
-
-
-TOTAL = 124_441_344 + 294_912  # GPT-2 with its score, and LoRA's parameters
-PLAIN = 4 * TOTAL
-FULL = 3 * 4 * TOTAL
+    unknown = Ledger(**dict.fromkeys(Ledger.__annotations__))
+    return replace(
+        unknown, weights_bytes=weights, gradients_bytes=gradients, optimizer_bytes=moments
+    )
 
 
 @pytest.mark.parametrize(
-    ("cell_id", "sizes", "more", "said"),
+    ("live_bytes", "sentences"),
+    [(130, []), (131, ["the ledger holds 130 bytes, the device 131"])],
+)
+def test_bytes_that_the_ledger_does_not_hold_are_mentioned(live_bytes, sentences):
+    footprint = Footprint(
+        flops_per_step=1, matmul_flops_per_second=1.0, live_bytes=live_bytes, peak_bytes=0
+    )
+    assert wrong_bytes(make_ledger(100, 10, 20), footprint, CPU) == sentences
+
+
+# 124,441,344 parameters of GPT-2 with its score and 294,912 of LoRA take 498,945,024 bytes in fp32,
+# their gradients and two moments 1,496,835,072, of which 5 % are 74,841,753.6.
+@pytest.mark.parametrize(
+    ("cell_id", "weights", "gradients", "moments", "sentences"),
     [
-        ("gpt2_sa_qlora", (10**8, 10**6, 2 * 10**6), 0, []),
-        ("gpt2_sa_sft", (5 * 10**8, 5 * 10**8, 10**9), 0, []),
-        ("gpt2_sa_sft", (100, 10, 20), 1, ["the ledger holds 130 bytes, the device 131"]),
+        ("gpt2_sa_qlora", 10**8, 10**6, 2 * 10**6, []),
+        ("gpt2_sa_sft", 5 * 10**8, 5 * 10**8, 10**9, []),
         (
             "gpt2_sa_qlora",
-            (PLAIN, 0, 0),
+            498_945_024,
             0,
-            [f"quantized weights take {PLAIN:,} bytes, unquantized ones {PLAIN:,}"],
+            0,
+            ["quantized weights take 498,945,024 bytes, unquantized ones 498,945,024"],
         ),
         (
             "gpt2_sa_lora",
-            (5 * 10**8, FULL // 20 + 1, 0),
+            5 * 10**8,
+            74_841_754,
             0,
             [
-                f"gradients and optimizer take {FULL // 20 + 1:,} bytes, those of full fine-tuning {FULL:,}"
+                "gradients and optimizer take 74,841,754 bytes, "
+                "those of full fine-tuning 1,496,835,072"
             ],
         ),
     ],
 )
-def test_bytes_that_are_not_as_expected_are_mentioned(cell_id, sizes, more, said):
-    ledger = make_ledger(*sizes)
-    traced = Footprint(
-        flops_per_step=1, matmul_flops_per_second=1.0, live_bytes=sum(sizes) + more, peak_bytes=0
-    )
-    assert wrong_bytes(ledger, traced, CPU) + wrong_savings(CELLS[cell_id], ledger, TOTAL) == said
+def test_a_method_that_saves_too_little_is_mentioned(
+    cell_id, weights, gradients, moments, sentences
+):
+    cell = STUDY.cell(cell_id, FOOTPRINT_CPU_PROFILE)
+    counted = make_ledger(weights, gradients, moments)
+    assert wrong_savings(cell, counted, 124_441_344 + 294_912) == sentences

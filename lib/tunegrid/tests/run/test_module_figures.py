@@ -41,19 +41,20 @@ class Toy(nn.Module):
         return self.out(self.shrink(states, scale=0.5)[0])
 
 
-def noted(model, ids=(1, 2), phase="forward"):
+@pytest.fixture
+def columns():
+    """Figures of a forward and a backward pass of rows 1 and 2."""
+    model = Toy()
+    parameters = dict(model.named_parameters())
     figures = ModuleFigures(model)
-    with figures.watch(phase):
-        loss = model(torch.tensor([ids])).sum()
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-    figures.note_weights(
-        phase, dict(zip((name for name, _ in model.named_parameters()), gradients, strict=True))
-    )
-    return figures
+    with figures.watch("forward"):
+        loss = model(torch.tensor([[1, 2]])).sum()
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+    figures.note_weights("forward", dict(zip(parameters, gradients, strict=True)))
+    return figures.columns()
 
 
-def test_norms_are_those_of_what_goes_in_and_comes_out():
-    columns = noted(Toy()).columns()
+def test_norms_are_those_of_what_goes_in_and_comes_out(columns):
     assert columns["module"] == ["embed", "shrink", "shrink", "out", ""]
     assert columns["call"] == [1, 1, 2, 1, 1]
     assert columns["depth"] == [1, 1, 1, 1, 0]
@@ -72,17 +73,18 @@ def test_norms_are_those_of_what_goes_in_and_comes_out():
     assert columns["taken_norm"] == pytest.approx([ids, root, root / 2, root / 4, ids])
 
 
-def test_gradients_are_those_at_the_output_and_of_a_modules_own_weights():
-    columns = noted(Toy()).columns()
+def test_gradients_are_those_at_the_output_and_of_a_modules_own_weights(columns):
     # The loss is the sum of two rows: at the output 1 each; before it (1, 2) each, and a half and a
     # quarter of that.
-    two = math.sqrt(2)
-    ten = math.sqrt(10)
-    assert columns["gradient_norm"] == pytest.approx([ten / 4, ten / 2, ten, two, two])
+    root_2 = math.sqrt(2)
+    root_10 = math.sqrt(10)
+    assert columns["gradient_norm"] == pytest.approx(
+        [root_10 / 4, root_10 / 2, root_10, root_2, root_2]
+    )
     # Of the embedding two rows get (1, 2) / 4; of the weights of `out` the gradient is the sum of
     # (3, 4) / 4 and (6, 8) / 4.
     assert columns["weights_norm"] == [
-        pytest.approx(ten / 4),
+        pytest.approx(root_10 / 4),
         None,
         None,
         pytest.approx(3 * 5 / 4),
@@ -93,21 +95,18 @@ def test_gradients_are_those_at_the_output_and_of_a_modules_own_weights():
 # The probe
 
 
-def keep_modules(trainer, rows):
-    kept = []
-    return before_training(trainer, Metrics(), rows, kept.append), *kept
-
-
 @pytest.mark.parametrize(("cell_id", "rows"), [("bert_sa_lora", REVIEWS), ("t5_sum_qlora", NEWS)])
 def test_losses_are_the_same_bit_for_bit_with_and_without_figures(monkeypatch, cell_id, rows):
     def probed_and_trained():
         trainer = fine_tuner(cell_id, rows, max_steps=2)
-        figures, columns = keep_modules(trainer, rows)
+        kept = []
+        figures = before_training(trainer, Metrics(), rows, kept.append)
         trainer.start_from(figures)
-        return figures, trainer.run(silent()).losses, columns["module"]
+        [columns] = kept
+        return columns["module"], figures, trainer.run(silent()).losses
 
-    *with_figures, _ = probed_and_trained()
+    _, *with_modules = probed_and_trained()
     monkeypatch.setattr(ModuleFigures, "watch", lambda *_: nullcontext())
-    *without, modules = probed_and_trained()
+    modules, *without_modules = probed_and_trained()
     assert modules == []
-    assert without == with_figures
+    assert without_modules == with_modules

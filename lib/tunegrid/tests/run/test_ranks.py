@@ -25,7 +25,6 @@ from tunegrid.tests.small import (
     fine_tuner,
     get_codec,
     get_evidence,
-    quick_cell,
     quick_model,
     read_rows,
     silent,
@@ -46,84 +45,134 @@ PLAIN = (
 )
 PACKED = ("gpt2_sa_qlora", "gpt2_sa_qdora")
 SHARED_OUT = ("bert_sum_sft", "gpt2_qa_sft", "t5_sa_sft", "gpt2_sum_lora", "t5_qa_lora")
+# Updates of 6, 6 and 2 of 14 rows
+THREE_UPDATES = {
+    "per_device_train_batch_size": 3,
+    "gradient_accumulation_steps": 2,
+    "max_steps": 3,
+}
 
 
-def sharded(ranks):
-    return Ranks(ranks.rank, ranks.count, fsdp=True)
+# Ranks in a test, each a process
 
 
-def rank_trainer(ranks, cell_id, count=14, **changes):
-    """A trainer of a cell of the study or the zoo, without dropout, for three updates."""
-    known = (
-        ZOO.cell(cell_id, ZOO_PROFILE) if cell_id in ZOO.ids(ZOO_PROFILE) else quick_cell(cell_id)
+def run_ranks(count: int, function, *arguments) -> list:
+    """Calls `function(ranks, *arguments)` on each rank; the function must be a module's."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    workers = []
+    receivers = []
+    for rank in range(count):
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        worker = CONTEXT.Process(
+            target=_work, args=(rank, count, port, sender, function, arguments), daemon=True
+        )
+        worker.start()
+        workers.append(worker)
+        receivers.append(receiver)
+    answers = []
+    for rank, receiver in enumerate(receivers):
+        assert receiver.poll(300), f"rank {rank} says nothing"
+        answers.append(receiver.recv())
+    errors = [error for _, error in answers if error]
+    assert not errors, "\n".join(errors)  # one that failed takes the others along
+    for worker in workers:
+        worker.join()
+    return [answer for answer, _ in answers]
+
+
+def _work(rank, count, port, sender, function, arguments):
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count),
+        MASTER_ADDR="localhost",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1",
     )
-    cell = replace(known, recipe=replace(known.recipe, **CUT | changes))
+    try:
+        with join_ranks(count, CPU) as ranks:
+            sender.send((function(ranks, *arguments), None))
+    except BaseException:
+        sender.send((None, f"rank {rank}: {traceback.format_exc()}"))
+
+
+def with_fsdp(ranks, fsdp):
+    return Ranks(ranks.rank, ranks.count, fsdp=fsdp)
+
+
+def rank_trainer(ranks, cell_id, count=14):
+    """A trainer of a cell without dropout, for three updates."""
+    cell = ZOO.cell(cell_id, ZOO_PROFILE)
+    cell = replace(cell, recipe=replace(cell.recipe, **THREE_UPDATES))
     return still(cell_trainer(cell, train_rows(cell_id)[:count], ranks=ranks))
 
 
-def courses_on(ranks, cell_id, fsdp):
-    """The log of a training run on all ranks and, on the first rank, of a run of one process; and
-    the weights that the ranks end with.
-    """
-    trainer = rank_trainer(sharded(ranks) if fsdp else ranks, cell_id)
+# Training
+
+
+def train_cell(ranks, cell_id, fsdp):
+    trainer = rank_trainer(with_fsdp(ranks, fsdp), cell_id)
     trainer.run(silent())
-    marks = checksums((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
-    alone = rank_trainer(ALONE, cell_id) if ranks.rank == 0 else None
-    if alone:
-        alone.run(silent())
-    return trainer.log, marks, alone and alone.log
+    trained = [(name, p) for name, p in trainer.model.named_parameters() if p.requires_grad]
+    return trainer.log, checksums(trained)
 
 
 @pytest.mark.parametrize(
     ("cell_id", "fsdp"),
-    [*((name, False) for name in (*PLAIN, *PACKED)), *((name, True) for name in SHARED_OUT)],
+    [(cell_id, False) for cell_id in PLAIN + PACKED] + [(cell_id, True) for cell_id in SHARED_OUT],
 )
 def test_a_cell_trains_on_two_ranks_as_on_one(cell_id, fsdp):
     """A packed base computes in bf16, which rounds otherwise in a batch of another shape: by 3e-4
     nats in three updates.
     """
-    nats, share = (5e-3, 5e-2) if cell_id in PACKED else (1e-4, 1e-3)
-    (ours, weights, alone), (_, other, _) = run_ranks(2, courses_on, cell_id, fsdp)
-    assert ours.losses == pytest.approx(alone.losses, abs=nats)
-    assert ours.order == alone.order
-    assert ours.updates == 3
-    assert other == weights
-    norms = [norm for norm in ours.gradient_norms if norm]
-    assert norms == pytest.approx([norm for norm in alone.gradient_norms if norm], rel=share)
+    nats = 5e-3 if cell_id in PACKED else 1e-4
+    share = 5e-2 if cell_id in PACKED else 1e-3
+    alone, _ = train_cell(ALONE, cell_id, fsdp=False)
+    (log, weights), (_, other_weights) = run_ranks(2, train_cell, cell_id, fsdp)
+    assert log.losses == pytest.approx(alone.losses, abs=nats)
+    assert log.gradient_norms == pytest.approx(alone.gradient_norms, rel=share)
+    assert log.order == alone.order
+    assert log.updates == 3
+    assert other_weights == weights
 
 
 # Audits
 
 
-def rank_audits(ranks, broken):
+def rank_audits(ranks, fault):
     trainer = rank_trainer(ranks, "gpt2_sum_lora", 12)
-    if broken == "mean of each rank":
+    if fault == "mean of each rank":
         trainer.divisors = lambda batches: (
             [ranks.count * sum(map(trainer.codec.targets, batches))] * len(batches)
         )
     evidence = get_evidence(trainer)
     early = ranks_train_as_one(evidence)
     trainer.run(silent())
-    if broken == "a rank of its own" and ranks.rank == 1:
+    if fault == "a rank of its own" and ranks.rank == 1:
         with torch.no_grad():
             trainer.trained[0].add_(1e-3)
     return early, ranks_end_alike(evidence)
 
 
-@pytest.mark.parametrize("broken", ["", "mean of each rank", "a rank of its own"])
-def test_ranks_that_train_as_one_pass_and_others_are_named(broken):
-    (early, late), (_, other) = run_ranks(2, rank_audits, broken)
-    assert bool(early[0]) is (broken != "mean of each rank"), early
-    assert early[1].startswith("2 ranks, 6 rows: loss off by ")
-    assert bool(late[0]) is (broken != "a rank of its own"), late
-    assert late[0] or late[1].endswith("; 1 ranks differ from the first: 1")
-    assert broken or other == late
+@pytest.mark.parametrize("fault", ["", "mean of each rank", "a rank of its own"])
+def test_ranks_that_train_as_one_pass_and_others_are_named(fault):
+    (early, late), (_, other_late) = run_ranks(2, rank_audits, fault)
+    trains_as_one, early_detail = early
+    assert bool(trains_as_one) is (fault != "mean of each rank"), early
+    assert early_detail.startswith("2 ranks, 6 rows: loss off by ")
+    ends_alike, late_detail = late
+    assert bool(ends_alike) is (fault != "a rank of its own"), late
+    assert ends_alike or late_detail.endswith("; 1 ranks differ from the first: 1")
+    assert fault or other_late == late
 
 
-# Evaluation, memory and counts
+# Evaluation
 
 
 def score_ranks(ranks, cell_id, count):
+    """The rows that a rank evaluated, and the results of all ranks."""
     evaluated = []
     codec = get_codec(cell_id)
 
@@ -132,118 +181,39 @@ def score_ranks(ranks, cell_id, count):
             evaluated.extend(feature.example for feature in features)
             return super().predict(model, features, device)
 
+    recording = Recording(codec.cell, codec.tokenizer)
     rows = train_rows(cell_id)[:count]
-    evaluation = evaluate(
-        quick_model(cell_id),
-        Recording(codec.cell, codec.tokenizer),
-        rows,
-        Metrics(),
-        CPU,
-        silent(),
-        ranks,
-    )
-    return (
-        evaluated,
-        evaluation.scores,
-        evaluation.examples,
-        [prediction.value for prediction in evaluation.predictions],
-    )
+    model = quick_model(cell_id)
+    evaluation = evaluate(model, recording, rows, Metrics(), CPU, silent(), ranks)
+    predictions = [prediction.value for prediction in evaluation.predictions]
+    return evaluated, (evaluation.scores, evaluation.examples, predictions)
 
 
 @pytest.mark.parametrize(("cell_id", "count"), [("bert_sa_sft", 7), ("gpt2_qa_sft", 2)])
 def test_three_ranks_score_every_row_once(cell_id, count):
-    answers = run_ranks(3, score_ranks, cell_id, count)
+    _, results_alone = score_ranks(ALONE, cell_id, count)
     scored_rows = []
-    for evaluated, *_ in answers:
+    for evaluated, results in run_ranks(3, score_ranks, cell_id, count):
         scored_rows += evaluated
+        assert results == results_alone
     assert sorted(scored_rows) == list(range(count))
-    alone = score_ranks(ALONE, cell_id, count)
-    for answer in answers:
-        assert answer[1:] == alone[1:]
 
 
-# Epochs and checkpoints
-
-
-def cut_as(ranks, fsdp, path, loses_a_file):
-    return cut_course(sharded(ranks) if fsdp else ranks, path, loses_a_file)
-
-
-@pytest.mark.parametrize(
-    ("fsdp", "loses_a_file", "goes_on_at"), [(False, False, 2), (False, True, 0), (True, False, 2)]
-)
-def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, fsdp, loses_a_file, goes_on_at):
-    for began, losses, again, same in run_ranks(
-        2, cut_as, fsdp, tmp_path / "kept.safetensors", loses_a_file
-    ):
-        assert began == goes_on_at
-        assert again == losses
-        assert same
-
-
-# Ranks in a test, each a process, and what they train.
-
-
-# Updates of 6, 6 and 2 rows
-CUT = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 3}
-
-
-def run_ranks(count: int, function, *arguments) -> list:
-    """What `function(ranks, *arguments)` returns on each rank; the function is one of a module."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(count)]
-    workers = [
-        CONTEXT.Process(
-            target=_work, args=(rank, count, port, sending, function, arguments), daemon=True
-        )
-        for rank, (_, sending) in enumerate(pipes)
-    ]
-    for worker in workers:
-        worker.start()
-    answers = []
-    for rank, (receiving, _) in enumerate(pipes):
-        assert receiving.poll(300), f"rank {rank} says nothing"
-        answers.append(receiving.recv())
-    traces = [f"rank {rank}: {trace}" for rank, (_, trace) in enumerate(answers) if trace]
-    assert not traces, "\n".join(traces)  # one that failed takes the others along
-    for worker in workers:
-        worker.join()
-    return [answer for answer, _ in answers]
-
-
-def _work(rank, count, port, sending, function, arguments):
-    own = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": count,
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": port,
-    }
-    os.environ.update({name: str(value) for name, value in own.items()} | {"OMP_NUM_THREADS": "1"})
-    try:
-        with join_ranks(count, CPU) as ranks:
-            sending.send((function(ranks, *arguments), None))
-    except BaseException:
-        sending.send((None, traceback.format_exc()))
+# Checkpoints
 
 
 class Cut(Exception):
     """Training ends here."""
 
 
-def sharded_is_the_model(trainer):
-    learned = {name: full_tensor(p) for name, p in trainer.stepped.items() if p.requires_grad}
-    return all(torch.equal(learned[name], trainer.parameters[name]) for name in learned)
-
-
-def cut_course(ranks, path, loses_a_file):
-    """Losses of a whole training run, and of a run that was cut after its second update and
-    continued; checksums of their weights.
+def check_cut_course(ranks, fsdp, path, loses_a_file, goes_on_at):
+    """Cuts a training run after its second update and continues it; checks from which update it
+    goes on, and that it ends as one that was not cut.
     """
+    ranks = with_fsdp(ranks, fsdp)
+    rows = read_rows("cnn_dailymail/train")[:14]
 
-    def prepared(resume, cuts=False):
+    def make_trainer(resume, cuts=False):
         checkpoints = Checkpoints(path=path, every_seconds=0.0, resume=resume, ranks=ranks)
 
         def save_and_cut(trainer):
@@ -251,24 +221,30 @@ def cut_course(ranks, path, loses_a_file):
             if cuts and trainer.log.updates == 2:
                 raise Cut
 
-        rows = read_rows("cnn_dailymail/train")[:14]
-        trainer = fine_tuner("gpt2_sum_lora", rows, ranks=ranks, after_update=save_and_cut, **CUT)
+        trainer = fine_tuner(
+            "gpt2_sum_lora", rows, ranks=ranks, after_update=save_and_cut, **THREE_UPDATES
+        )
         checkpoints.restore(trainer)
-        return trainer, checkpoints
+        return trainer
 
-    whole, _ = prepared(resume=False)
+    whole = make_trainer(resume=False)
     losses = whole.run(silent()).losses
-    trainer, checkpoints = prepared(resume=False, cuts=True)
     with pytest.raises(Cut):
-        trainer.run(silent())
+        make_trainer(resume=False, cuts=True).run(silent())
     if loses_a_file and ranks.rank == 1:
-        checkpoints.clear()
-    again, _ = prepared(resume=True)
-    began = again.log.updates
-    assert sharded_is_the_model(again)  # audits look at the model before it goes on
-    return (
-        began,
-        losses,
-        again.run(silent()).losses,
-        checksums(whole.model.named_parameters()) == checksums(again.model.named_parameters()),
-    )
+        Checkpoints(path=path, ranks=ranks).clear()
+    resumed = make_trainer(resume=True)
+    assert ranks.gather(resumed.log.updates) == [goes_on_at, goes_on_at]
+    # Audits look at the model before it goes on.
+    learned = {name: full_tensor(p) for name, p in resumed.stepped.items() if p.requires_grad}
+    assert all(torch.equal(values, resumed.parameters[name]) for name, values in learned.items())
+    assert resumed.run(silent()).losses == losses
+    assert checksums(resumed.model.named_parameters()) == checksums(whole.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "loses_a_file", "goes_on_at"), [(False, False, 2), (False, True, 0), (True, False, 2)]
+)
+def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, fsdp, loses_a_file, goes_on_at):
+    path = tmp_path / "kept.safetensors"
+    run_ranks(2, check_cut_course, fsdp, path, loses_a_file, goes_on_at)

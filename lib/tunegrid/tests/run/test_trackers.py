@@ -38,30 +38,34 @@ class FakeTracker:
         self.calls.append("finish")
 
 
-def make_trackers(monkeypatch, tmp_path, **options):
+@pytest.fixture
+def make_trackers(monkeypatch, tmp_path):
+    """Makes trackers and the list of calls that they note."""
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", FakeTracker)
-    calls = []
-    return Trackers(CELL, {"wandb": {"calls": calls, **options}}, tmp_path / "lock"), calls
+
+    def make(fails=False):
+        calls = []
+        options = {"wandb": {"calls": calls, "fails": fails}}
+        return Trackers(CELL, options, tmp_path / "lock"), calls
+
+    return make
 
 
 def make_trainer(losses, norms):
-    # The host has all of them; losses and norms come from the device now and then
-    rates = [0.1] * 4
+    # The host has all rates; losses and norms come from the device now and then.
     log = TrainingLog(
         precision="fp32",
         micro_batch=2,
         fallbacks=[],
         losses=losses,
-        learning_rates=rates,
+        learning_rates=[0.1] * 4,
         gradient_norms=norms,
     )
     return SimpleNamespace(log=log, meter=SimpleNamespace(device=torch.device("cpu")))
 
 
-def test_each_update_is_sent_once_when_its_loss_is_known_and_scores_at_the_end(
-    monkeypatch, tmp_path
-):
-    trackers, calls = make_trackers(monkeypatch, tmp_path)
+def test_each_update_is_sent_once_when_its_loss_is_known_and_scores_at_the_end(make_trackers):
+    trackers, calls = make_trackers()
     state = torch.get_rng_state()
     for losses in ([], [0.5, 0.25], [0.5, 0.25], [0.5, 0.25, 0.125]):
         trackers.after_update(make_trainer(losses, [1.0] * len(losses)))
@@ -80,8 +84,8 @@ def test_each_update_is_sent_once_when_its_loss_is_known_and_scores_at_the_end(
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_tracker_that_fails_is_dropped_with_one_warning(monkeypatch, tmp_path):
-    trackers, calls = make_trackers(monkeypatch, tmp_path, fails=True)
+def test_a_tracker_that_fails_is_dropped_with_one_warning(make_trackers):
+    trackers, calls = make_trackers(fails=True)
     with pytest.warns(
         UserWarning, match="--report-to=wandb: no network; bert_sa_lora.* is not reported"
     ):
@@ -91,7 +95,7 @@ def test_a_tracker_that_fails_is_dropped_with_one_warning(monkeypatch, tmp_path)
     assert len(calls) == 2  # its start and its settings
 
 
-def test_a_cell_that_never_trained_starts_no_tracker(monkeypatch, tmp_path):
-    trackers, calls = make_trackers(monkeypatch, tmp_path)
+def test_a_cell_that_never_trained_starts_no_tracker(make_trackers):
+    trackers, calls = make_trackers()
     trackers.finish(complete())
     assert calls == []
