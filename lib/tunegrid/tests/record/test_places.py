@@ -130,4 +130,5 @@ def test_an_error_is_one_line_whatever_it_quotes_and_each_line_is_looked_at():
     message = str(InputError(f"{TITLE} is no cell\n::error::x"))
     assert message == r"\x1b]0;owned\x07 is no cell\n::error::x"
     assert first_line(ValueError(f"{TITLE}\nmore")) == r"\x1b]0;owned\x07"
+    assert first_line(ValueError("9" * 5000)) == "9" * 497 + "..."
     assert defuse_lines("cells\n::error::x") == "cells\n\\::error::x"

@@ -207,6 +207,29 @@ def test_a_pack_is_read_as_files_are_and_one_that_is_damaged_is_told(tmp_path, s
         examples.read(record, copied_run)
 
 
+def store_table(store, columns):
+    """Stores columns as an examples file whose name fits its content; returns its record."""
+    file = BytesIO()
+    pq.write_table(pa.table(columns), file, compression="zstd")
+    content = file.getvalue()
+    digest = hashlib.sha256(content).hexdigest()[:20]
+    reference = replace(write_examples(), file=f"{digest}.parquet")
+    (store / reference.file).write_bytes(content)
+    return make_record(reference)
+
+
+def test_an_id_that_is_not_utf_8_is_told(store):
+    ids = pa.array([b"a", b"sa\xff"])
+    columns = {
+        "id": pa.Array.from_buffers(pa.string(), 2, ids.buffers()),  # its bytes are not checked
+        "accuracy": [100.0, 0.0],
+        "prediction": ["1", "0"],
+    }
+    record = store_table(store, columns)
+    with pytest.raises(InputError, match=r"does not match its name \(.*UTF8"):
+        examples.read(record, None)
+
+
 def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_read(store):
     rows = pa.array([0] * 2**20, pa.int32())
     columns = {
@@ -214,15 +237,10 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_read(sto
         "prediction": pa.DictionaryArray.from_arrays(rows, ["a" * 6100]),
         "accuracy": pa.array([1.0] * 2**20),
     }
-    file = BytesIO()
-    pq.write_table(pa.table(columns), file, compression="zstd")
-    content = file.getvalue()
-    assert len(content) < 20_000  # of 6.4 GB
-    digest = hashlib.sha256(content).hexdigest()[:20]
-    reference = replace(write_examples(), file=f"{digest}.parquet")
-    (store / reference.file).write_bytes(content)
+    record = store_table(store, columns)
+    assert (store / record.examples.file).stat().st_size < 20_000  # of 6.4 GB
     with pytest.raises(InputError, match="it is too large when unpacked"):
-        examples.read(make_record(reference), None)
+        examples.read(record, None)
 
 
 def test_a_pack_that_is_too_large_is_refused_before_it_is_read(tmp_path, store, monkeypatch):
