@@ -94,7 +94,8 @@ SLOWLY = (
     | behind(["block.norm"], 6e-5, ("taken",))
     | behind(["block.norm"], 1.2e-4)
 )
-KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its norm; its input is equal"
+EQUAL_INPUT = "of its norm; its input is equal"
+KEY = f"the output of block.attention.key (Key, toy) changes first, by 2 % {EQUAL_INPUT}"
 
 
 @pytest.mark.parametrize(
@@ -103,12 +104,12 @@ KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its
         (IN_KEY, KEY),  # and none of those behind it
         (
             BETWEEN,
-            "the output of block.attention (Attention, toy) changes first, by 2 % of its norm; its input is equal",
+            f"the output of block.attention (Attention, toy) changes first, by 2 % {EQUAL_INPUT}",
         ),
         (  # the norm gets another input already: the module around it is named
             behind(["block.norm", "block.mlp"], 0.5, ("taken", "given"))
             | behind(["block", ""], 0.5),
-            "the output of block (Block, toy) changes first, by 50 % of its norm; its input is equal",
+            f"the output of block (Block, toy) changes first, by 50 % {EQUAL_INPUT}",
         ),
         (
             SIBLINGS,
@@ -226,7 +227,8 @@ def written(moved=None, phase="forward", **figures):
             "forward",
             behind(["block.norm"], 0.3, ("gradient",)),
             {"probe_gradients": {"layer 0 attention": 0.4, "head": 2.0}},
-            f"backward without dropout: {INSIDE} block.mlp {LAST} by 30 % of its norm; gradients of layer 0 attention x 2",
+            f"backward without dropout: {INSIDE} block.mlp {LAST} by 30 % of its norm; "
+            "gradients of layer 0 attention x 2",
         ),
         (  # an output that moved is the forward pass's, whatever figure shows it first
             "forward",

@@ -113,7 +113,7 @@ def test_a_users_cell_has_the_noise_that_was_calibrated_for_its_recipe_and_rows(
     )
 
 
-def test_a_users_method_has_the_larger_of_its_noise_and_its_kinds_and_a_cell_of_the_suite_the_suites():
+def test_a_users_method_has_at_least_its_kinds_noise_and_a_cell_of_the_suite_the_suites():
     record = complete("bert_qa_lora")
     mine = replace(record, cell="bert_qa_mine", method="mine")
     scores = {"f1": [50.0, 50.0, 50.0]}

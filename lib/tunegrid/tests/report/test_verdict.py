@@ -114,6 +114,10 @@ class Case(NamedTuple):
     counted: Sequence = DEFAULT_KINDS
 
 
+NOT_COMPARABLE = (
+    "1 of 2 cells is not comparable with old.json: "
+    "the recipes differ in learning_rate (t5_sa_lora)."
+)
 CASES = [
     Case(Rank.PASSED, "Passed: both cells reached every bound and passed every audit."),
     Case(Rank.EMPTY, "Nothing to show: this run holds no cell that ran.", records=[]),
@@ -173,7 +177,7 @@ CASES = [
     Case(Rank.OPEN, "found; 1 cell not in old.json (gpt2_sa_sft).", [*BOTH_SAME, NEW_CELL]),
     Case(
         Rank.CANNOT_TELL,
-        "1 of 2 cells is not comparable with old.json: the recipes differ in learning_rate (t5_sa_lora).",
+        NOT_COMPARABLE,
         [*SAME, *UNLIKE],
     ),
     Case(
@@ -219,7 +223,7 @@ CASES = [
     ),
     Case(
         Rank.FAILED,
-        "1 of 2 cells is not comparable with old.json: the recipes differ in learning_rate (t5_sa_lora).",
+        NOT_COMPARABLE,
         [UNLIKE[0], judgement(CELL, Verdict.WORSE, p=0.0)],
     ),
     Case(
@@ -323,7 +327,10 @@ def test_modules_with_a_class_in_common_are_one_place_and_the_first_stage_is_nam
 
 # What to run next
 
-RAN = "pytest -m quick -n 4 --grid 'my own.py' --set max_steps=4 --ranks 2:fsdp --first-updates --data-root=d --gate x.json"
+RAN = (
+    "pytest -m quick -n 4 --grid 'my own.py' --set max_steps=4 --ranks 2:fsdp "
+    "--first-updates --data-root=d --gate x.json"
+)
 CARRIED = "'--grid=my own.py' --set=max_steps=4 --ranks=2:fsdp --first-updates --data-root=d"
 MISSING = judgement(OTHER, Verdict.MISSING, "cell", detail="not in this run")
 BROKEN = complete(status="error")
