@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.commands.gate import main
-from tunegrid.gate.judgements import Verdict
+from tunegrid.gate.judgements import Verdict, find_worse
 from tunegrid.gate.numerics import BACKWARD, Pair, compare_pair
 from tunegrid.record.record import RanksRecord
 from tunegrid.runs.examples import write
@@ -403,7 +403,13 @@ def test_curves_are_smoothed_over_five_updates_and_held_to_the_mean_loss():
 # In the gate
 
 
-def test_numerics_fail_a_run_only_if_asked_and_the_gravest_seed_is_listed(capsys, tmp_path):
+def test_changed_numerics_are_worse_only_if_numerics_count():
+    numerics, _ = compare_pair(record(), record(shifted(0, 0.1)), TOLERANCES)
+    assert find_worse([numerics], ("quality", "memory")) == []
+    assert find_worse([numerics], ("numerics",)) == [numerics]
+
+
+def test_the_gravest_seed_is_listed_and_fails_a_run_only_if_asked(capsys, tmp_path):
     equal = record(cell="t5_sa_lora")
     seed_0 = altered(record(), "seeds.seed", 0)
     seed_1 = altered(record([1.7, 1.5, 1.4, 1.3]), "seeds.seed", 1)
