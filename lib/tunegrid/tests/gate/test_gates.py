@@ -1,7 +1,6 @@
 """Gates on made-up runs whose verdicts are known."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,10 +12,10 @@ from tunegrid import ROOT
 from tunegrid.commands import gate as command
 from tunegrid.errors import InputError
 from tunegrid.gate.gate import Run, gate
-from tunegrid.gate.judgements import LEDGER, PEAKS, Verdict
+from tunegrid.gate.judgements import LEDGER, Verdict
 from tunegrid.gate.thresholds import load_margins
 from tunegrid.grid.recipes import CONFIRMING
-from tunegrid.runs.files import OwnNoise, noise_json, recipe_digest
+from tunegrid.runs.files import OwnNoise, noise_json, read_list, recipe_digest
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import (
     FOOTPRINT,
@@ -36,18 +35,22 @@ RANK = {"rss_peak_gib": 0.5, "train_samples": 24}
 RANKS = {"count": 2, "backend": "gloo", "each": [RANK, RANK]}
 CELL = "bert_sa_lora"
 WORSE = Verdict.WORSE
+BETTER = Verdict.BETTER
 SAME = Verdict.SAME
 CANNOT_TELL = Verdict.CANNOT_TELL
+DEVICE = MEASURED["device"]
+OTHER_CPU = {"device": DEVICE | {"name": "another CPU"}}
 
 pytestmark = pytest.mark.usefixtures("store")
 
 
 def judged(old, new):
-    """Judgements by quantity."""
+    """The judgements on one record against another, by quantity."""
     return {judgement.quantity: judgement for judgement in gate(Run.make([old]), Run.make([new]))}
 
 
 def hit(rows, right, lost=0, **changes):
+    """A record with points by row: so many are right, less those lost."""
     return get_record(CELL, {"accuracy": hits(rows, right, lost)}, **changes)
 
 
@@ -67,44 +70,46 @@ def test_equal_runs_are_the_same_in_everything():
 
 
 @pytest.mark.parametrize(
-    ("rows", "right", "lost", "verdict"),
+    ("rows", "right", "lost_before", "lost_after", "verdict"),
     [
-        (512, 480, (0, 20), WORSE),
-        (2000, 1900, (0, 4), SAME),  # within the margin
-        (512, 480, (20, 0), Verdict.BETTER),
-        (30, 28, (0, 2), CANNOT_TELL),  # a small test set, which would see no drop of ten points
+        (2000, 1900, 0, 4, SAME),  # within the margin
+        (512, 480, 20, 0, BETTER),
+        (30, 28, 0, 2, CANNOT_TELL),  # a small test set, which would see no drop of ten points
     ],
 )
-def test_a_drop_that_is_no_chance_a_gain_and_a_small_test_set(rows, right, lost, verdict):
-    lost_before, lost_after = lost
-    old = hit(rows, right, lost_before)
-    new = hit(rows, right, lost_after)
-    judgement = judged(old, new)["accuracy"]
+def test_small_changes_gains_and_small_test_sets(rows, right, lost_before, lost_after, verdict):
+    judgement = judged(hit(rows, right, lost_before), hit(rows, right, lost_after))["accuracy"]
     assert judgement.verdict == verdict
     assert (judgement.min_drop > 10) == (verdict is CANNOT_TELL)
     assert judgement.effect == pytest.approx(100 * (lost_before - lost_after) / rows)
-    if verdict is WORSE:
-        assert judgement.p == pytest.approx(2.5e-5, rel=0.1)  # 4.06 errors on the scale
-        assert judgement.low < judgement.effect < judgement.high < 0
-        assert (
-            judgement.detail
-            == "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0"
-        )
+
+
+def test_a_drop_that_is_no_chance_is_worse_and_has_its_evidence():
+    judgement = judged(hit(512, 480), hit(512, 480, 20))["accuracy"]
+    assert judgement.verdict == WORSE
+    assert judgement.effect == pytest.approx(-100 * 20 / 512)
+    assert judgement.min_drop <= 10
+    assert judgement.p == pytest.approx(2.5e-5, rel=0.1)  # 4.06 errors on the scale
+    assert judgement.low < judgement.effect < judgement.high < 0
+    assert (
+        judgement.detail
+        == "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0"
+    )
 
 
 @pytest.mark.parametrize(
-    ("seeds", "confirmed_seed", "again", "verdict", "confirmed"),
+    ("seeds", "confirmed_seed", "again", "verdict", "confirmed", "words"),
     [
-        ((0,), None, 0.0, WORSE, "open"),
-        ((0,), 0, 99.0, CANNOT_TELL, "no"),
-        ((0,), 0, 61.0, WORSE, "yes"),
-        ((0,), 7, 99.0, WORSE, "open"),  # another seed's second training run
-        ((0, 4), 0, 99.0, WORSE, ""),  # a mean of several is certain enough
-        ((1,), 1, 99.0, WORSE, ""),  # of the baseline's seeds: what differs is a change
+        ((0,), None, 0.0, WORSE, "open", ""),
+        ((0,), 0, 99.0, CANNOT_TELL, "no", "at seed 0 -39.00, at 10000 +0.00: not confirmed"),
+        ((0,), 0, 61.0, WORSE, "yes", "at seed 0 -39.00, at 10000 -38.00: confirmed"),
+        ((0,), 7, 99.0, WORSE, "open", ""),  # another seed's second training run
+        ((0, 4), 0, 99.0, WORSE, "", ""),  # a mean of several is certain enough
+        ((1,), 1, 99.0, WORSE, "", ""),  # of the baseline's seeds: what differs is a change
     ],
 )
 def test_a_drop_at_one_other_seed_counts_if_a_second_training_confirms_it(
-    seeds, confirmed_seed, again, verdict, confirmed
+    seeds, confirmed_seed, again, verdict, confirmed, words
 ):
     new = [scored(CELL, 60.0, seed) for seed in seeds]
     if confirmed_seed is not None:
@@ -114,11 +119,7 @@ def test_a_drop_at_one_other_seed_counts_if_a_second_training_confirms_it(
     assert judgement.verdict == verdict
     assert judgement.confirmed == confirmed
     assert judgement.effect == pytest.approx(-39.0)
-    words = {
-        "no": "at seed 0 -39.00, at 10000 +0.00: not confirmed",
-        "yes": "at seed 0 -39.00, at 10000 -38.00: confirmed",
-    }
-    assert words.get(confirmed, "") in judgement.detail
+    assert words in judgement.detail
 
 
 def test_a_score_without_a_margin_takes_the_one_for_others_and_one_that_is_no_number_is_worse():
@@ -137,15 +138,14 @@ def test_a_score_without_a_margin_takes_the_one_for_others_and_one_that_is_no_nu
 
 
 def test_points_that_are_no_numbers_and_other_test_rows_are_refused():
-    untold = {"scores": {"accuracy": 1.5, "f1_macro": 1.5}, "bounds": {}}
-    old = get_record(CELL, {"accuracy": [1.0, 2.0]}, ids=["a", "b"], **untold)
-    new = get_record(CELL, {"accuracy": [1.0, float("nan")]}, ids=["a", "b"], **untold)
+    old = get_record(CELL, {"accuracy": [1.0, 2.0]}, ids=["a", "b"])
+    scores = old.scores
+    new = get_record(CELL, {"accuracy": [1.0, float("nan")]}, ids=["a", "b"], scores=scores)
     with pytest.raises(InputError, match="not every row has text and finite numbers"):
         judged(old, new)
-    old = get_record(CELL, {"accuracy": [100.0, 0.0]}, ids=["a", "b"])
-    new = get_record(CELL, {"accuracy": [100.0, 0.0]}, ids=["a", "c"])
+    other_rows = get_record(CELL, {"accuracy": [1.0, 2.0]}, ids=["a", "c"])
     with pytest.raises(InputError, match="scored different test rows"):
-        judged(old, new)
+        judged(old, other_rows)
 
 
 def test_a_cell_that_is_not_there_or_did_not_finish_is_missing_and_a_new_one_is_reported():
@@ -158,30 +158,28 @@ def test_a_cell_that_is_not_there_or_did_not_finish_is_missing_and_a_new_one_is_
         assert verdicts == {("t5_qa_sft", Verdict.MISSING), ("gpt2_qa_sft", Verdict.NEW)}
 
 
-def test_two_profiles_and_runs_without_a_common_cell_are_refused(tmp_path, capsys):
-    one = get_record(CELL)
+def test_two_profiles_and_runs_without_a_common_cell_are_refused():
+    record = get_record(CELL)
     with pytest.raises(
         InputError, match="holds cells of full and quick: judge one profile at a time"
     ):
-        Run.make([one, get_record(CELL, profile="full")])
+        Run.make([record, get_record(CELL, profile="full")])
     with pytest.raises(InputError, match="no cell in common"):
-        gate(Run.make([one]), Run.make([get_record("t5_qa_sft")]))
+        judged(record, get_record("t5_qa_sft"))
     with pytest.raises(InputError, match="nothing to judge"):
-        gate(Run.make([one]), Run.make([]))
-    quick = run_file(tmp_path / "quick.json", [one])
-    footprint = run_file(tmp_path / "footprint.json", [complete(CELL, **FOOTPRINT)])
-    assert "the baseline holds quick cells, the run footprint cells: " in refusal(
-        capsys, command.main, quick, footprint
-    )
+        gate(Run.make([record]), Run.make([]))
+    with pytest.raises(InputError, match="the baseline holds quick cells, the run footprint cells"):
+        judged(record, complete(CELL, **FOOTPRINT))
 
 
-def traced(share, **changes):
+def add_weights(size):
+    return altered(complete(), "memory.ledger.weights_bytes", size)
+
+
+def add_traced(share, **changes):
     """A footprint whose activations take so many times 103 MiB."""
     made = complete(CELL, **FOOTPRINT | changes)
     return altered(made, "memory.ledger.activations_bytes", round(share * 103 * 2**20))
-
-
-OTHER_CPU = {"device": MEASURED["device"] | {"name": "another CPU"}}
 
 
 def add_peak(peak, **changes):
@@ -192,43 +190,33 @@ def add_peak(peak, **changes):
 @pytest.mark.parametrize(
     ("old", "new", "quantity", "verdict"),
     [
-        (
-            complete(),
-            altered(complete(), "memory.ledger.weights_bytes", 4001),
-            "weights_bytes",
-            WORSE,
-        ),
+        (add_weights(4000), add_weights(4001), "weights_bytes", WORSE),
         # no gain: something is no longer there, or no longer in fp32
-        (
-            complete(),
-            altered(complete(), "memory.ledger.weights_bytes", 3999),
-            "weights_bytes",
-            Verdict.CHANGED,
-        ),
+        (add_weights(4000), add_weights(3999), "weights_bytes", Verdict.CHANGED),
         (add_peak(1.0), add_peak(1.49), "rss_peak_gib", SAME),
         (add_peak(1.0), add_peak(1.51), "rss_peak_gib", WORSE),
-        (add_peak(1.0), add_peak(0.49), "rss_peak_gib", Verdict.BETTER),
-        (add_peak(1.0), add_peak(9.0, **OTHER_CPU), "rss_peak_gib", None),
-        (traced(1), traced(1.04), "activations_bytes", SAME),
+        (add_peak(1.0), add_peak(0.49), "rss_peak_gib", BETTER),
+        (add_traced(1), add_traced(1.04), "activations_bytes", SAME),
         # Tensors are counted on any CPU
-        (traced(1), traced(1.2, **OTHER_CPU), "activations_bytes", WORSE),
-        (traced(1), traced(0.8), "activations_bytes", Verdict.BETTER),
-        (
-            traced(1),
-            traced(1.2, device=OTHER_CPU["device"] | {"type": "cuda"}),
-            "activations_bytes",
-            None,
-        ),
-        (add_peak(1.0), add_peak(9.0, ranks=RANKS), "rss_peak_gib", None),
+        (add_traced(1), add_traced(1.2, **OTHER_CPU), "activations_bytes", WORSE),
+        (add_traced(1), add_traced(0.8), "activations_bytes", BETTER),
     ],
 )
-def test_bytes_of_tensors_are_exact_and_peaks_of_like_machines_have_a_margin(
-    old, new, quantity, verdict
-):
-    judgements = judged(old, new)
-    assert (judgements[quantity].verdict if quantity in judgements else None) is verdict
-    assert set(LEDGER) <= set(judgements)
-    assert verdict or not set(PEAKS) & set(judgements)
+def test_bytes_of_tensors_are_exact_and_other_memory_has_a_margin(old, new, quantity, verdict):
+    assert judged(old, new)[quantity].verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (add_peak(1.0), add_peak(9.0, **OTHER_CPU)),
+        (add_peak(1.0), add_peak(9.0, ranks=RANKS)),
+        (add_traced(1), add_traced(1.2, device=OTHER_CPU["device"] | {"type": "cuda"})),
+    ],
+)
+def test_of_unlike_machines_only_the_ledger_is_compared(old, new):
+    judgements = judged(old, new).values()
+    assert [j.quantity for j in judgements if j.kind == "memory"] == list(LEDGER)
 
 
 def add_steps(seconds, **changes):
@@ -241,38 +229,34 @@ def add_steps(seconds, **changes):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "changes", "verdict", "detail"),
+    ("seconds", "verdict"),
+    [(0.13, WORSE), (0.105, SAME), (0.05, BETTER)],
+)
+def test_speed_of_like_machines_has_a_margin(seconds, verdict):
+    judgement = judged(add_steps(0.1), add_steps(seconds))["step_seconds"]
+    assert judgement.verdict == verdict
+    assert judgement.detail == "margin 15%"
+    assert judgement.effect == pytest.approx(10 * seconds - 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
     [
-        (0.13, {}, WORSE, "margin 15%"),
-        (0.105, {}, SAME, "margin 15%"),
-        (0.05, {}, Verdict.BETTER, "margin 15%"),
+        (OTHER_CPU, "name: a CPU and another CPU"),
+        ({"device": DEVICE | {"threads": 2}}, "threads: 1 and 2"),
+        ({"device": DEVICE | {"contended": True}}, "measured on a device that others used"),
         (
-            0.2,
-            {"device": MEASURED["device"] | {"name": "another CPU"}},
-            None,
-            "name: a CPU and another CPU",
-        ),
-        (0.2, {"device": MEASURED["device"] | {"threads": 2}}, None, "threads: 1 and 2"),
-        (
-            0.2,
-            {"device": MEASURED["device"] | {"contended": True}},
-            None,
-            "measured on a device that others used",
-        ),
-        (
-            0.2,
             {"versions": complete().versions | {"torch": "9"}},
-            None,
             f"torch: {complete().versions['torch']} and 9",
         ),
-        (0.2, {"ranks": RANKS}, None, "ranks: 1 and 2"),
+        ({"ranks": RANKS}, "ranks: 1 and 2"),
     ],
 )
-def test_speed_is_compared_between_like_machines_only(seconds, changes, verdict, detail):
-    judgement = judged(add_steps(0.1), add_steps(seconds, **changes))["step_seconds"]
-    assert judgement.verdict == (verdict or Verdict.NOT_COMPARABLE)
-    assert judgement.detail == detail
-    assert judgement.effect == (pytest.approx(10 * seconds - 1) if verdict else None)
+def test_speed_of_unlike_machines_is_not_compared(changes, reason):
+    judgement = judged(add_steps(0.1), add_steps(0.2, **changes))["step_seconds"]
+    assert judgement.verdict == Verdict.NOT_COMPARABLE
+    assert judgement.detail == reason
+    assert judgement.effect is None
 
 
 @pytest.mark.parametrize(
@@ -296,85 +280,94 @@ def test_evaluation_is_timed_by_rows_or_if_it_generates_by_tokens(rows, tokens, 
 
 
 def test_seeds_of_the_baseline_on_another_card_do_not_count():
-    other = add_steps(0.01, device=MEASURED["device"] | {"name": "H100"}, seeds=make_seeds(1))
-    judgements = gate(Run.make([add_steps(0.1), other]), Run.make([add_steps(0.1)]))
-    assert [(j.verdict, j.effect) for j in judgements if j.quantity == "step_seconds"] == [
-        (SAME, pytest.approx(0.0))
-    ]
+    faster = add_steps(0.01, device=DEVICE | {"name": "H100"}, seeds=make_seeds(1))
+    judgements = gate(Run.make([add_steps(0.1), faster]), Run.make([add_steps(0.1)]))
+    [steps] = [judgement for judgement in judgements if judgement.quantity == "step_seconds"]
+    assert steps.verdict == SAME
+    assert steps.effect == pytest.approx(0.0)
 
 
-def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+def saved_pair(folder, old, new):
+    """The files of two runs, each of one record."""
+    return run_file(folder / "old.json", [old]), run_file(folder / "new.json", [new])
+
+
+@pytest.mark.parametrize(
+    ("pair", "options", "code"),
+    [
+        ("same", [], 0),
+        ("worse", [], 1),
+        ("few", [], 6),  # predictions are others
+        ("few", ["--gate-on=quality,memory"], 0),
+        ("slow", [], 6),
+        ("slow", ["--gate-on", "quality,speed"], 1),
+    ],
+)
+def test_exit_codes_of_the_command(pair, options, code, tmp_path, capsys):
     pairs = {
         "same": (hit(512, 480), hit(512, 480)),
         "worse": (hit(512, 480), hit(512, 480, 20)),
         "few": (hit(30, 28), hit(30, 28, 2)),
         "slow": (add_steps(0.1), add_steps(1.1)),  # their scores are equal, but no rows are at hand
     }
-    for name, options, code in (
-        ("same", [], 0),
-        ("worse", [], 1),
-        ("few", [], 6),  # predictions are others
-        ("few", ["--gate-on=quality,memory"], 0),
-        ("few", ["--gate-on=quality,memory,cannot-tell", "--format", "markdown"], 6),
-        ("slow", [], 6),
-        ("slow", ["--gate-on", "memory"], 0),
-        ("slow", ["--gate-on", "quality,speed"], 1),
-        ("slow", ["--on", "quality,speed"], 1),  # its name until 0.22
-    ):
-        old, new = pairs[name]
-        old_file = run_file(tmp_path / name / "0.json", [old])
-        new_file = run_file(tmp_path / name / "1.json", [new])
-        assert command.main([str(old_file), str(new_file), *options]) == code
-        printed = capsys.readouterr()
-        assert ("--on is now called --gate-on" in printed.err) == ("--on" in options)
-        if "markdown" in options:
-            assert "**Cannot tell whether the run is worse than 0.json.**" in printed.out
-    assert "**Failed: " in (tmp_path / "summary.md").read_text()
+    old, new = saved_pair(tmp_path, *pairs[pair])
+    assert command.main([str(old), str(new), *options]) == code
+    assert capsys.readouterr().err == ""
+
+
+def test_markdown_the_step_summary_and_the_former_name_of_an_option(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    old, new = saved_pair(tmp_path, hit(30, 28), hit(30, 28, 2))
+    # The name of --gate-on until 0.22
+    options = ["--on", "quality,cannot-tell", "--format", "markdown"]
+    assert command.main([str(old), str(new), *options]) == 6
+    printed = capsys.readouterr()
+    assert "--on is now called --gate-on" in printed.err
+    answer = "**Cannot tell whether the run is worse than old.json.**"
+    assert answer in printed.out
+    assert answer in (tmp_path / "summary.md").read_text()
 
 
 def test_a_users_cell_is_judged_by_the_noise_that_its_baseline_carries(tmp_path, capsys):
     # Another training run, as on other rows
     other_losses = {"training": MEASURED["training"] | {"losses": [0.9, 0.8]}}
-    records = [hit(512, 500, bounds={}), hit(512, 500, 133, bounds={}, **other_losses)]
-    old, new = (replace(record, cell="bert_faq_lora", task="faq") for record in records)
-    files = [run_file(tmp_path / "old.json", [old]), run_file(tmp_path / "new.json", [new])]
-    assert command.main(list(map(str, files))) == 6  # 26 points lost, and no noise known
-    scores = {"accuracy": [97.6, 97.4, 97.9, 97.5, 97.7]}
-    facts = {"cell": "bert_faq_lora", "profile": "quick", "recipe": recipe_digest(old)}
-    noise = OwnNoise(**facts, rows=512, scores=scores)
-    run = json.loads(files[0].read_text())
-    files[0].write_text(json.dumps(sealed(run | noise_json([noise, noise], [old]))))
-    assert command.main(list(map(str, files))) == 1
-    files[0].write_text(json.dumps(sealed(run | noise_json([replace(noise, rows=511)], [old]))))
-    assert command.main(list(map(str, files))) == 6
-    files[0].write_text(json.dumps(run | {"noise": [{"cell": "bert_faq_lora"}]}))
-    assert "its noise cannot be read (Field required)" in refusal(
-        capsys, command.main, *map(str, files)
+    cell = {"cell": "bert_faq_lora", "task": "faq"}
+    old = replace(hit(512, 500, bounds={}), **cell)
+    new = replace(hit(512, 500, 133, bounds={}, **other_losses), **cell)
+    old_file, new_file = saved_pair(tmp_path, old, new)
+    words = [str(old_file), str(new_file)]
+    assert command.main(words) == 6  # 26 points lost, and no noise known
+    noise = OwnNoise(
+        cell="bert_faq_lora",
+        profile="quick",
+        recipe=recipe_digest(old),
+        rows=512,
+        scores={"accuracy": [97.6, 97.4, 97.9, 97.5, 97.7]},
     )
+    run = json.loads(old_file.read_text())
+    old_file.write_text(json.dumps(sealed(run | noise_json([noise, noise], [old]))))
+    assert command.main(words) == 1
+    old_file.write_text(json.dumps(sealed(run | noise_json([replace(noise, rows=511)], [old]))))
+    assert command.main(words) == 6
+    old_file.write_text(json.dumps(run | {"noise": [{"cell": "bert_faq_lora"}]}))
+    assert "its noise cannot be read (Field required)" in refusal(capsys, command.main, *words)
 
 
 def test_a_collapse_by_twenty_points_is_worse_in_all_27_cells_and_takes_no_torch(tmp_path):
-    files = []
-    for points in (0.0, 20.0):
-        rows = json.loads(BASELINE.read_text())["benchmarks"]
-        for record in (row["extra_info"] for row in rows):
-            record |= {
-                "scores": {name: score - points for name, score in record["scores"].items()},
-                "bounds": {},
-            }
-        files.append(tmp_path / f"{points}.json")
-        files[-1].write_text(json.dumps(sealed({"benchmarks": rows})))
-    code = "import sys; from tunegrid.commands.gate import main; sys.exit(main(sys.argv[1:]) + 8 * ('torch' in sys.modules))"
-    # Rows of this checkout's runs belong to other scores
-    own = os.environ | {"TUNEGRID_CACHE": str(tmp_path)}
-    answer = subprocess.run(
-        [sys.executable, "-c", code, *files],
-        cwd=ROOT,
-        env=own,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    records = [replace(record, bounds={}, examples=None) for record in read_list(BASELINE)]
+    collapsed = []
+    for record in records:
+        scores = {name: score - 20.0 for name, score in record.scores.items()}
+        collapsed.append(replace(record, scores=scores))
+    old = run_file(tmp_path / "old.json", records)
+    new = run_file(tmp_path / "new.json", collapsed)
+    code = """
+import sys
+from tunegrid.commands.gate import main
+code = main(sys.argv[1:])
+sys.exit(8 if "torch" in sys.modules else code)
+"""
+    words = [sys.executable, "-c", code, old, new]
+    answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode == 1, answer.stderr
     assert "quality: 27 worse" in answer.stdout

@@ -4,6 +4,7 @@ them, all made by hand.
 
 from dataclasses import replace
 from itertools import product
+from typing import NamedTuple
 
 import pytest
 
@@ -12,6 +13,7 @@ from tunegrid.gate.modules import (
     COLUMN_PREFIXES,
     COLUMNS,
     FIGURE_PARTS,
+    FirstModules,
     Moved,
     first_modules,
     parse_modules,
@@ -26,52 +28,55 @@ EQUAL = (10.0, 1.0, 2.0, 3.0)  # a norm and three projections
 SHUFFLED = (10.0, 2.0, 3.0, 1.0)
 NONE = (None,) * 4
 
-# Calls in the order in which they end: what goes in, what comes out, the gradient there. Index,
-# name, depth, source, maker:
-MODEL = (
-    ("embed", 1, -1, 0),
-    ("block.attention.query", 3, 0, 1),
-    ("block.attention.key", 3, 0, 2),
-    ("block.attention", 2, 0, 3),
-    ("block.norm", 2, -1, 4),
-    ("block.mlp", 2, 4, 5),
-    ("block", 1, 0, 5),
-    ("", 0, -1, 7),
+
+class Call(NamedTuple):
+    """A call of a module; `source` and `maker` are the indexes of calls."""
+
+    name: str
+    depth: int
+    source: int  # of what goes in; -1: none
+    maker: int  # of what comes out, and of the gradient there
+
+
+MODEL = (  # in the order in which calls end
+    Call("embed", 1, -1, 0),
+    Call("block.attention.query", 3, 0, 1),
+    Call("block.attention.key", 3, 0, 2),
+    Call("block.attention", 2, 0, 3),
+    Call("block.norm", 2, -1, 4),
+    Call("block.mlp", 2, 4, 5),
+    Call("block", 1, 0, 5),
+    Call("", 0, -1, 7),
 )
-NAMES = [name for name, *_ in MODEL]
+NAMES = [call.name for call in MODEL]
 
 
-def model(moved=None, order=MODEL, phase="forward"):
+def model(moved=None, calls=MODEL, phase="forward"):
     """The columns of a model: each figure is `EQUAL`, or what `moved` says by (name, figure)."""
     rows = []
-    for name, depth, source, maker in order:
-        texts = {
+    for call in calls:
+        row = {
             "phase": phase,
-            "module": name,
-            "kind": (name or "Model").rpartition(".")[2].title(),
+            "module": call.name,
+            "kind": (call.name or "Model").rpartition(".")[2].title(),
             "library": "toy",
-        }
-        row = texts | {
             "call": 1.0,
-            "depth": float(depth),
-            "source": float(source),
-            "maker": float(maker),
+            "depth": float(call.depth),
+            "source": float(call.source),
+            "maker": float(call.maker),
         }
         for figure in COLUMN_PREFIXES.values():
-            values = (moved or {}).get((name, figure), EQUAL)
+            values = (moved or {}).get((call.name, figure), EQUAL)
             for part, value in zip(FIGURE_PARTS, values, strict=True):
                 row[f"{figure}_{part}"] = value
         rows.append(row)
     return {column: [row[column] for row in rows] for column in COLUMNS}
 
 
-def named(old, new, **options):
-    """What is said of the module that changed first, and its name."""
+def find_first(old, new, **options):
+    """The module that changed first between the columns of two models."""
     tolerance = {"module_outputs": BOUND, "module_gradients": BOUND}
-    words, names, _ = first_modules(
-        parse_modules(old), parse_modules(new), "forward", tolerance, **options
-    )
-    return words, [name for name, *_ in names]
+    return first_modules(parse_modules(old), parse_modules(new), "forward", tolerance, **options)
 
 
 def behind(names, far, figures=("given",)):
@@ -89,7 +94,8 @@ SLOWLY = (
     | behind(["block.norm"], 6e-5, ("taken",))
     | behind(["block.norm"], 1.2e-4)
 )
-KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its norm; its input is equal"
+EQUAL_INPUT = "of its norm; its input is equal"
+KEY = f"the output of block.attention.key (Key, toy) changes first, by 2 % {EQUAL_INPUT}"
 
 
 @pytest.mark.parametrize(
@@ -98,12 +104,12 @@ KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its
         (IN_KEY, KEY),  # and none of those behind it
         (
             BETWEEN,
-            "the output of block.attention (Attention, toy) changes first, by 2 % of its norm; its input is equal",
+            f"the output of block.attention (Attention, toy) changes first, by 2 % {EQUAL_INPUT}",
         ),
         (  # the norm gets another input already: the module around it is named
             behind(["block.norm", "block.mlp"], 0.5, ("taken", "given"))
             | behind(["block", ""], 0.5),
-            "the output of block (Block, toy) changes first, by 50 % of its norm; its input is equal",
+            f"the output of block (Block, toy) changes first, by 50 % {EQUAL_INPUT}",
         ),
         (
             SIBLINGS,
@@ -131,10 +137,10 @@ KEY = "the output of block.attention.key (Key, toy) changes first, by 2 % of its
     ],
 )
 def test_the_first_module_whose_output_moved_is_named(moved, words):
-    said, names = named(model(), model(moved))
-    assert said.startswith(words)
-    assert bool(said) == bool(names)
-    assert named(model(moved), model(moved)) == ("", [])
+    first = find_first(model(), model(moved))
+    assert first.words.startswith(words)
+    assert bool(first.words) == bool(first.names) == bool(words)
+    assert find_first(model(moved), model(moved)) == FirstModules()
 
 
 INSIDE = "the gradient changes inside"
@@ -166,10 +172,10 @@ WEIGHTS = behind(["block.mlp"], 0.1, ("weights",)) | EMBED
 def test_the_first_module_from_the_end_that_hands_on_another_gradient_is_named(
     moved, without, words
 ):
-    order = [module for module in MODEL if module[0] not in without]
-    said, names = named(model(order=order), model(moved, order), backward=True)
-    assert said.startswith(words)
-    assert bool(said) == bool(names)
+    calls = [call for call in MODEL if call.name not in without]
+    first = find_first(model(calls=calls), model(moved, calls), backward=True)
+    assert first.words.startswith(words)
+    assert bool(first.words) == bool(first.names) == bool(words)
 
 
 def test_gradients_without_digits_weights_held_elsewhere_and_modules_of_one_side_have_not_moved():
@@ -179,7 +185,7 @@ def test_gradients_without_digits_weights_held_elsewhere_and_modules_of_one_side
     assert moved.shares.gradient[0] == pytest.approx(1e-4 / (1e-3 * 10))
     elsewhere = parse_modules(model({("block.attention.query", "weights"): NONE}))
     assert not Moved.measure(parse_modules(model()), elsewhere, "forward").shares.to_numpy().any()
-    assert named(model(order=MODEL[1:]), model(behind(["embed"], 0.5))) == ("", [])
+    assert find_first(model(calls=MODEL[1:]), model(behind(["embed"], 0.5))) == FirstModules()
 
 
 def written(moved=None, phase="forward", **figures):
@@ -221,7 +227,8 @@ def written(moved=None, phase="forward", **figures):
             "forward",
             behind(["block.norm"], 0.3, ("gradient",)),
             {"probe_gradients": {"layer 0 attention": 0.4, "head": 2.0}},
-            f"backward without dropout: {INSIDE} block.mlp {LAST} by 30 % of its norm; gradients of layer 0 attention x 2",
+            f"backward without dropout: {INSIDE} block.mlp {LAST} by 30 % of its norm; "
+            "gradients of layer 0 attention x 2",
         ),
         (  # an output that moved is the forward pass's, whatever figure shows it first
             "forward",

@@ -44,9 +44,9 @@ def test_the_tail_is_the_worst_seed_of_any_cell_of_the_kind():
     scale = make_scale(500, "f1")
     # deviations -4 and four times 1: a variance of 20 / 4, and the mean of five takes a fifth of
     # it: -4 / sqrt(5) / sqrt(0.8)
-    far = [[scale.shift(90.0, one) for one in (-4.0, 1.0, 1.0, 1.0, 1.0)]]
+    uneven = [[scale.shift(90.0, deviation) for deviation in (-4.0, 1.0, 1.0, 1.0, 1.0)]]
     scores = {
-        ("bert_qa_lora", "f1"): far,
+        ("bert_qa_lora", "f1"): uneven,
         ("bert_qa_sft", "f1"): [[90.0, 90.0]],
         ("t5_qa_sft", "f1"): [[90.0, 90.0]],
     }
@@ -113,7 +113,7 @@ def test_a_users_cell_has_the_noise_that_was_calibrated_for_its_recipe_and_rows(
     )
 
 
-def test_a_users_method_has_the_larger_of_its_noise_and_its_kinds_and_a_cell_of_the_suite_the_suites():
+def test_a_users_method_has_at_least_its_kinds_noise_and_a_cell_of_the_suite_the_suites():
     record = complete("bert_qa_lora")
     mine = replace(record, cell="bert_qa_mine", method="mine")
     scores = {"f1": [50.0, 50.0, 50.0]}

@@ -8,8 +8,15 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.lab.costs import cost_rows
-from tunegrid.report import costs
-from tunegrid.report.costs import CARDS, Range, card_seconds, estimate, estimate_costs, get_work
+from tunegrid.report.costs import (
+    CARDS,
+    Range,
+    card_seconds,
+    estimate,
+    estimate_costs,
+    get_work,
+    hub_rows,
+)
 from tunegrid.tests.records import FOOTPRINT, altered, complete, saved
 
 ROWS = {"train": 1600, "validation": 100, "test": 200}
@@ -44,9 +51,10 @@ def test_generating_cells_take_a_step_for_each_token_of_a_batch():
     work = get_work(full("t5_sum_lora").recipe, ROWS, footprint("t5_sum_lora"))
     # A single epoch scores the test rows alone: four batches, each of 128 tokens.
     assert work.generated_steps == 4 * 128
-    silent = replace(work, generated_steps=0)
-    added = [card_seconds(work, H100)[i] - card_seconds(silent, H100)[i] for i in (0, 1)]
-    assert added == pytest.approx([512 * 0.015, 512 * 0.06])
+    generating = card_seconds(work, H100)
+    silent = card_seconds(replace(work, generated_steps=0), H100)
+    assert generating.low - silent.low == pytest.approx(512 * 0.015)
+    assert generating.high - silent.high == pytest.approx(512 * 0.06)
 
 
 def test_a_device_that_was_measured_takes_the_place_of_cards():
@@ -58,19 +66,19 @@ def test_a_device_that_was_measured_takes_the_place_of_cards():
 
 
 def test_rows_of_the_hub_are_those_published_less_what_is_set_aside():
-    assert costs.hub_rows(full("bert_sa_lora")) == {
+    assert hub_rows(full("bert_sa_lora")) == {
         "train": 100_000,
         "validation": 5000,
         "test": 20_000,
     }
     # A tenth of SQuAD's 87,599 rows is set aside, of which 2,000 validate.
-    assert costs.hub_rows(full("bert_qa_lora")) == {
+    assert hub_rows(full("bert_qa_lora")) == {
         "train": 78_839,
         "validation": 2000,
         "test": 10_570,
     }
     own_test = full("bert_sa_lora", own_test=True, train_rows=0, eval_rows=0)
-    assert costs.hub_rows(own_test) == {
+    assert hub_rows(own_test) == {
         "train": 3_060_000,
         "validation": 540_000,
         "test": 400_000,
@@ -98,10 +106,11 @@ def test_what_was_predicted_is_printed_beside_what_was_measured():
     # One update of the recipe's 16 rows: 0.8 s at most.
     [row] = cost_rows([record], {"bert_sa_lora": footprint()})
     assert row[2:] == ("2 of 1", "0.00-0.00", "0.00", "750 %", "2.01", "1.25")
-    other = altered(record, "device.name", "another CPU")
+    elsewhere = altered(record, "device.name", "another CPU")
     with pytest.raises(InputError, match="trained on another CPU, not on a CPU"):
-        next(cost_rows([other], {"bert_sa_lora": footprint()}))
+        next(cost_rows([elsewhere], {"bert_sa_lora": footprint()}))
 
 
 def test_small_hours_are_not_shown_as_none():
-    assert [Range(*ends).text() for ends in [(0.01, 0.26), (3.14, 27.2)]] == ["0.1-0.3", "3.1-27"]
+    assert Range(0.01, 0.26).text() == "0.1-0.3"
+    assert Range(3.14, 27.2).text() == "3.1-27"

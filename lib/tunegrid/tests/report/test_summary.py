@@ -60,7 +60,7 @@ def test_all_that_is_said_of_an_unsound_baseline(tmp_path, capsys):
     summary and no JUnit.
     """
     [record] = kinds.baseline((CELL,))
-    audits = [replace(one, passed=one.name not in FAILED) for one in record.audits]
+    audits = [replace(finding, passed=finding.name not in FAILED) for finding in record.audits]
     missed = [locate(record, f"audit {name}: moved") for name in FAILED]
     unsound = replace(record, audits=audits, missed=missed, status="audit", examples=None)
     old = run_file(tmp_path / "old.json", [unsound])
@@ -90,10 +90,8 @@ def test_a_sentence_that_several_cells_share_is_there_once():
 
 
 def test_a_step_summary_that_cannot_be_written_costs_a_sentence(monkeypatch, tmp_path, capsys):
-    for place in (tmp_path, tmp_path / "nowhere" / "x"):
-        monkeypatch.setenv("GITHUB_STEP_SUMMARY", f"{place}")
+    for path in (tmp_path, tmp_path / "nowhere" / "x"):
+        monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
         write_step_summary("words")
-        assert (
-            f"no step summary: GITHUB_STEP_SUMMARY={place} cannot be written"
-            in capsys.readouterr().err
-        )
+        sentence = f"no step summary: GITHUB_STEP_SUMMARY={path} cannot be written"
+        assert sentence in capsys.readouterr().err
