@@ -80,6 +80,13 @@ def get_evidence(trainer: Trainer, run: bool = False, **more) -> Evidence:
     return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer, **more)
 
 
+def failure(audit, evidence: Evidence) -> str:
+    """The detail of an audit that must fail."""
+    passed, detail = audit(evidence)
+    assert not passed, detail
+    return detail
+
+
 def still(trainer: Trainer) -> Trainer:
     """Turns off the trainer's dropout, which would draw differently for parts of a batch."""
     for module in (*trainer.model.modules(), *trainer.sharded_model.modules()):
