@@ -99,8 +99,15 @@ def evaluate_answers(cell_id: str, rows, answers) -> Evaluation:
     )
 
 
-def failure(audit, evidence: Evidence) -> str:
-    """The detail of an audit that must fail."""
+def assert_passes(audit, evidence: Evidence) -> str:
+    """Checks that an audit passes; returns its detail."""
+    passed, detail = audit(evidence)
+    assert passed, detail
+    return detail
+
+
+def assert_fails(audit, evidence: Evidence) -> str:
+    """Checks that an audit fails; returns its detail."""
     passed, detail = audit(evidence)
     assert not passed, detail
     return detail

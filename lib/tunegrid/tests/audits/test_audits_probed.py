@@ -38,8 +38,9 @@ from tunegrid.run.probe import (
 )
 from tunegrid.run.ranks import Ranks
 from tunegrid.tests.small import (
+    assert_fails,
+    assert_passes,
     cell_trainer,
-    failure,
     fine_tuner,
     get_evidence,
     quick_cell,
@@ -104,7 +105,7 @@ def test_probing_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id)
         computation.adapters_add_as_declared,
         dropout.dropout_drops,
     ):
-        assert audit(replace(evidence))[0]
+        assert_passes(audit, replace(evidence))
     with suppress(AbsentError):  # not all generate
         search.cache_changes_nothing(replace(evidence))
     assert [module.training for module in model.modules()] == modes
@@ -154,10 +155,9 @@ def test_a_relu_that_rounding_turns_in_one_batch_is_no_gap(monkeypatch):
         [token] = tokens
         # All units are at 0 there
         wide.weight -= torch.outer(wide.weight @ token, token) / token.square().sum()
-    passed, detail = computation.rows_alone_as_in_batch(replace(evidence))
-    assert passed, detail
+    assert_passes(computation.rows_alone_as_in_batch, replace(evidence))
     monkeypatch.setattr(probe, "_other_gap", lambda *_: math.inf)
-    failure(computation.rows_alone_as_in_batch, replace(evidence))
+    assert_fails(computation.rows_alone_as_in_batch, replace(evidence))
 
 
 def test_a_gap_that_is_no_number_fails_wherever_it_is(monkeypatch):
@@ -165,7 +165,7 @@ def test_a_gap_that_is_no_number_fails_wherever_it_is(monkeypatch):
     assert math.isnan(worst_gap([0.0, math.nan, 3.0]))
     gaps = chain([0.0, math.nan], repeat(0.0))
     monkeypatch.setattr(computation, "distance", lambda *tensors: next(gaps))
-    failure(computation.rows_alone_as_in_batch, shared("bert_sa_lora"))
+    assert_fails(computation.rows_alone_as_in_batch, shared("bert_sa_lora"))
 
 
 # Gradients
@@ -206,7 +206,7 @@ def test_gradients_that_are_kept_are_named_by_the_updates_that_began_with_them(m
     trainer = fine_tuner("bert_sa_sft", train_rows("bert_sa_sft")[:64], max_steps=4)
     clear = trainer.optimizer.zero_grad
     monkeypatch.setattr(trainer.optimizer, "zero_grad", lambda: trainer.log.updates == 1 or clear())
-    detail = failure(training.gradients_reach, get_evidence(trainer, run=True))
+    detail = assert_fails(training.gradients_reach, get_evidence(trainer, run=True))
     assert detail.endswith("; 1 updates began with those of the update before: 3")
 
 
@@ -236,10 +236,10 @@ def test_a_gradient_that_is_lost_late_is_counted_once_an_update_has_moved_weight
 def test_each_tensor_must_have_moved():
     evidence = quick_evidence("gpt2_sa_sft")
     trainer = evidence.trainer
-    assert training.weights_moved(evidence)[0]
+    assert_passes(training.weights_moved, evidence)
     name = "transformer.ln_f.bias"
     trainer.before[name] = checksums(trainer.model.named_parameters())[name]
-    detail = failure(training.weights_moved, replace(evidence))
+    detail = assert_fails(training.weights_moved, replace(evidence))
     assert detail.endswith(f"; 1 did not change: {name}")
 
 
@@ -251,11 +251,10 @@ def test_packed_layers_that_compute_in_another_type_are_named_whatever_autocast_
     evidence = quick_evidence("t5_sa_qlora", steps=0)
     packed = [m for m in evidence.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
-        passed, detail = computation.packed_layers_compute_as_declared(evidence)
-        assert passed, detail
+        assert_passes(computation.packed_layers_compute_as_declared, evidence)
         for layer in packed:
             layer.compute_dtype = torch.float32
-        detail = failure(computation.packed_layers_compute_as_declared, replace(evidence))
+        detail = assert_fails(computation.packed_layers_compute_as_declared, replace(evidence))
     assert detail.startswith(
         f"{len(packed)} layers, declared bfloat16; {len(packed)} compute in another type: "
     )
@@ -293,15 +292,19 @@ def test_clipping_is_not_judged_if_fp16_lost_every_update_or_there_is_no_bound()
 
 def test_every_tensor_has_its_own_rate_by_the_schedule():
     evidence = shared("gpt2_sa_sft")
-    assert training.schedule_counts_updates(evidence)[0]
+    assert_passes(training.schedule_counts_updates, evidence)
     log = evidence.trainer.log
     assert len(log.group_rates) == 4
     group_rates = [list(rates) for rates in log.group_rates]
     group_rates[2][1] *= 2
-    detail = failure(training.schedule_counts_updates, with_log(evidence, group_rates=group_rates))
+    detail = assert_fails(
+        training.schedule_counts_updates, with_log(evidence, group_rates=group_rates)
+    )
     assert detail.startswith("update 3 of 4: transformer.h.0.ln_1.weight had rate ")
     last_off = [*log.learning_rates[:3], 1.0]
-    detail = failure(training.schedule_counts_updates, with_log(evidence, learning_rates=last_off))
+    detail = assert_fails(
+        training.schedule_counts_updates, with_log(evidence, learning_rates=last_off)
+    )
     assert detail.startswith("update 4 of 4 had rate 1, not the cosine schedule's ")
 
 
@@ -343,18 +346,17 @@ def test_schedules_by_hand(name, shares):
 @pytest.mark.parametrize(("is_on", "layers"), [(True, 3), (False, 0)])
 def test_a_layer_is_computed_again_only_with_gradient_checkpointing(is_on, layers):
     evidence = quick_evidence("gpt2_sa_lora", gradient_checkpointing=is_on)
-    passed, detail = labels.updates_run_as_labelled(evidence)
-    assert passed
+    detail = assert_passes(labels.updates_run_as_labelled, evidence)
     assert f", {layers} layers computed again, attention by SDPA 3 times" in detail
     cell = quick_cell("gpt2_sa_lora", max_steps=4, gradient_checkpointing=not is_on)
-    detail = failure(labels.updates_run_as_labelled, replace(evidence, cell=cell))
+    detail = assert_fails(labels.updates_run_as_labelled, replace(evidence, cell=cell))
     assert f"update 4: {layers} layers computed again in the backward pass, not " in detail
 
 
 def test_attention_by_hand_is_told_from_torchs():
     evidence = quick_evidence("bert_sa_sft")
     evidence.model.set_attn_implementation("eager")
-    detail = failure(labels.updates_run_as_labelled, evidence)
+    detail = assert_fails(labels.updates_run_as_labelled, evidence)
     assert "attention is computed by a softmax 3 times, not by SDPA" in detail
 
 
@@ -409,7 +411,7 @@ def test_layers_of_the_checkpoint_that_its_config_leaves_out_are_named(
     config.write_text(json.dumps(json.loads(config.read_text()) | {field: 1}))
     cell = replace(cell, profile=replace(cell.profile, checkpoint_root=tmp_path))
     evidence = get_evidence(cell_trainer(cell, train_rows(cell_id)[:2]))
-    detail = failure(before.checkpoint_loaded, evidence)
+    detail = assert_fails(before.checkpoint_loaded, evidence)
     assert detail.startswith(f"the checkpoint has {missing}, which the model lacks")
 
 
@@ -421,7 +423,7 @@ def test_two_layers_that_traded_places_are_named():
             queries.append(module)
     first, second, *_ = queries
     first.weight, second.weight = second.weight, first.weight
-    detail = failure(before.packed_from_checkpoint, evidence)
+    detail = assert_fails(before.packed_from_checkpoint, evidence)
     assert "; 2 differ from the checkpoint's weights of the same name: " in detail
     assert "SelfAttention.q (" in detail
 
@@ -433,10 +435,9 @@ def test_offsets_show_their_tokens():
     rows = train_rows("bert_qa_sft")[:24]
     splits = Splits(train=rows, validation=[], test=[], origins={})
     evidence = replace(shared("bert_qa_sft"), splits=splits)
-    passed, detail = before.offsets_show_their_tokens(evidence)
-    assert passed, detail
+    assert_passes(before.offsets_show_their_tokens, evidence)
     reversed_splits = replace(splits, train=rows[::-1])
-    failure(before.offsets_show_their_tokens, replace(evidence, splits=reversed_splits))
+    assert_fails(before.offsets_show_their_tokens, replace(evidence, splits=reversed_splits))
 
 
 @pytest.mark.parametrize("cell_id", ["bert_qa_sft", "gpt2_qa_sft", "t5_qa_sft"])
@@ -448,8 +449,7 @@ def test_a_row_with_letters_beyond_ascii_is_no_fault(cell_id):
     }
     splits = Splits(train=[row], validation=[], test=[], origins={})
     evidence = get_evidence(fine_tuner(cell_id, [row], max_steps=1), splits=splits)
-    passed, detail = before.offsets_show_their_tokens(evidence)
-    assert passed, detail
+    assert_passes(before.offsets_show_their_tokens, evidence)
 
 
 # Patterns

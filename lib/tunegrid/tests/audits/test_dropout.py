@@ -14,7 +14,7 @@ from tunegrid.codecs.base import Feature
 from tunegrid.grid.methods import Measured
 from tunegrid.run import module_figures
 from tunegrid.run.probe import norm
-from tunegrid.tests.small import failure, fine_tuner, get_evidence, read_rows
+from tunegrid.tests.small import assert_fails, assert_passes, fine_tuner, get_evidence, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def test_a_deviation_that_does_not_come_again_is_luck_and_one_that_does_is_a_fau
         return [unlucky] if len(calls) == 1 else moments(*arguments)
 
     monkeypatch.setattr(dropout, "moments", off_once)
-    assert dropout_drops(evidence)[0]
+    assert_passes(dropout_drops, evidence)
     monkeypatch.setattr(dropout, "moments", lambda *arguments: [unlucky])
-    assert "is off" in failure(dropout_drops, evidence)
+    assert "is off" in assert_fails(dropout_drops, evidence)
 
 
 # The checkpoint's config
@@ -102,19 +102,18 @@ def test_a_dropout_that_the_config_declares_and_the_model_lacks_is_named(evidenc
         return replace(evidence, cell=replace(evidence.cell, backbone=backbone))
 
     assert dropout_drops(declaring({}))[0]  # a backbone of a user may declare nothing
-    detail = failure(dropout_drops, declaring({"no_such_module": "hidden_dropout_prob"}))
+    detail = assert_fails(dropout_drops, declaring({"no_such_module": "hidden_dropout_prob"}))
     assert "no dropout of hidden_dropout_prob 0.05" in detail
 
 
 def test_attentions_dropout_is_seen_by_its_effect(evidence, monkeypatch):
     # Two embeddings', two a layer and the classifier's are modules; attention's is a number
-    passed, detail = dropout_drops(evidence)
-    assert passed
+    detail = assert_passes(dropout_drops, evidence)
     assert detail == "8 drop at their declared rate, 3 have an effect"
     for module in evidence.model.modules():
         if isinstance(module, nn.Dropout):
             monkeypatch.setattr(module, "p", 0.1)
-    assert "dropout 0.1, not 0.05" in failure(dropout_drops, evidence)
+    assert "dropout 0.1, not 0.05" in assert_fails(dropout_drops, evidence)
 
 
 # Definitions

@@ -26,8 +26,9 @@ from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.tests.small import (
     CPU,
+    assert_fails,
+    assert_passes,
     cell_trainer,
-    failure,
     fine_tuner,
     get_evidence,
     quick_cell,
@@ -66,7 +67,7 @@ def test_sound_summaries_are_the_models_beams_included(summaries):
     assert summaries.codec.generation.num_beams > 1
     passed, detail = search.texts_are_the_models(summaries)
     assert passed == (0.0, 4), detail
-    assert search.cache_changes_nothing(summaries)[0]
+    assert_passes(search.cache_changes_nothing, summaries)
 
 
 @pytest.mark.parametrize(
@@ -80,14 +81,14 @@ def test_a_cache_that_goes_wrong_and_a_score_that_counts_the_prompt_are_seen(
     summaries, monkeypatch, plant, sentence
 ):
     plant(Planting(monkeypatch))
-    assert sentence in failure(search.cache_changes_nothing, summaries)
+    assert sentence in assert_fails(search.cache_changes_nothing, summaries)
 
 
 @pytest.mark.parametrize("plant", [one_beam_goes_on, search_stops_early])
 def test_a_search_by_other_rules_is_seen_in_a_row_read_backwards(summaries, monkeypatch, plant):
     """Though the scored texts, which a sound library found, are right."""
     plant(Planting(monkeypatch))
-    detail = failure(search.texts_are_the_models, summaries)
+    detail = assert_fails(search.texts_are_the_models, summaries)
     assert detail.startswith("of a row read backwards, ")
 
 
@@ -95,9 +96,9 @@ def test_beams_that_keep_each_others_cache_are_seen_in_what_was_scored(monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(DynamicLayer, "reorder_cache", lambda layer, beams: None)
         broken = score_cell("gpt2_sum_sft")
-        failure(search.cache_changes_nothing, broken)
+        assert_fails(search.cache_changes_nothing, broken)
     # By now the library is sound again: the scored texts show it
-    failure(search.texts_are_the_models, broken)
+    assert_fails(search.texts_are_the_models, broken)
 
 
 def test_a_text_after_a_tie_is_no_fault():
@@ -114,7 +115,7 @@ def test_a_text_after_a_tie_is_no_fault():
     text = tuple(evidence.evaluation.outputs[96])
     with torch.no_grad():
         [gap] = search.search_gaps(evidence, [row], cell.recipe.generation, [[text]])
-    assert search.texts_are_the_models(evidence)[0]
+    assert_passes(search.texts_are_the_models, evidence)
     if gap.texts == gap.expected:
         pytest.skip("this CPU rounds otherwise, and the row keeps its best text")
     assert 0 < gap.noise <= 4
@@ -129,10 +130,10 @@ def test_a_copy_in_fp64_gives_the_scores_but_for_rounding(summaries):
 
 def test_test_rows_that_a_tokenizer_cuts_are_seen(monkeypatch):
     monkeypatch.setattr("tunegrid.codecs.features._by_codec", {})
-    assert scores.prompt_intact_at_inference(score_cell("bert_sa_lora", count=110))[0]
+    assert_passes(scores.prompt_intact_at_inference, score_cell("bert_sa_lora", count=110))
     monkeypatch.setattr("tunegrid.codecs.features._by_codec", {})
     long_lists_are_cut(Planting(monkeypatch))
-    detail = failure(scores.prompt_intact_at_inference, score_cell("bert_sa_lora", count=110))
+    detail = assert_fails(scores.prompt_intact_at_inference, score_cell("bert_sa_lora", count=110))
     assert "have other tokens than their rows alone" in detail
 
 
@@ -140,9 +141,9 @@ def test_test_rows_that_a_tokenizer_cuts_are_seen(monkeypatch):
 def test_rouge_that_compares_other_words_is_seen_though_no_row_changes(
     summaries, monkeypatch, plant
 ):
-    assert scores.metric_invariants(summaries)[0]
+    assert_passes(scores.metric_invariants, summaries)
     plant(Planting(monkeypatch))
-    assert failure(scores.metric_invariants, summaries).startswith("rouge")
+    assert assert_fails(scores.metric_invariants, summaries).startswith("rouge")
 
 
 def test_rows_are_the_shortest_a_padded_one_and_the_longest():
@@ -160,11 +161,11 @@ def test_without_an_evaluation_no_scores_are_audited():
 
 
 def test_padding_that_is_read_is_seen_in_what_was_scored(monkeypatch):
-    assert scores.scored_alone_as_in_batch(score_cell("bert_sa_lora"))[0]
+    assert_passes(scores.scored_alone_as_in_batch, score_cell("bert_sa_lora"))
     attend = nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         nn.functional,
         "scaled_dot_product_attention",
         lambda *states, attn_mask=None, **options: attend(*states, **options),
     )
-    failure(scores.scored_alone_as_in_batch, score_cell("bert_sa_lora"))
+    assert_fails(scores.scored_alone_as_in_batch, score_cell("bert_sa_lora"))

@@ -21,7 +21,14 @@ from tunegrid.audits.saved import other_pair, saved_is_served
 from tunegrid.grid.methods import Adapting, Lora
 from tunegrid.run.prepare import make_codec
 from tunegrid.run.serving import Serving, saved_search
-from tunegrid.tests.small import cell_trainer, failure, get_evidence, quick_cell, train_rows
+from tunegrid.tests.small import (
+    assert_fails,
+    assert_passes,
+    cell_trainer,
+    get_evidence,
+    quick_cell,
+    train_rows,
+)
 from tunegrid.words import first_difference
 
 EQUAL = "4 rows: loaded again, logits differ by 0.0e+00 of the largest"
@@ -69,8 +76,7 @@ def shared(cell_id):
     ],
 )
 def test_a_trained_model_comes_back_bit_for_bit_and_merges(cell_id, merged):
-    passed, detail = saved_is_served(shared(cell_id))
-    assert passed, detail
+    detail = assert_passes(saved_is_served, shared(cell_id))
     assert re.fullmatch(re.escape(EQUAL) + merged, detail)
 
 
@@ -84,8 +90,7 @@ def test_a_base_that_was_moved_is_saved_with_the_adapter(cell_id):
 def test_a_start_that_rewrites_the_base_is_served_over_the_base_as_rewritten(start):
     method = Lora(id=start, name=start, options={"init_lora_weights": start})
     evidence = quick_evidence("t5_sa_lora", method)
-    passed, detail = saved_is_served(evidence)
-    assert passed, detail
+    detail = assert_passes(saved_is_served, evidence)
     assert detail.startswith(EQUAL)
     assert evidence.model.peft_config["default"].init_lora_weights == start
 
@@ -105,7 +110,7 @@ def saved_otherwise(cell_id, change):
         Serving.save(serving, cell, model, tokenizer, folder)
         change(folder)
 
-    return failure(saved_is_served, broken(shared(cell_id), save=save))
+    return assert_fails(saved_is_served, broken(shared(cell_id), save=save))
 
 
 def edited(name, edit):
@@ -233,7 +238,7 @@ def test_saving_that_changes_the_trained_model_is_caught():
             next(model.parameters()).mul_(1 + 1e-6)
         Serving.save(serving, cell, model, tokenizer, folder)
 
-    detail = failure(saved_is_served, broken(quick_evidence("t5_sa_lora"), save=save))
+    detail = assert_fails(saved_is_served, broken(quick_evidence("t5_sa_lora"), save=save))
     assert detail == "saving changes the tensors of the trained model"
 
 
@@ -245,8 +250,7 @@ def test_a_model_in_several_files_is_the_same():
         hf.GenerationConfig(**saved_search(make_codec(cell, tokenizer))).save_pretrained(folder)
         assert len(list(folder.glob("*.safetensors"))) > 1
 
-    passed, detail = saved_is_served(broken(shared("bert_sum_sft"), save=save))
-    assert passed, detail
+    assert_passes(saved_is_served, broken(shared("bert_sum_sft"), save=save))
 
 
 # Loaded wrongly
@@ -259,7 +263,7 @@ def test_a_tensor_that_is_loaded_otherwise_is_named():
         parameters[LORA_A.replace("weight", "default.weight")].view(torch.int32)[1, 2] ^= 1
         return model, tokenizer
 
-    detail = failure(saved_is_served, broken(shared("gpt2_sum_lora"), load=load))
+    detail = assert_fails(saved_is_served, broken(shared("gpt2_sum_lora"), load=load))
     assert "lora_A.default.weight was loaded with 1 of 1024 values changed" in detail
 
 
@@ -292,7 +296,7 @@ def test_the_first_place_in_which_texts_differ_is_shown_with_its_surroundings():
 
 def merged_otherwise(cell_id, merge):
     """The fault that is found if `merge` merges."""
-    return failure(saved_is_served, broken(shared(cell_id), merge=merge))
+    return assert_fails(saved_is_served, broken(shared(cell_id), merge=merge))
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "bert_sum_lora"])
@@ -338,6 +342,5 @@ def test_lora_that_cannot_be_merged_fails(method):
 
 def test_prompts_are_not_merged():
     evidence = quick_evidence("bert_sa_sft", Prompts(id="prompts", name="prompt tuning"))
-    passed, detail = saved_is_served(evidence)
-    assert passed
+    detail = assert_passes(saved_is_served, evidence)
     assert detail == f"{EQUAL}; not merged: prompts belong to no layer"
