@@ -8,11 +8,15 @@ from pathlib import Path
 import torch
 
 from tunegrid.audits import Evidence
+from tunegrid.codecs.base import Prediction
 from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.recipes import FIXTURES, QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
+from tunegrid.record.record import EvaluationRecord
 from tunegrid.run.build import build, load_tokenizer
+from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.meter import Progress
+from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.prepare import make_codec, prepare
 from tunegrid.run.ranks import ALONE
 from tunegrid.run.train import Trainer
@@ -84,6 +88,35 @@ def get_evidence(trainer: Trainer, run: bool = False, **more) -> Evidence:
     if run:
         trainer.run(silent())
     return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer, **more)
+
+
+def evaluate_answers(cell_id: str, rows, answers) -> Evaluation:
+    """An evaluation in which a quick cell's model gave these answers, scored by our metrics."""
+    task = quick_cell(cell_id).task
+    scored = METRICS[task.problem](Metrics(), task, rows, answers)
+    return Evaluation(
+        part=EvaluationRecord(seconds=None, loss=None, batch=None, metric_sources={}),
+        scores=scored.scores,
+        examples=scored.examples,
+        rows=rows,
+        features=[],
+        outputs=[],
+        predictions=[Prediction(value=answer) for answer in answers],
+    )
+
+
+def assert_passes(audit, evidence: Evidence) -> str:
+    """Checks that an audit passes; returns its detail."""
+    passed, detail = audit(evidence)
+    assert passed, detail
+    return detail
+
+
+def assert_fails(audit, evidence: Evidence) -> str:
+    """Checks that an audit fails; returns its detail."""
+    passed, detail = audit(evidence)
+    assert not passed, detail
+    return detail
 
 
 def still(trainer: Trainer) -> Trainer:

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from functools import cache
 from itertools import chain, repeat
@@ -37,22 +38,20 @@ from tunegrid.run.probe import (
 )
 from tunegrid.run.ranks import Ranks
 from tunegrid.tests.small import (
+    assert_fails,
+    assert_passes,
     cell_trainer,
     fine_tuner,
     get_evidence,
     quick_cell,
-    read_rows,
     train_rows,
 )
-
-QUESTIONS = Splits(train=read_rows("squad/train")[:24], validation=[], test=[], origins={})
 
 
 def quick_evidence(cell_id, steps=4, **changes):
     """A quick cell after some updates on a few rows."""
-    return get_evidence(
-        fine_tuner(cell_id, train_rows(cell_id)[:24], max_steps=steps, **changes), run=steps > 0
-    )
+    trainer = fine_tuner(cell_id, train_rows(cell_id)[:24], max_steps=steps, **changes)
+    return get_evidence(trainer, run=steps > 0)
 
 
 @cache
@@ -61,61 +60,70 @@ def shared(cell_id):
     return quick_evidence(cell_id)
 
 
-# What is sound, and what does not apply
-
-NOT_APPLICABLE = {
-    computation.adapters_add_as_declared: "gpt2_sa_sft",
-    computation.packed_layers_compute_as_declared: "gpt2_sum_lora",
-    computation.output_follows_trained_tokens: "t5_sum_qlora",
-    dropout.dropout_drops: "gpt2_sa_sft",
-}
+def with_log(evidence, **fields):
+    """The same run as if its log had these fields."""
+    trainer = copy(evidence.trainer)
+    trainer.log = replace(trainer.log, **fields)
+    return replace(evidence, trainer=trainer)
 
 
-@pytest.mark.parametrize(("audit", "cell_id"), NOT_APPLICABLE.items())
-def test_an_audit_says_nothing_where_it_does_not_apply(audit, cell_id):
+# Audits that do not apply
+
+
+@pytest.mark.parametrize(
+    ("audit", "cell_id"),
+    [
+        (computation.adapters_add_as_declared, "gpt2_sa_sft"),
+        (computation.packed_layers_compute_as_declared, "gpt2_sum_lora"),
+        (computation.output_follows_trained_tokens, "t5_sum_qlora"),
+        (dropout.dropout_drops, "gpt2_sa_sft"),
+    ],
+)
+def test_an_audit_that_does_not_apply_gives_no_answer(audit, cell_id):
     assert audit(shared(cell_id)) is None
 
 
 def test_the_steps_of_a_method_that_moves_weights_besides_are_not_followed():
-    trainer = cell_trainer(
-        zoo().cell("bert_sa_adalora", ZOO_PROFILE), train_rows("bert_sa_lora")[:24]
-    )
-    assert training.optimizer_steps_as_defined(get_evidence(trainer)) is None
+    cell = zoo().cell("bert_sa_adalora", ZOO_PROFILE)
+    trainer = cell_trainer(cell, train_rows("bert_sa_lora")[:24])
+    assert training.optimizer_steps_as_defined(get_evidence(trainer, run=True)) is None
 
 
-# Asking
+# Probing
 
 
 @pytest.mark.parametrize("cell_id", ["bert_sa_lora", "gpt2_sum_lora", "t5_sum_qlora"])
-def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
+def test_probing_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
     evidence = shared(cell_id)
     model = evidence.model
     model.train()
     model.get_base_model().eval()
-    modes = [m.training for m in model.modules()]
+    modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
     for audit in (
         computation.rows_alone_as_in_batch,
         computation.adapters_add_as_declared,
         dropout.dropout_drops,
     ):
-        assert audit(replace(evidence))[0]
+        assert_passes(audit, replace(evidence))
     with suppress(AbsentError):  # not all generate
         search.cache_changes_nothing(replace(evidence))
-    assert [m.training for m in model.modules()] == modes
+    assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None for p in model.parameters())
-    assert not any(m._forward_hooks for m in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_rows_spread_from_the_shortest_to_the_longest_and_distances_are_shares_of_the_largest_value():
-    rows = [
-        Feature(example=i, input_ids=[0] * length, target=0)
-        for i, length in enumerate([5, 2, 9, 7, 2, 8])
-    ]
+def test_probed_rows_spread_from_the_shortest_to_the_longest():
+    rows = []
+    for index, length in enumerate([5, 2, 9, 7, 2, 8]):
+        rows.append(Feature(example=index, input_ids=[0] * length, target=0))
     # Indices 0, 2, 3 and 5 of 2 2 5 7 8 9
     assert [len(row.input_ids) for row in spread_features(rows, 4)] == [2, 5, 7, 9]
     assert [row.example for row in spread_features(rows[:1], 2)] == [0]
+
+
+def test_a_distance_is_a_share_of_the_largest_value():
     assert distance(torch.tensor([4.0, 1.0]), torch.tensor([4.0, 3.0])) == 0.5
     assert distance(torch.zeros(2), torch.zeros(2)) == 0.0
     assert distance(torch.zeros(2), torch.zeros(3)) == math.inf
@@ -136,71 +144,69 @@ def test_a_relu_that_rounding_turns_in_one_batch_is_no_gap(monkeypatch):
     wide = evidence.model.get_submodule(
         "base_model.model.encoder.block.2.layer.1.DenseReluDense.wi"
     )
-    token = []
+    rows = evidence.probe.rows[:1]
+    tokens = []
     with (
         keep_state(evidence.trainer),
-        attach([wide], lambda _, inputs, output: token.append(inputs[0][0, -1])),
+        attach([wide], lambda _, inputs, output: tokens.append(inputs[0][0, -1])),
         torch.no_grad(),
     ):
-        get_logits(evidence.trainer, evidence.probe.rows[:1])
+        get_logits(evidence.trainer, rows)
+        [token] = tokens
         # All units are at 0 there
-        wide.weight -= torch.outer(wide.weight @ token[0], token[0]) / token[0].square().sum()
-    passed, detail = computation.rows_alone_as_in_batch(replace(evidence))
-    assert passed, detail
+        wide.weight -= torch.outer(wide.weight @ token, token) / token.square().sum()
+    assert_passes(computation.rows_alone_as_in_batch, replace(evidence))
     monkeypatch.setattr(probe, "_other_gap", lambda *_: math.inf)
-    assert not computation.rows_alone_as_in_batch(replace(evidence))[0]
+    assert_fails(computation.rows_alone_as_in_batch, replace(evidence))
 
 
 def test_a_gap_that_is_no_number_fails_wherever_it_is(monkeypatch):
     assert worst_gap([0.0, 2.0, 1.0]) == 2.0
     assert math.isnan(worst_gap([0.0, math.nan, 3.0]))
-    evidence = shared("bert_sa_lora")
     gaps = chain([0.0, math.nan], repeat(0.0))
     monkeypatch.setattr(computation, "distance", lambda *tensors: next(gaps))
-    assert not computation.rows_alone_as_in_batch(evidence)[0]
+    assert_fails(computation.rows_alone_as_in_batch, shared("bert_sa_lora"))
 
 
 # Gradients
 
 
-def test_a_parameter_of_a_module_that_nobody_calls_may_be_without_a_gradient():
+def test_a_parameter_of_a_module_that_is_not_called_may_be_without_a_gradient():
     evidence = quick_evidence("gpt2_sa_sft")
+    count = len(evidence.trainer.parameters)
     evidence.trainer.model.spare = nn.Linear(2, 2)
     evidence.trainer.parameters = dict(evidence.model.named_parameters())
-    count = len(evidence.trainer.parameters) - 2
     assert training.gradients_reach(evidence) == (
         True,
         f"{count} tensors get a gradient in each update",
     )
 
 
-def test_the_bias_of_a_span_head_may_be_without_a_gradient_and_no_other_tensor():
-    evidence = quick_evidence("bert_qa_sft", warmup_ratio=0.0)
-    bias = "qa_outputs.bias"
-    weight = "qa_outputs.weight"
-    assert training.gradients_reach(altered(evidence, idle={bias: 2}))[0]
-    passed, detail = training.gradients_reach(altered(evidence, idle={weight: 2}))
-    assert not passed
-    assert detail.endswith(f"; 1 get none: {weight} in 2 of 3 updates")
-
-
-def test_the_gradient_of_a_bias_of_two_labels_may_cancel_in_a_tenth_of_the_updates():
-    evidence = quick_evidence("bert_sa_sft", warmup_ratio=0.0)
-
-    def answer(name, count):
-        return training.gradients_reach(altered(evidence, moving_updates=43, idle={name: count}))[0]
-
-    assert answer("classifier.bias", 4)
-    assert not answer("classifier.bias", 5)
-    assert not answer("classifier.weight", 1)
+@pytest.mark.parametrize(
+    ("cell_id", "tensor", "idle_updates", "is_allowed"),
+    [
+        ("bert_qa_sft", "qa_outputs.bias", 43, True),  # the softmax over positions cancels it
+        ("bert_qa_sft", "qa_outputs.weight", 1, False),
+        ("bert_sa_sft", "classifier.bias", 4, True),  # two values, in a tenth of 43 updates
+        ("bert_sa_sft", "classifier.bias", 5, False),
+        ("bert_sa_sft", "classifier.weight", 1, False),
+    ],
+)
+def test_only_the_bias_of_two_scores_may_be_without_a_gradient(
+    cell_id, tensor, idle_updates, is_allowed
+):
+    evidence = with_log(shared(cell_id), moving_updates=43, idle={tensor: idle_updates})
+    passed, detail = training.gradients_reach(evidence)
+    assert passed == is_allowed
+    fault = f"; 1 get none: {tensor} in {idle_updates} of 43 updates"
+    assert detail.endswith(fault) != is_allowed
 
 
 def test_gradients_that_are_kept_are_named_by_the_updates_that_began_with_them(monkeypatch):
     trainer = fine_tuner("bert_sa_sft", train_rows("bert_sa_sft")[:64], max_steps=4)
     clear = trainer.optimizer.zero_grad
     monkeypatch.setattr(trainer.optimizer, "zero_grad", lambda: trainer.log.updates == 1 or clear())
-    passed, detail = training.gradients_reach(get_evidence(trainer, run=True))
-    assert not passed
+    detail = assert_fails(training.gradients_reach, get_evidence(trainer, run=True))
     assert detail.endswith("; 1 updates began with those of the update before: 3")
 
 
@@ -230,93 +236,55 @@ def test_a_gradient_that_is_lost_late_is_counted_once_an_update_has_moved_weight
 def test_each_tensor_must_have_moved():
     evidence = quick_evidence("gpt2_sa_sft")
     trainer = evidence.trainer
-    assert training.weights_moved(evidence)[0]
+    assert_passes(training.weights_moved, evidence)
     name = "transformer.ln_f.bias"
     trainer.before[name] = checksums(trainer.model.named_parameters())[name]
-    passed, detail = training.weights_moved(replace(evidence))
-    assert not passed
+    detail = assert_fails(training.weights_moved, replace(evidence))
     assert detail.endswith(f"; 1 did not change: {name}")
 
 
-# Adapters
+# Packed layers
 
 
-@pytest.mark.parametrize("training", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_packed_base_computes_as_declared_or_is_named_whatever_autocast_training_is_under(
-    training,
-):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_packed_layers_that_compute_in_another_type_are_named_whatever_autocast_casts_to(dtype):
     evidence = quick_evidence("t5_sa_qlora", steps=0)
     packed = [m for m in evidence.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
-    with torch.autocast("cpu", training, enabled=training is not torch.float32):
-        passed, detail = computation.packed_layers_compute_as_declared(evidence)
-        assert passed, detail
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        assert_passes(computation.packed_layers_compute_as_declared, evidence)
         for layer in packed:
             layer.compute_dtype = torch.float32
-        passed, detail = computation.packed_layers_compute_as_declared(replace(evidence))
-    assert not passed
+        detail = assert_fails(computation.packed_layers_compute_as_declared, replace(evidence))
     assert detail.startswith(
         f"{len(packed)} layers, declared bfloat16; {len(packed)} compute in another type: "
     )
 
 
-# Dropout
-
-
-def set_rate(evidence, rate):
-    """The same model as if its checkpoint had dropout."""
-    for module in evidence.model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
-    return evidence
-
-
-def test_attentions_dropout_is_seen_by_its_effect():
-    # As the checkpoint's config says
-    passed, detail = dropout.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.05))
-    assert passed
-    # the embeddings', two a layer and the classifier's are modules; attention's is handed on as a
-    # number
-    assert detail == "8 drop at their declared rate, 3 have an effect"
-    passed, detail = dropout.dropout_drops(set_rate(quick_evidence("bert_sa_sft"), 0.1))
-    assert not passed
-    assert "dropout 0.1, not 0.05" in detail
-
-
 # What an update was
 
 
-def altered(evidence, **notes):
-    """The same run as if other things had happened."""
-    trainer = evidence.trainer
-    copy = type(trainer).__new__(type(trainer))
-    vars(copy).update(vars(trainer) | {"log": replace(trainer.log, **notes)})
-    return replace(evidence, trainer=copy)
-
-
 @pytest.mark.parametrize(
-    ("before", "after", "passed"),
+    ("norms", "clipped_norms", "passed"),
     [
-        *(
-            (3.0, 0.1, True),
-            (3.0, 3.0, False),
-            (0.05, 0.05, True),
-            (0.05, 0.1, False),
-            (3.0, 0.05, False),
-            (None, None, False),
-        ),
-        (math.inf, math.nan, None),  # an update that fp16 lost has no norm to clip
+        # The bound is 0.1
+        ([0.05, 3.0], [0.05, 0.1], True),
+        ([0.05, 3.0], [0.05, 3.0], False),
+        ([0.05, 0.05], [0.05, 0.05], True),
+        ([0.05, 0.05], [0.05, 0.1], False),
+        ([0.05, 3.0], [0.05, 0.05], False),
+        ([], [], False),
     ],
 )
-def test_gradients_are_clipped_to_the_bound_and_no_further(before, after, passed):
-    norms = {"gradient_norms": [], "clipped_norms": []}
-    if before is not None:
-        # The bound is 0.1
-        norms = {"gradient_norms": [0.05, before], "clipped_norms": [0.05, after]}
-    if before == math.inf:
-        norms = {name: values[1:] for name, values in norms.items()}
-    evidence = altered(shared("gpt2_sa_lora"), updates=len(norms["gradient_norms"]) or 2, **norms)
-    answer = training.gradients_clipped(evidence)
-    assert (answer and bool(answer[0])) is passed
+def test_gradients_are_clipped_to_the_bound_and_no_further(norms, clipped_norms, passed):
+    evidence = with_log(
+        shared("gpt2_sa_lora"), updates=2, gradient_norms=norms, clipped_norms=clipped_norms
+    )
+    assert bool(training.gradients_clipped(evidence)[0]) == passed
+
+
+def test_clipping_is_not_judged_if_fp16_lost_every_update_or_there_is_no_bound():
+    lost = {"updates": 1, "gradient_norms": [math.inf], "clipped_norms": [math.nan]}
+    assert training.gradients_clipped(with_log(shared("gpt2_sa_lora"), **lost)) is None
     unbound = quick_evidence("bert_qa_sft", steps=1, max_grad_norm=None)
     assert unbound.trainer.log.gradient_norms == []
     assert training.gradients_clipped(unbound) is None
@@ -324,41 +292,42 @@ def test_gradients_are_clipped_to_the_bound_and_no_further(before, after, passed
 
 def test_every_tensor_has_its_own_rate_by_the_schedule():
     evidence = shared("gpt2_sa_sft")
-    assert training.schedule_counts_updates(evidence)[0]
+    assert_passes(training.schedule_counts_updates, evidence)
     log = evidence.trainer.log
     assert len(log.group_rates) == 4
-    rates = [list(row) for row in log.group_rates]
-    rates[2][1] *= 2
-    passed, detail = training.schedule_counts_updates(altered(evidence, group_rates=rates))
-    assert not passed
-    assert detail.startswith("update 3 of 4: transformer.h.0.ln_1.weight had rate ")
-    passed, detail = training.schedule_counts_updates(
-        altered(evidence, learning_rates=[*log.learning_rates[:3], 1.0])
+    group_rates = [list(rates) for rates in log.group_rates]
+    group_rates[2][1] *= 2
+    detail = assert_fails(
+        training.schedule_counts_updates, with_log(evidence, group_rates=group_rates)
     )
-    assert not passed
+    assert detail.startswith("update 3 of 4: transformer.h.0.ln_1.weight had rate ")
+    last_off = [*log.learning_rates[:3], 1.0]
+    detail = assert_fails(
+        training.schedule_counts_updates, with_log(evidence, learning_rates=last_off)
+    )
     assert detail.startswith("update 4 of 4 had rate 1, not the cosine schedule's ")
 
 
 def test_a_heads_rate_and_a_methods_rates_are_the_declared_ones():
     cell = quick_cell("bert_qa_lora", learning_rate=1e-3, head_learning_rate=5e-3)
     cell = replace(cell, method=Lora(id="p", name="p", rate_factors={"lora_B": 16.0}))
-    names = (
-        "qa_outputs.modules_to_save.default.weight",
-        "query.lora_B.default.weight",
-        "query.lora_A.default.weight",
-    )
-    assert [training.declared_peak(cell, name) for name in names] == pytest.approx(
-        [5e-3, 16e-3, 1e-3]
-    )
+    rates = {
+        "qa_outputs.modules_to_save.default.weight": 5e-3,
+        "query.lora_B.default.weight": 16e-3,
+        "query.lora_A.default.weight": 1e-3,
+    }
+    assert {name: training.declared_peak(cell, name) for name in rates} == pytest.approx(rates)
+
+
+END_OF_COSINE = (1 - math.sqrt(2 + math.sqrt(2)) / 2) / 2  # by the cosine of 7/8 pi
 
 
 @pytest.mark.parametrize(
     ("name", "shares"),  # of 10 updates, 2 of them a warm-up, in updates 0, 1, 2, 6 and 9
     [
         ("linear", (0, 0.5, 1, 1 / 2, 1 / 8)),
-        # The cosine of 7/8 pi
-        ("cosine", (0, 0.5, 1, 1 / 2, (1 - math.sqrt(2 + math.sqrt(2)) / 2) / 2)),
-        ("cosine_with_restarts", (0, 0.5, 1, 1 / 2, (1 - math.sqrt(2 + math.sqrt(2)) / 2) / 2)),
+        ("cosine", (0, 0.5, 1, 1 / 2, END_OF_COSINE)),
+        ("cosine_with_restarts", (0, 0.5, 1, 1 / 2, END_OF_COSINE)),
         ("polynomial", (0, 0.5, 1, 0.55, 0.2125)),  # down to 1e-7, a tenth of the peak
         ("constant", (1, 1, 1, 1, 1)),
         ("constant_with_warmup", (0, 0.5, 1, 1, 1)),
@@ -366,36 +335,28 @@ def test_a_heads_rate_and_a_methods_rates_are_the_declared_ones():
     ],
 )
 def test_schedules_by_hand(name, shares):
-    recipe = quick_cell(
-        "bert_sa_sft", learning_rate=1e-6, lr_scheduler_type=name, warmup_ratio=0.2
-    ).recipe
-    assert [training.planned_share(recipe, step, 10) for step in (0, 1, 2, 6, 9)] == pytest.approx(
-        shares
-    )
+    cell = quick_cell("bert_sa_sft", learning_rate=1e-6, lr_scheduler_type=name, warmup_ratio=0.2)
+    planned = [training.planned_share(cell.recipe, step, 10) for step in (0, 1, 2, 6, 9)]
+    assert planned == pytest.approx(shares)
 
 
 # What ran as labelled
 
 
-@pytest.mark.parametrize("is_on", [True, False])
-def test_a_layer_is_computed_again_only_with_gradient_checkpointing(is_on):
+@pytest.mark.parametrize(("is_on", "layers"), [(True, 3), (False, 0)])
+def test_a_layer_is_computed_again_only_with_gradient_checkpointing(is_on, layers):
     evidence = quick_evidence("gpt2_sa_lora", gradient_checkpointing=is_on)
-    passed, detail = labels.updates_run_as_labelled(evidence)
-    assert passed
-    assert f", {3 * is_on} layers computed again, attention by SDPA 3 times" in detail
-    recipe = replace(evidence.cell.recipe, gradient_checkpointing=not is_on)
-    passed, detail = labels.updates_run_as_labelled(
-        replace(evidence, cell=replace(evidence.cell, recipe=recipe))
-    )
-    assert not passed
-    assert f"update 4: {3 * is_on} layers computed again in the backward pass, not " in detail
+    detail = assert_passes(labels.updates_run_as_labelled, evidence)
+    assert f", {layers} layers computed again, attention by SDPA 3 times" in detail
+    cell = quick_cell("gpt2_sa_lora", max_steps=4, gradient_checkpointing=not is_on)
+    detail = assert_fails(labels.updates_run_as_labelled, replace(evidence, cell=cell))
+    assert f"update 4: {layers} layers computed again in the backward pass, not " in detail
 
 
 def test_attention_by_hand_is_told_from_torchs():
     evidence = quick_evidence("bert_sa_sft")
     evidence.model.set_attn_implementation("eager")
-    passed, detail = labels.updates_run_as_labelled(evidence)
-    assert not passed
+    detail = assert_fails(labels.updates_run_as_labelled, evidence)
     assert "attention is computed by a softmax 3 times, not by SDPA" in detail
 
 
@@ -412,14 +373,12 @@ def test_attention_by_hand_is_told_from_torchs():
     ],
 )
 def test_the_rows_of_each_pass_follow_from_recipe_and_ranks(update, ranks, plans):
-    recipe = quick_cell(
-        "bert_sa_sft", per_device_train_batch_size=4, gradient_accumulation_steps=2
-    ).recipe
-    trainer = SimpleNamespace(cell=SimpleNamespace(recipe=recipe), ranks=ranks, features=range(11))
+    cell = quick_cell("bert_sa_sft", per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    trainer = SimpleNamespace(cell=cell, ranks=ranks, features=range(11))
     assert labels.planned_passes(trainer, update, 3) == plans
 
 
-# Packed weights
+# The checkpoint
 
 
 def test_nf4_by_hand():
@@ -451,72 +410,66 @@ def test_layers_of_the_checkpoint_that_its_config_leaves_out_are_named(
     config = tmp_path / cell.backbone.micro / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {field: 1}))
     cell = replace(cell, profile=replace(cell.profile, checkpoint_root=tmp_path))
-    passed, detail = before.checkpoint_loaded(
-        get_evidence(cell_trainer(cell, train_rows(cell_id)[:2]))
-    )
-    assert not passed
+    evidence = get_evidence(cell_trainer(cell, train_rows(cell_id)[:2]))
+    detail = assert_fails(before.checkpoint_loaded, evidence)
     assert detail.startswith(f"the checkpoint has {missing}, which the model lacks")
+
+
+def test_two_layers_that_traded_places_are_named():
+    evidence = quick_evidence("t5_sum_qlora")
+    queries = []
+    for name, module in evidence.model.named_modules():
+        if name.endswith("SelfAttention.q.base_layer"):
+            queries.append(module)
+    first, second, *_ = queries
+    first.weight, second.weight = second.weight, first.weight
+    detail = assert_fails(before.packed_from_checkpoint, evidence)
+    assert "; 2 differ from the checkpoint's weights of the same name: " in detail
+    assert "SelfAttention.q (" in detail
 
 
 # Characters of tokens
 
 
 def test_offsets_show_their_tokens():
-    evidence = replace(shared("bert_qa_sft"), splits=QUESTIONS)
-    passed, detail = before.offsets_show_their_tokens(evidence)
-    assert passed, detail
-    moved = replace(evidence, splits=replace(evidence.splits, train=evidence.splits.train[::-1]))
-    assert not before.offsets_show_their_tokens(moved)[0]
+    rows = train_rows("bert_qa_sft")[:24]
+    splits = Splits(train=rows, validation=[], test=[], origins={})
+    evidence = replace(shared("bert_qa_sft"), splits=splits)
+    assert_passes(before.offsets_show_their_tokens, evidence)
+    reversed_splits = replace(splits, train=rows[::-1])
+    assert_fails(before.offsets_show_their_tokens, replace(evidence, splits=reversed_splits))
 
 
-def test_a_row_with_letters_beyond_ascii_is_no_fault():
+@pytest.mark.parametrize("cell_id", ["bert_qa_sft", "gpt2_qa_sft", "t5_qa_sft"])
+def test_a_row_with_letters_beyond_ascii_is_no_fault(cell_id):
     row = {
         "question": "Who?",
         "context": "Éva saw 東京 🎉 and Łódź with O'Neill.",
         "answers": {"text": ["Éva"], "answer_start": [0]},
     }
-    for cell_id in ("bert_qa_sft", "gpt2_qa_sft", "t5_qa_sft"):
-        splits = Splits(train=[row], validation=[], test=[], origins={})
-        passed, detail = before.offsets_show_their_tokens(
-            get_evidence(fine_tuner(cell_id, [row], max_steps=1), splits=splits)
-        )
-        assert passed, (cell_id, detail)
+    splits = Splits(train=[row], validation=[], test=[], origins={})
+    evidence = get_evidence(fine_tuner(cell_id, [row], max_steps=1), splits=splits)
+    assert_passes(before.offsets_show_their_tokens, evidence)
 
 
-# Bugs of libraries that no baseline is needed to see
+# Patterns
 
 
-def test_ranks_and_scales_of_patterns_are_declared_by_layer():
-    patterns = {"rank_pattern": {"value": 4}, "alpha_pattern": {"self.value": 64, "key": 1}}
+@pytest.mark.parametrize(
+    ("name", "rank", "scale"),
+    [
+        ("self.value", "rank 4", "scale 16"),
+        ("value", "rank 4", "scale 8"),
+        ("my_value", "rank 8", "scale 4"),
+        ("key", "rank 8", "scale 0.125"),
+    ],
+)
+def test_ranks_and_scales_of_patterns_are_declared_by_layer(name, rank, scale):
+    cell = quick_cell("bert_qa_lora")
+    layer = f"encoder.layer.0.{name}"
     # Rank 8, alpha 32
-    cell = replace(quick_cell("bert_qa_lora"), method=Lora(id="p", name="p", options=patterns))
-    names = [
-        "encoder.layer.0.self.value",
-        "encoder.layer.0.value",
-        "encoder.layer.0.my_value",
-        "encoder.layer.0.key",
-    ]
-    facts = [cell.method.declared_facts(cell, name) for name in names]
-    pairs = [
-        ("rank 4", "scale 16"),
-        ("rank 4", "scale 8"),
-        ("rank 8", "scale 4"),
-        ("rank 8", "scale 0.125"),
-    ]
-    assert facts == [(*pair, "dropout 0.1") for pair in pairs]
-    assert LORA.declared_facts(cell, names[0]) == ("rank 8", "scale 4", "dropout 0.1")
-
-
-def test_two_layers_that_traded_places_are_named():
-    evidence = quick_evidence("t5_sum_qlora")
-    layers = {
-        name: m
-        for name, m in evidence.model.named_modules()
-        if name.endswith(("SelfAttention.q.base_layer",))
-    }
-    first, second = list(layers.values())[:2]
-    first.weight, second.weight = second.weight, first.weight
-    passed, detail = before.packed_from_checkpoint(evidence)
-    assert not passed
-    assert "; 2 differ from the checkpoint's weights of the same name: " in detail
-    assert "SelfAttention.q (" in detail
+    assert LORA.declared_facts(cell, layer) == ("rank 8", "scale 4", "dropout 0.1")
+    patterns = {"rank_pattern": {"value": 4}, "alpha_pattern": {"self.value": 64, "key": 1}}
+    method = Lora(id="p", name="p", options=patterns)
+    cell = replace(cell, method=method)
+    assert method.declared_facts(cell, layer) == (rank, scale, "dropout 0.1")

@@ -26,6 +26,8 @@ from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.tests.small import (
     CPU,
+    assert_fails,
+    assert_passes,
     cell_trainer,
     fine_tuner,
     get_evidence,
@@ -35,7 +37,13 @@ from tunegrid.tests.small import (
     train_rows,
 )
 
-TEST = {"sa": "amazon_polarity/train", "qa": "squad/validation", "sum": "cnn_dailymail/test"}
+TEST = {"sa": "amazon_polarity/train", "sum": "cnn_dailymail/test"}
+
+
+def score_rows(trainer, rows):
+    """The evidence of a trained cell after these rows were scored, BERTScore aside."""
+    evaluation = evaluate(trainer.model, trainer.codec, rows, Metrics(), CPU, silent())
+    return get_evidence(trainer, evaluation=evaluation)
 
 
 @cache
@@ -46,11 +54,8 @@ def trained(cell_id):
 
 
 def score_cell(cell_id, count=70):
-    """What a trained cell leaves behind after its test rows were scored, BERTScore aside."""
     trainer = trained(cell_id)
-    rows = read_rows(TEST[trainer.cell.task.id])[-count:]
-    evaluation = evaluate(trainer.model, trainer.codec, rows, Metrics(), CPU, silent())
-    return get_evidence(trainer, evaluation=evaluation)
+    return score_rows(trainer, read_rows(TEST[trainer.cell.task.id])[-count:])
 
 
 @pytest.fixture(scope="module")
@@ -62,31 +67,41 @@ def test_sound_summaries_are_the_models_beams_included(summaries):
     assert summaries.codec.generation.num_beams > 1
     passed, detail = search.texts_are_the_models(summaries)
     assert passed == (0.0, 4), detail
-    assert search.cache_changes_nothing(summaries)[0]
+    assert_passes(search.cache_changes_nothing, summaries)
 
 
-def test_a_score_that_counts_the_prompt_is_none_of_the_texts(summaries, monkeypatch):
-    prompt_counts_as_text(Planting(monkeypatch))
-    passed, detail = search.cache_changes_nothing(summaries)
-    assert not passed
-    assert "the sum of its tokens" in detail
+@pytest.mark.parametrize(
+    ("plant", "sentence"),
+    [
+        (prompt_counts_as_text, "the score of a text is off the sum of its tokens'"),
+        (late_values_fade, "tokens: scores differ by"),
+    ],
+)
+def test_a_cache_that_goes_wrong_and_a_score_that_counts_the_prompt_are_seen(
+    summaries, monkeypatch, plant, sentence
+):
+    plant(Planting(monkeypatch))
+    assert sentence in assert_fails(search.cache_changes_nothing, summaries)
 
 
 @pytest.mark.parametrize("plant", [one_beam_goes_on, search_stops_early])
 def test_a_search_by_other_rules_is_seen_in_a_row_read_backwards(summaries, monkeypatch, plant):
     """Though the scored texts, which a sound library found, are right."""
     plant(Planting(monkeypatch))
-    passed, detail = search.texts_are_the_models(summaries)
-    assert not passed
+    detail = assert_fails(search.texts_are_the_models, summaries)
     assert detail.startswith("of a row read backwards, ")
 
 
-def test_a_cache_that_goes_wrong_late_is_seen(summaries, monkeypatch):
-    late_values_fade(Planting(monkeypatch))
-    assert not search.cache_changes_nothing(summaries)[0]
+def test_beams_that_keep_each_others_cache_are_seen_in_what_was_scored(monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(DynamicLayer, "reorder_cache", lambda layer, beams: None)
+        broken = score_cell("gpt2_sum_sft")
+        assert_fails(search.cache_changes_nothing, broken)
+    # By now the library is sound again: the scored texts show it
+    assert_fails(search.texts_are_the_models, broken)
 
 
-def test_a_text_behind_a_tie_is_no_fault():
+def test_a_text_after_a_tie_is_no_fault():
     """At this seed, row 96's best text lost its beam to a tie on a CPU without AMX: what was found
     instead is 2 nats worse.
     """
@@ -95,16 +110,12 @@ def test_a_text_behind_a_tie_is_no_fault():
     splits = load_splits(cell.task, cell.profile)
     trainer = cell_trainer(cell, splits.train)
     trainer.run(silent())
-    evaluation = evaluate(trainer.model, trainer.codec, splits.test, Metrics(), CPU, silent())
-    evidence = get_evidence(trainer, evaluation=evaluation)
+    evidence = score_rows(trainer, splits.test)
+    row = evidence.evaluation.features[96]
+    text = tuple(evidence.evaluation.outputs[96])
     with torch.no_grad():
-        [gap] = search.search_gaps(
-            evidence,
-            [evaluation.features[96]],
-            cell.recipe.generation,
-            [[tuple(evaluation.outputs[96])]],
-        )
-    assert search.texts_are_the_models(evidence)[0]
+        [gap] = search.search_gaps(evidence, [row], cell.recipe.generation, [[text]])
+    assert_passes(search.texts_are_the_models, evidence)
     if gap.texts == gap.expected:
         pytest.skip("this CPU rounds otherwise, and the row keeps its best text")
     assert 0 < gap.noise <= 4
@@ -119,11 +130,10 @@ def test_a_copy_in_fp64_gives_the_scores_but_for_rounding(summaries):
 
 def test_test_rows_that_a_tokenizer_cuts_are_seen(monkeypatch):
     monkeypatch.setattr("tunegrid.codecs.features._by_codec", {})
-    assert scores.prompt_intact_at_inference(score_cell("bert_sa_lora", count=110))[0]
+    assert_passes(scores.prompt_intact_at_inference, score_cell("bert_sa_lora", count=110))
     monkeypatch.setattr("tunegrid.codecs.features._by_codec", {})
     long_lists_are_cut(Planting(monkeypatch))
-    passed, detail = scores.prompt_intact_at_inference(score_cell("bert_sa_lora", count=110))
-    assert not passed
+    detail = assert_fails(scores.prompt_intact_at_inference, score_cell("bert_sa_lora", count=110))
     assert "have other tokens than their rows alone" in detail
 
 
@@ -131,43 +141,31 @@ def test_test_rows_that_a_tokenizer_cuts_are_seen(monkeypatch):
 def test_rouge_that_compares_other_words_is_seen_though_no_row_changes(
     summaries, monkeypatch, plant
 ):
-    assert scores.metric_invariants(summaries)[0]
+    assert_passes(scores.metric_invariants, summaries)
     plant(Planting(monkeypatch))
-    passed, detail = scores.metric_invariants(summaries)
-    assert not passed
-    assert detail.startswith("rouge")
-
-
-def test_beams_that_keep_each_others_cache_are_seen_in_what_was_scored(monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr(DynamicLayer, "reorder_cache", lambda layer, beams: None)
-        broken = score_cell("gpt2_sum_sft")
-        assert not search.cache_changes_nothing(broken)[0]
-    # By now the library is sound again: the scored texts show it
-    assert not search.texts_are_the_models(broken)[0]
+    assert assert_fails(scores.metric_invariants, summaries).startswith("rouge")
 
 
 def test_rows_are_the_shortest_a_padded_one_and_the_longest():
-    evidence = score_cell("bert_sa_lora", count=100)
-    lengths = [len(feature.input_ids) for feature in evidence.evaluation.features]
-    shortest, padded, longest = scores.scored_rows(evidence.evaluation)
+    evaluation = score_cell("bert_sa_lora", count=100).evaluation
+    lengths = [len(feature.input_ids) for feature in evaluation.features]
+    shortest, padded, longest = scores.scored_rows(evaluation)
     assert lengths[longest] == max(lengths)
     assert lengths[shortest] == min(lengths)
     # The last of the first batch of 64
     assert lengths[padded] == sorted(lengths)[-64] < max(lengths)
-    names = {
-        finding.name for finding in run_audits(replace(evidence, evaluation=None), ["of scores"])
-    }
-    assert names == set()  # nothing was scored
+
+
+def test_without_an_evaluation_no_scores_are_audited():
+    assert run_audits(get_evidence(trained("bert_sa_lora")), ["of scores"]) == []
 
 
 def test_padding_that_is_read_is_seen_in_what_was_scored(monkeypatch):
-    assert scores.scored_alone_as_in_batch(score_cell("bert_sa_lora"))[0]
+    assert_passes(scores.scored_alone_as_in_batch, score_cell("bert_sa_lora"))
     attend = nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         nn.functional,
         "scaled_dot_product_attention",
         lambda *states, attn_mask=None, **options: attend(*states, **options),
     )
-    passed, detail = scores.scored_alone_as_in_batch(score_cell("bert_sa_lora"))
-    assert not passed, detail
+    assert_fails(scores.scored_alone_as_in_batch, score_cell("bert_sa_lora"))

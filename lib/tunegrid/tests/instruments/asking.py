@@ -1,5 +1,6 @@
 """A cell for instruments to ask, without a session around it."""
 
+from dataclasses import replace
 from functools import partial
 
 from tunegrid.data.splits import load_splits
@@ -10,31 +11,25 @@ from tunegrid.run.metrics import Metrics
 from tunegrid.tests.small import CPU, cell_trainer, silent
 
 
-def asked_cell(cell, grid=STUDY, rows=8, **more):
-    """A cell that has not trained, on 24 rows, to be scored on so many."""
+def asked_cell(cell, test_rows=None, score=None):
+    """A cell that has not trained, on 24 rows, to be scored on these rows or on 8 of its own."""
     splits = load_splits(cell.task, cell.profile)
     trainer = cell_trainer(cell, splits.train[:24])
-    known = {
-        "cell": cell,
-        "codec": trainer.codec,
-        "trainer": trainer,
-        "splits": splits,
-        "grid": grid,
-    }
-    score = partial(evaluate, codec=trainer.codec, metrics=Metrics(), device=CPU, progress=silent())
-    one = TrainedCell(
-        **known
-        | {
-            "evaluate": score,
-            "read_splits": lambda task: load_splits(task, cell.profile),
-            "progress": silent(),
-        }
-        | more
+    own_score = partial(
+        evaluate, codec=trainer.codec, metrics=Metrics(), device=CPU, progress=silent()
     )
-    vars(one)["test_rows"] = list(splits.test[:rows])
-    return one
+    return TrainedCell(
+        cell=cell,
+        codec=trainer.codec,
+        trainer=trainer,
+        splits=replace(splits, test=test_rows or splits.test[:8]),
+        grid=STUDY,
+        evaluate=score or own_score,
+        read_splits=lambda task: load_splits(task, cell.profile),
+        progress=silent(),
+    )
 
 
 def values(frame, figure, part=""):
-    """What a figure of a part is, row by row."""
+    """The values of a figure of a part, row by row."""
     return frame[(frame.figure == figure) & (frame.part == part)].value.tolist()

@@ -14,69 +14,56 @@ from sklearn.metrics import log_loss
 from torch import nn
 
 from tunegrid.codecs.base import IGNORED
+from tunegrid.grid.backbones import Objective
 from tunegrid.instruments import NotAskedError, distillation, interpolation
 from tunegrid.instruments.calibration import BINS, confidences, ece, fit_temperature, nll
 from tunegrid.instruments.forgetting import HIDE, INSTRUMENT, LOADERS, task_texts, text_losses
 from tunegrid.tests.instruments.asking import asked_cell, values
 from tunegrid.tests.small import CPU, get_codec, get_tokenizer, quick_cell, silent
 
-SHORT = {"max_steps": 2, "per_device_train_batch_size": 4}
-
-
-def short_beside_sft(cell_id, monkeypatch):
-    """A cell after two updates, whose SFT has two, too."""
-    asked = asked_cell(quick_cell(cell_id, **SHORT))
-    monkeypatch.setattr(type(asked), "sft", quick_cell(f"{cell_id.rsplit('_', 1)[0]}_sft", **SHORT))
-    asked.trainer.run(silent())
-    return asked
-
 
 def test_the_line_from_a_packed_adapter_to_sft_begins_and_ends_with_both(monkeypatch):
-    asked = short_beside_sft("gpt2_sa_qlora", monkeypatch)
+    short = {"max_steps": 2, "per_device_train_batch_size": 4}
+    asked = asked_cell(quick_cell("gpt2_sa_qlora", **short))
+    monkeypatch.setattr(type(asked), "sft", quick_cell("gpt2_sa_sft", **short))
+    asked.trainer.run(silent())
     monkeypatch.setattr(interpolation, "SHARES", (0.0, 0.5, 1.0))
     interpolation.INSTRUMENT.before(asked)
     with torch.no_grad():
         figures = interpolation.INSTRUMENT.measure(asked, None)
-    merged = interpolation.merged_model(asked)
-    start = asked.score(asked.test_rows, merged).examples["accuracy"]
-    assert values(figures, "points", "0.0") == start
-    end = asked.score(asked.test_rows, asked.train_other(asked.sft)).examples["accuracy"]
-    assert values(figures, "points", "1.0") == end
+    ends = {"0.0": interpolation.merged_model(asked), "1.0": asked.train_other(asked.sft)}
+    for share, model in ends.items():
+        points = asked.score(asked.test_rows, model).examples["accuracy"]
+        assert values(figures, "points", share) == points
     assert len(values(figures, "gain", "best place")) == 8
 
 
 def test_the_barrier_is_the_deepest_fall_below_the_line_and_the_gain_is_over_the_better_end(
     monkeypatch,
 ):
-    # validation points of rows along the line: 60, 50, 70, 30, 90, 80; the line is 60, 64, 68, 72,
-    # 76, 80, so 42 below at 0.6
-    by_share = dict(zip(interpolation.SHARES, (60.0, 50.0, 70.0, 30.0, 90.0, 80.0), strict=True))
-    asked = asked_cell(quick_cell("bert_qa_lora"))
-    at = []
+    # The line from end to end is 60, 64, 68, 72, 76, 80, so 0.6 lies 42 below it
+    points = {0.0: 60.0, 0.2: 50.0, 0.4: 70.0, 0.6: 30.0, 0.8: 90.0, 1.0: 80.0}
+    shares = []
+
+    def interpolate(first, second, share):
+        shares.append(share)
+        return first
+
+    def score(model, rows):
+        return SimpleNamespace(examples={"f1": [points[shares[-1]]] * len(rows)})
+
+    asked = asked_cell(quick_cell("bert_qa_lora"), score=score)
     monkeypatch.setattr(interpolation, "merged_model", lambda cell: nn.Linear(1, 1))
-    monkeypatch.setattr(
-        interpolation, "interpolate", lambda first, second, share: at.append(share) or dict(first)
-    )
+    monkeypatch.setattr(interpolation, "interpolate", interpolate)
     monkeypatch.setattr(type(asked), "train_other", lambda self, cell: nn.Linear(1, 1))
-
-    def score(self, rows, model):
-        return SimpleNamespace(examples={"f1": [by_share[at[-1]]] * len(rows)})
-
-    monkeypatch.setattr(type(asked), "score", score)
     figures = interpolation.INSTRUMENT.measure(asked, None)
     assert values(figures, "barrier") == [42.0]
     assert values(figures, "gain", "best place") == [10.0] * 8  # 90 at 0.8, 80 at the end
 
 
 def test_the_loss_of_a_student_by_hand():
-    class Told:
-        def __init__(self):
-            self.criterion = None
-
-        def loss(self, model, batch):
-            return self.criterion(model(batch["input_ids"]), batch["labels"])
-
-    codec = Told()
+    codec = SimpleNamespace()
+    codec.loss = lambda model, batch: codec.criterion(model(batch["input_ids"]), batch["labels"])
     distillation.learn_from(lambda ids: torch.tensor([[2 * math.log(3.0), 0.0], [9.0, 9.0]]), codec)
     logits = torch.zeros(2, 2, requires_grad=True)
     batch = {"input_ids": None, "labels": torch.tensor([0, IGNORED])}
@@ -93,54 +80,57 @@ def test_the_loss_of_a_student_by_hand():
 # backbone forgets nothing.
 
 
-@pytest.mark.parametrize("cell_id", ["bert_sa_sft", "gpt2_qa_lora", "t5_sum_sft"])
-def test_before_training_the_loss_is_that_of_the_checkpoint_as_transformers_computes_it(
-    cell_id, monkeypatch
-):
-    """One text after the other, without padding; a mean over its tokens."""
+@pytest.fixture
+def few_texts(monkeypatch):
     monkeypatch.setattr("tunegrid.instruments.forgetting.MOST_TEXTS", 4)
+
+
+@pytest.mark.usefixtures("few_texts")
+@pytest.mark.parametrize("cell_id", ["bert_sa_sft", "gpt2_qa_lora", "t5_sum_sft"])
+def test_before_training_the_loss_is_that_of_the_checkpoint_as_transformers_computes_it(cell_id):
+    """One text after the other, without padding; a mean over its tokens."""
     cell = quick_cell(cell_id)
-    tokenizer = get_tokenizer(cell_id)
+    objective = cell.backbone.objective
     asked = asked_cell(cell)
     with torch.no_grad():
-        own = text_losses(asked)
-    model = (
-        LOADERS[cell.backbone.objective]
-        .from_pretrained(cell.profile.checkpoint_root / cell.backbone.micro)
-        .eval()
-    )
+        losses = text_losses(asked)
+    checkpoint = cell.profile.checkpoint_root / cell.backbone.micro
+    model = LOADERS[objective].from_pretrained(checkpoint).eval()
+    tokenizer = get_tokenizer(cell_id)
+    texts = []
+    for name, task in asked.tasks.items():
+        if name != cell.task.id:
+            texts += task_texts(task, asked.read_splits(task).test, tokenizer)
     rng = Random(0)
     expected = []
-    others = [task for name, task in asked.tasks.items() if name != cell.task.id]
-    texts = []
-    for task in others:
-        texts += task_texts(task, asked.read_splits(task).test, tokenizer)
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:128]
-        read, labels = HIDE[cell.backbone.objective](ids, tokenizer, rng)
-        if cell.backbone.objective == "causal":
-            labels = read  # transformers shifts them
+        inputs, labels = HIDE[objective](ids, tokenizer, rng)
+        if objective is Objective.CAUSAL:
+            labels = inputs  # transformers shifts them
         with torch.no_grad():
-            answer = model(input_ids=torch.tensor([read]), labels=torch.tensor([labels]))
+            answer = model(input_ids=torch.tensor([inputs]), labels=torch.tensor([labels]))
         expected.append(float(answer.loss))
-    means = [total / count for total, count in zip(own.nats, own.tokens, strict=True)]
+    means = [nats / count for nats, count in zip(losses.nats, losses.tokens, strict=True)]
     assert len(means) == 8
     assert means == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.usefixtures("few_texts")
 @pytest.mark.parametrize(("cell_id", "forgets"), [("bert_sa_lora", False), ("gpt2_qa_sft", True)])
 def test_training_a_head_alone_forgets_exactly_nothing_and_sft_at_a_high_rate_does(
-    cell_id, forgets, monkeypatch
+    cell_id, forgets
 ):
     """bert_sa_lora adapts two layers behind the backbone."""
-    monkeypatch.setattr("tunegrid.instruments.forgetting.MOST_TEXTS", 4)
-    recipe = {
-        "max_steps": 6,
-        "warmup_ratio": 0.0,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 3e-2,
-    }
-    asked = asked_cell(quick_cell(cell_id, **recipe, head_learning_rate=None))
+    cell = quick_cell(
+        cell_id,
+        max_steps=6,
+        warmup_ratio=0.0,
+        per_device_train_batch_size=8,
+        learning_rate=3e-2,
+        head_learning_rate=None,
+    )
+    asked = asked_cell(cell)
     with torch.no_grad():
         before = INSTRUMENT.before(asked)
     asked.trainer.run(silent())
@@ -149,25 +139,76 @@ def test_training_a_head_alone_forgets_exactly_nothing_and_sft_at_a_high_rate_do
     with torch.no_grad():
         figures = INSTRUMENT.measure(asked, before)
     changes = values(figures, "change")
-    assert min(changes) > 1 if forgets else set(changes) == {0.0}  # nats a token
+    if forgets:
+        assert min(changes) > 1  # nats a token
+    else:
+        assert set(changes) == {0.0}
     assert values(figures, "trains") == [float(forgets)]
     assert list(INSTRUMENT.objections(figures)) == []
     figures.loc[figures.figure == "trains", "value"] = 1.0 - forgets
     assert len(list(INSTRUMENT.objections(figures))) == 1
 
 
-# Confidence and hits: figures worked out by hand, held to scikit-learn, and a temperature that is
-# known.
+# Confidence and hits: figures worked out by hand, compared with scikit-learn's, and a temperature
+# that is known.
 
 
-TOWN = {
-    "context": "dover is old .",
-    "question": "what is old ?",
-    "answers": {"text": ["dover"], "answer_start": [0]},
-}
+def calibrated(rows):
+    """Confidences and hits of rows that are hits with just their confidence."""
+    rng = np.random.default_rng(0)
+    confidences = rng.uniform(0.5, 0.999, rows)
+    return confidences, (rng.random(rows) < confidences).astype(float)
 
 
-class Rising(torch.nn.Module):
+def test_figures_are_scikit_learns():
+    confidences, hits = calibrated(700)
+    shares, means = calibration_curve(hits, confidences, n_bins=BINS)
+    counts = np.histogram(confidences, bins=np.linspace(0, 1, BINS + 1))[0]
+    distance = np.abs(shares - means) * counts[counts > 0]
+    assert ece(confidences, hits)[0] == pytest.approx(100 * distance.sum() / 700)
+    assert nll(confidences, hits).mean() == pytest.approx(log_loss(hits, confidences))
+
+
+def forecasts(factor, hits=None):
+    """Forecasts of two labels whose log-odds are `factor` times those of calibrated rows."""
+    confidences, calibrated_hits = calibrated(20_000)
+    log_odds = factor * np.log(confidences / (1 - confidences))
+
+    def at(temperature):
+        scaled = 1 / (1 + np.exp(-log_odds / temperature))
+        return scaled, calibrated_hits if hits is None else hits
+
+    return at
+
+
+@pytest.mark.parametrize("temperature", [3, 1 / 2])
+def test_the_temperature_that_spoiled_confidences_is_found_again(temperature):
+    found = fit_temperature(forecasts(factor=temperature))
+    assert found == pytest.approx(temperature, rel=0.05)
+
+
+def test_rows_without_a_miss_fit_no_temperature():
+    assert fit_temperature(forecasts(factor=1, hits=np.ones(20_000))) is None
+
+
+# Confidences of outputs
+
+
+def test_a_labels_confidence_is_its_softmax_and_at_no_temperature_below_a_half_of_two():
+    codec = get_codec("bert_sa_sft")
+    outputs = [(0, 0.1, [2.0, 0.0]), (1, 0.1, [-1.0, 1.0]), (1, 0.7, [0.5, math.nextafter(0.5, 1)])]
+    softmax = 1 / (1 + math.exp(-2))
+    assert confidences(codec, range(3), outputs) == pytest.approx([softmax, softmax, 0.5])
+    assert confidences(codec, range(3), outputs, 2.0)[0] == pytest.approx(1 / (1 + math.exp(-1)))
+    for temperature in (1 / 16, 0.5, 2.0, 16.0):
+        assert min(confidences(codec, range(3), outputs, temperature)) >= 0.5
+
+
+def test_a_text_has_no_confidence():
+    assert confidences(get_codec("t5_sum_sft"), [0], [[3, 1]]) is None
+
+
+class Rising(nn.Module):
     """Scores grow with the place: if nothing forbids it, the best span is the last token, padding
     or not.
     """
@@ -177,57 +218,14 @@ class Rising(torch.nn.Module):
         return SimpleNamespace(start_logits=scores, end_logits=scores)
 
 
-def at(temperature, confidences, hits):
-    """Forecasts of two labels whose log-odds are divided by a temperature."""
-    return 1 / (1 + np.exp(-np.log(confidences / (1 - confidences)) / temperature)), hits
-
-
-def calibrated(rows, seed=0):
-    """Rows that are hits with just their confidence."""
-    rng = np.random.default_rng(seed)
-    confidences = rng.uniform(0.5, 0.999, rows)
-    return confidences, (rng.random(rows) < confidences).astype(float)
-
-
-def test_figures_are_scikit_learns():
-    confidences, hits = calibrated(700)
-    shares, means = calibration_curve(hits, confidences, n_bins=BINS)
-    counts = np.histogram(confidences, bins=np.linspace(0, 1, BINS + 1))[0]
-    assert ece(confidences, hits)[0] == pytest.approx(
-        100 * (np.abs(shares - means) * counts[counts > 0]).sum() / 700
-    )
-    assert nll(confidences, hits).mean() == pytest.approx(log_loss(hits, confidences))
-
-
-def test_the_temperature_that_spoiled_confidences_is_found_again_and_rows_without_a_miss_fit_none():
-    confidences, hits = calibrated(20_000)
-    # Three times too sure
-    assert fit_temperature(lambda t: at(t / 3, confidences, hits)) == pytest.approx(3, rel=0.05)
-    assert fit_temperature(lambda t: at(t * 2, confidences, hits)) == pytest.approx(1 / 2, rel=0.05)
-    assert fit_temperature(lambda t: at(t, confidences, np.ones(20_000))) is None
-
-
-# Confidences of outputs
-
-
-def test_a_labels_confidence_is_its_softmax_and_no_temperature_changes_the_label():
-    codec = get_codec("bert_sa_sft")
-    outputs = [(0, 0.1, [2.0, 0.0]), (1, 0.1, [-1.0, 1.0]), (1, 0.7, [0.5, math.nextafter(0.5, 1)])]
-    assert confidences(codec, range(3), outputs) == pytest.approx(
-        [1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-2)), 0.5]
-    )
-    assert confidences(codec, range(3), outputs, 2.0)[0] == pytest.approx(1 / (1 + math.exp(-1)))
-    for temperature in (1 / 16, 0.5, 2.0, 16.0):
-        scaled = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64) / temperature
-        assert scaled.argmax(-1).tolist() == [label for label, *_ in outputs]
-        assert min(confidences(codec, range(3), outputs, temperature)) >= 0.5
-    assert confidences(get_codec("t5_sum_sft"), [0], [[3, 1]]) is None  # texts have none
-
-
 def test_a_spans_confidence_is_its_share_of_all_spans_that_the_row_allows():
     codec = get_codec("bert_qa_sft")
-    features = codec.encode([TOWN], training=False)
-    [output] = codec.predict(Rising(), features, CPU)
+    row = {
+        "context": "dover is old .",
+        "question": "what is old ?",
+        "answers": {"text": ["dover"], "answer_start": [0]},
+    }
+    [output] = codec.predict(Rising(), codec.encode([row], training=False), CPU)
     # The context's four tokens stand at 6 to 9, and each scores its place as first and as last: ten
     # pairs, 6 + 6, 6 + 7 ... 9 + 9.
     scores = [12, 13, 14, 15, 14, 15, 16, 16, 17, 18]
