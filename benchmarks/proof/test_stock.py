@@ -19,7 +19,10 @@ pytestmark = [pytest.mark.stock, pytest.mark.filterwarnings("default")]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Creates a case per study cell and seed, but no records, unlike tests marked `cells`."""
+    """Parametrizes over study cells and seeds.
+
+    Unlike tests marked `cells`, these tests produce no records.
+    """
     session = get_session(metafunc.config)
     if "seed" in metafunc.fixturenames:
         ids = [cell_id for cell_id in session.ids("stock") if cell_id in CELLS]

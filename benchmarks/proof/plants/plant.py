@@ -108,7 +108,7 @@ class Planting:
     """
 
     def __init__(self, monkeypatch: Any) -> None:
-        """Patches through `monkeypatch`, which also undoes the patches."""
+        """Takes the `monkeypatch` that will apply the patches and undo them afterwards."""
         self._monkeypatch = monkeypatch
         self._acts = Value("q", 0)
 

@@ -173,10 +173,9 @@ def kept_ranks(model: Any, name: str, tensor: Tensor) -> Tensor:
 
 
 def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str]) -> Iterator[str]:
-    """Yields a sentence for each tensor that differs between files and `tensors`, by name.
+    """Compares saved tensors with `tensors` by name and yields a sentence for each mismatch.
 
-    Files are read one tensor at a time. For each of `names`, a file must hold that tensor or a
-    tensor tied to it.
+    Reads one tensor at a time. Every tensor in `names`, or one tied to it, must be in a file.
     """
     saved = set[Any]()
     for path in paths:
@@ -293,7 +292,7 @@ def other_settings(settings: Settings, tokenizer: Any, folder: Path) -> Iterator
 
 
 def field_difference(name: str, expected: Fields, file: Fields, loaded: Fields) -> str:
-    """Completes a sentence that says how a field differs in its file or after loading.
+    """The end of a sentence about how a field differs in its file or after loading.
 
     Empty if it does not differ. A file may omit a field if loading restores its value.
     """

@@ -1,4 +1,4 @@
-"""Runs the command that a program's first argument names, and maps errors to exit codes."""
+"""Dispatches to the command named by the first argument and maps errors to exit codes."""
 
 import os
 import sys

@@ -14,7 +14,7 @@ NAME_WIDTH = 12  # characters for the name of a split
 
 
 def overview_lines(task: Task, splits: Splits, width: int) -> list[str]:
-    """Describes each split's size and labels and one training row, in lines that fit `width`."""
+    """Lists each split's size and label counts, then a training row, wrapped or cut to `width`."""
     lines = [f"rows of {task.id}:"]
     for name in SPLITS:
         rows: Sequence[Row] = getattr(splits, name)

@@ -219,7 +219,7 @@ class StoredRows(Sequence[Row]):
     """Rows of a table that are read lazily, a block at a time."""
 
     def __init__(self, table: Table, indices: Sequence[int]) -> None:
-        """Takes a table and the indices of its rows."""
+        """Takes a table and the indices of the rows to expose, in order."""
         self._table = table
         self._indices = indices
         self._block: list[Row] = []  # the last block read; rows are mostly read in order

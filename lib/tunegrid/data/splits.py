@@ -311,7 +311,7 @@ def _surrogate_fault(task: Task, row: Row) -> str | None:
 
 
 def type_fault(task: Task, column: str, value: Any) -> str:
-    """Describes a value whose type is not its column's."""
+    """Describes a value of the wrong type for its column."""
     if task.labels and column == task.target and isinstance(value, str):
         return _label_fault(task, {column: value}) or ""
     kind = task.columns[column]

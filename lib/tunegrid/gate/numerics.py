@@ -357,9 +357,10 @@ def first_change(pair: Pair) -> Change | None:
 
 
 def _with_modules(change: Change, pair: Pair, phase: str) -> Change:
-    """Adds the modules that changed first to a change, if they are known.
+    """Returns `change` with the names of the first modules that differ, if these are known.
 
-    A backward change becomes a forward change if a module's input or output changed.
+    A backward change becomes a forward change if a module's input or output differs. If a file of
+    modules is damaged, only a note is added.
     """
     if not phase or pair.figures("probe_gradients") == NO_FIGURES:
         return change
@@ -479,9 +480,10 @@ def changed_rows(old: Record, new: Record, runs: Runs) -> tuple[int, int] | None
 
 
 def _evaluate(old: Record, new: Record, updates: int | None, runs: Runs) -> tuple[Verdict, str]:
-    """The verdict if losses are equal, and its reason: *changed* if predictions or points differ.
+    """The verdict on losses that are equal, with its reason.
 
-    Only BERTScores may differ by rounding.
+    It is *changed* if predictions or their points differ, except that BERTScore may differ by
+    rounding.
     """
     files = [record.examples and record.examples.file for record in (old, new)]
     if updates or None in files or files[0] == files[1]:

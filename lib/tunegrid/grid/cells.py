@@ -431,9 +431,9 @@ class Grid:
 
 
 def plain_targets(head: Head) -> tuple[str, ...]:
-    """The target modules for a copy of a cell with this head.
+    """The target modules for copies of cells that have this head.
 
-    They are taken from the cell that `copied_as` names.
+    They are taken from the study cell `head.copied_as`.
     """
     adapter = RECIPES[head.copied_as].adapter if head.copied_as else None
     assert adapter, "`copied_as` names a cell with an adapter"

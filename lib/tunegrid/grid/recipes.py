@@ -124,9 +124,10 @@ class Hyperparameters:
         return math.ceil(micro_batches / self.gradient_accumulation_steps)
 
     def planned_updates(self, features: int) -> int:
-        """The number of updates: `max_steps`, or as many as the epochs take if it is 0.
+        """The number of updates: `max_steps` or, if that is 0, `num_train_epochs` epochs' worth.
 
-        If `min_steps` is not 0, training takes as many updates as the epochs, within both limits.
+        If `min_steps` is not 0, the epochs decide, but the number is at least `min_steps` and, if
+        `max_steps` is not 0, at most `max_steps`.
         """
         if self.max_steps and not self.min_steps:
             return self.max_steps

@@ -85,7 +85,7 @@ class AdaLora(Adapting):
         return penalty
 
     def after_step(self, model: Any, update: int) -> None:
-        """Has PEFT score and cut the ranks; PEFT counts updates from 0, too."""
+        """Lets PEFT update importance scores and cut ranks; `update` starts at 0, as in PEFT."""
         model.base_model.update_and_allocate(update)
 
     def state_dict(self, model: Any) -> dict[str, Any]:

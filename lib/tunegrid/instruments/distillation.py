@@ -46,7 +46,10 @@ class Distillation(Instrument):
             raise NotAskedError("SFT's answers have another format")
 
     def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
-        """Trains SFT, then retrains the cell with SFT as its teacher, and compares all three."""
+        """Trains SFT, then retrains the cell with SFT as its teacher.
+
+        Compares the original cell, the retrained cell and SFT.
+        """
         assert cell.evaluation, "it was scored"
         points = {"alone": cell.row_points(cell.evaluation)}
         codec = make_codec(cell.cell, load_tokenizer(cell.cell))

@@ -101,10 +101,10 @@ def saved(path: Path) -> list[Record]:
 
 
 def get_controls(options: argparse.Namespace) -> Sequence[Control]:
-    """Read the controls from the file given by --controls; without a file, train them.
+    """Read the controls from the --controls file, or train them if none is given.
 
-    For saved quick runs without this file, there are no controls. Raises InputError if the file is
-    not a run of controls.
+    Saved quick runs get no controls unless --controls is given. Raises InputError if the file
+    cannot be read as a run of controls.
     """
     if options.profile == QUICK and options.runs and not options.controls:
         return []

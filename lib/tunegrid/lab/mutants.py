@@ -511,7 +511,10 @@ def find_differences(healthy: Facts, facts: Facts) -> list[str]:
 
 
 def find_outcome(code: int, status: str, answer: Sequence[str], healthy: Sequence[str]) -> str:
-    """Derive one of OUTCOMES from exit code, status and verdicts, ignoring numbers in verdicts."""
+    """Classify a mutant's run as one of OUTCOMES by its exit code, status and verdicts.
+
+    Numbers in the verdicts are ignored.
+    """
     if code == 0:
         sentences = re.sub(r"\d\S*", "", " ".join(answer))
         expected = re.sub(r"\d\S*", "", " ".join(healthy))

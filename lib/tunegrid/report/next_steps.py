@@ -170,7 +170,10 @@ class NextSteps:
         return f"{command}, for both runs, would decide" if command else ""
 
     def confirmation(self, cell: str) -> str:
-        """Says which command retrains a worse cell, as a `--gate` session does automatically."""
+        """The command that retrains a cell to confirm or refute a drop; empty if there is none.
+
+        A `--gate` session retrains it automatically.
+        """
         first = next(r for r in first_trainings(self.records) if r.cell == cell)
         command = self.run([cell], f"--seeds={first.seeds.seed or 0}", f"--gate={self.files[0]}")
         return f"{command} confirms or refutes it" if command else ""

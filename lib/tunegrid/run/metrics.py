@@ -1,7 +1,8 @@
-"""Scores predictions with a task's metrics, in points from 0 to 100.
+"""Scores predictions with a task's and the user's metrics, in points from 0 to 100.
 
-Scores equal the results of the standard implementations: SQuAD v1.1's official script,
-`rouge_score` and scikit-learn.
+Accuracy, F1, exact match and ROUGE equal the results of the reference implementations:
+scikit-learn, SQuAD v1.1's official script and `rouge_score`. With the same encoder, BERTScore
+agrees with `bert_score` to within 0.01 points.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Prepares a cell's training: makes its trainer with model, codec and features."""
+"""Prepares a cell for training: builds its model, codec, features and trainer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

@@ -339,9 +339,10 @@ def causal_lm(
 
 
 def _reading_text(document: Document, tokenizer: Any, rng: Random, announced: bool) -> str:
-    """The document in reading order.
+    """The document as running text.
 
-    A passage follows its question. Its answer is starred, or repeated at the end after "answer :".
+    A passage comes after its question; the answer is marked with an asterisk before or after it, or
+    repeated at the end after "answer :".
     """
     if document.kind == "review" and not announced:
         return f"{document.first} {document.second}"
@@ -373,10 +374,10 @@ def _corrupt(
     tokenizer: Any,
     rng: Random,
 ) -> tuple[list[int], list[int], list[int]]:
-    """The source, the target, and the label of each source token.
+    """Mask spans of a document; return source ids, target ids and a label for each source token.
 
-    If nothing is hidden, the target is empty, because the decoder must not learn to end its output
-    at once for a plain text.
+    If nothing is masked, the target is empty, so that the decoder does not learn to stop
+    immediately on unmasked text.
     """
     if document.kind == "passage":
         draw = rng.random()
