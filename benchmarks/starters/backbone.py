@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from tunegrid.grid.backbones import BERT
 
-# Another size of BERT. benchmarks/guides/add-your-own.md explains how to add another architecture,
-# field by field.
+# Another size of BERT. benchmarks/guides/add-your-own.md shows another architecture, SmolLM2.
 BACKBONE = replace(
     BERT,
     id="NAME",  # the first part of a cell's id: lower-case letters and digits

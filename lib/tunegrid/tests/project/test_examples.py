@@ -1,5 +1,6 @@
-"""The user files that the guides show, each run as it is written: offline, with tiny weights made
-on the spot.
+"""Three of the guides' example files, run as they are written: offline, with tiny weights made here.
+
+The other examples are loaded and listed, and never trained.
 """
 
 import re
