@@ -1,30 +1,34 @@
 """Trains and scores a full cell on the libraries' own path: AutoModel, PEFT and `Trainer`.
 
-Run it from the checkout's folder, with the checkout on PYTHONPATH. It prints one JSON object.
+Run it from the checkout's folder, with the checkout on PYTHONPATH. Progress goes to
+stderr, and one JSON object to stdout.
 """
 
 import argparse
 import json
+import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from tempfile import TemporaryDirectory
 
 import torch
 import transformers as hf
+from losses import mean_by_sixths
 
 from benchmarks.proof.stock import libraries
 from tunegrid.data.splits import load_splits
 from tunegrid.grid.cells import study
-from tunegrid.grid.recipes import FULL_PROFILE
+from tunegrid.grid.recipes import CELLS, FULL_PROFILE
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.metrics import Metrics, score_rows
 
 EVAL_BATCH = 32
+SCORED = [cell_id for cell_id in CELLS if "_sum_" not in cell_id]  # labels and spans
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("cell")
+parser.add_argument("cell", choices=SCORED, metavar="CELL")
 parser.add_argument("--seed", type=int, required=True)
 parser.add_argument("--learning-rate", type=float)
 parser.add_argument("--checkpoint-root", type=Path, required=True)
@@ -59,9 +63,11 @@ with TemporaryDirectory() as folder:
         device,
         num_train_epochs=cell.recipe.num_train_epochs,
         per_device_eval_batch_size=EVAL_BATCH,
+        disable_tqdm=False,
     )
     began = time.perf_counter()
-    trainer.train()
+    with redirect_stdout(sys.stderr):  # Trainer prints its logs
+        trainer.train()
     seconds = time.perf_counter() - began
     # Grouped by length, predictions would come in another order than the rows.
     trainer.args.train_sampling_strategy = "random"
@@ -71,8 +77,6 @@ with TemporaryDirectory() as folder:
     else:
         answers = libraries.predicted_labels(trainer, test)
 losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-sixth = len(losses) / 6
-sixths = [losses[round(i * sixth) : round((i + 1) * sixth)] for i in range(6)]
 result = {
     "cell": cell.id,
     "seed": options.seed,
@@ -80,7 +84,7 @@ result = {
     "rows": {"train": len(splits.train), "test": len(splits.test)},
     "updates": trainer.state.global_step,
     "train_seconds": round(seconds),
-    "train_loss_by_sixths": [round(fmean(part), 3) for part in sixths],
+    "train_loss_by_sixths": mean_by_sixths(losses),
     "scores": score_rows(Metrics(), cell.task, splits.test, answers).scores,
 }
 print(json.dumps(result, indent=1))

@@ -58,6 +58,17 @@ def train_rows(cell_id: str) -> list[dict]:
     return read_rows(f"{folders[cell_id.split('_')[1]]}/train")
 
 
+def four_update_cell(cell_id: str) -> Cell:
+    """A quick cell of four updates at a high rate."""
+    return quick_cell(
+        cell_id,
+        max_steps=4,
+        learning_rate=1e-2,
+        warmup_ratio=0.0,
+        per_device_train_batch_size=4,
+    )
+
+
 def change_json(path: Path, **fields) -> None:
     """Changes fields of a JSON object in a file, such as a checkpoint's config.json."""
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))

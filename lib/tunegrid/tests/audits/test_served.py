@@ -25,8 +25,8 @@ from tunegrid.tests.small import (
     assert_fails,
     assert_passes,
     cell_trainer,
+    four_update_cell,
     get_evidence,
-    quick_cell,
     train_rows,
 )
 from tunegrid.words import first_difference
@@ -46,13 +46,7 @@ class Prompts(Adapting):
 
 def quick_evidence(cell_id, method=None, perturbation=None):
     """A quick cell after four updates at a high rate."""
-    cell = quick_cell(
-        cell_id,
-        max_steps=4,
-        learning_rate=1e-2,
-        warmup_ratio=0.0,
-        per_device_train_batch_size=4,
-    )
+    cell = four_update_cell(cell_id)
     profile = replace(cell.profile, perturbation=perturbation)
     cell = replace(cell, method=method or cell.method, profile=profile)
     return get_evidence(cell_trainer(cell, train_rows(cell_id)[:24]), run=True)

@@ -9,7 +9,7 @@ import torch
 
 from tunegrid.instruments.merges import INSTRUMENT, MEANING
 from tunegrid.tests.instruments.asking import asked_cell, values
-from tunegrid.tests.small import quick_cell, silent
+from tunegrid.tests.small import four_update_cell, silent
 
 # As asking does: PEFT's, on rounding where it merges
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -18,14 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @cache
 def merge_figures(cell_id):
     """The figures of a cell after four updates at a high rate."""
-    cell = quick_cell(
-        cell_id,
-        max_steps=4,
-        learning_rate=1e-2,
-        warmup_ratio=0.0,
-        per_device_train_batch_size=4,
-    )
-    asked = asked_cell(cell)
+    asked = asked_cell(four_update_cell(cell_id))
     asked.trainer.run(silent())
     asked.model.eval()
     with torch.no_grad():
