@@ -14,18 +14,22 @@ from typing import NamedTuple
 from tunegrid import ROOT
 from tunegrid.data.splits import Splits
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import Cell
+from tunegrid.grid.backbones import own_checkpoint, read_config
+from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.recipes import EVAL_BATCH, Hyperparameters, Precision
 from tunegrid.grid.tasks import Carve, Task
 from tunegrid.machine import GIB
 from tunegrid.record import Record
 from tunegrid.report.tables import MISSING, show
 from tunegrid.runs.files import read_list
-from tunegrid.words import count
+from tunegrid.words import count, shorten
 
+GUIDE = "benchmarks/guides/full-study-on-a-gpu.md"
 COMMITTED = ROOT / "reports" / "cpu-amd-epyc" / "footprint.json"
 GB = 10**9
 SPLITS = ("train", "validation", "test")
+LONGEST_SIZE = 20  # characters that are shown of what a config holds
+EQUAL = 0.01  # sizes this close have the same costs: a vocabulary with a few tokens more
 # Numbers of rows in the hub's splits, from the data sets' pages. For train, see `Task.train_rows`.
 HUB_ROWS: Mapping[str, Mapping[str, int]] = {
     "amazon_polarity": {"test": 400_000},
@@ -88,10 +92,19 @@ class Work:
     precision: Precision
 
 
+def row_tokens(recipe: Hyperparameters) -> int:
+    """The number of tokens that FLOPs and activations of a row are taken to be proportional to.
+
+    In attention, they grow faster than that.
+    """
+    return recipe.max_length + (recipe.max_target_length or 0)
+
+
 def get_work(recipe: Hyperparameters, rows: Mapping[str, int], footprint: Record) -> Work:
     """The work that a cell requires, given the number of rows in each split."""
     assert footprint.flops, "`read_footprints` returns only records that have FLOPs"
     row_flops = footprint.flops.flops_per_step / footprint.recipe.rows_per_update
+    row_flops *= row_tokens(recipe) / row_tokens(footprint.recipe)
     updates = recipe.planned_updates(rows["train"])
     epochs = 1 if recipe.max_steps else recipe.num_train_epochs
     scored_rows = rows["test"]
@@ -141,7 +154,8 @@ def memory_bytes(recipe: Hyperparameters, footprint: Record) -> int | None:
     if not ledger or ledger.tensor_bytes is None or ledger.activations_bytes is None:
         return None
     rows = recipe.per_device_train_batch_size / footprint.recipe.per_device_train_batch_size
-    return round(ledger.tensor_bytes + rows * ledger.activations_bytes)
+    scale = rows * row_tokens(recipe) / row_tokens(footprint.recipe)
+    return round(ledger.tensor_bytes + scale * ledger.activations_bytes)
 
 
 def hub_rows(cell: Cell) -> dict[str, int] | None:
@@ -179,6 +193,22 @@ def read_footprints(path: Path) -> dict[str, Record]:
         hint = "write one with `tunegrid run -m footprint --benchmark-json=FILE`"
         raise InputError(f"{path} has no footprint; {hint}")
     return footprints
+
+
+def other_size(cell: Cell) -> str | None:
+    """The first size of a cell's model that is not the study's, as in "hidden_size 384, not 768".
+
+    The committed footprints do not hold for such a model, unlike those that a user gives.
+    """
+    folder = own_checkpoint(cell.backbone, cell.profile)
+    shape = {**cell.backbone.shape, **(read_config(folder) if folder else {})}
+    for name, measured in STUDY.backbones[cell.backbone.id].shape.items():
+        size = shape.get(name, measured)
+        if not isinstance(measured, int) or name.endswith("_token_id"):
+            continue
+        if not isinstance(size, int) or not math.isclose(size, measured, rel_tol=EQUAL):
+            return f"{name} {shorten(str(size), LONGEST_SIZE)}, not {measured}"
+    return None
 
 
 def download_bytes(cells: Iterable[Cell], footprints: Mapping[str, Record]) -> Range:
@@ -222,6 +252,7 @@ class Costs:
         measured: whether the footprints come from the type of device that the cells ask for.
         downloads: bytes of weights and rows to download from the hub.
         cells: the estimates by cell id.
+        other_sizes: a size that was not measured, by name of the backbone without an estimate.
     """
 
     source: Path
@@ -229,6 +260,7 @@ class Costs:
     measured: bool
     downloads: Range
     cells: Mapping[str, Estimate]
+    other_sizes: Mapping[str, str]
 
     @property
     def header(self) -> str:
@@ -249,22 +281,28 @@ class Costs:
         return f"  {estimate.updates:>7}  {gib:>5}{hours}"
 
     def notes(self) -> Iterator[str]:
-        """Yields lines on total hours, downloads, and the basis of the estimates."""
+        """Yields lines on missing estimates, total hours, downloads, and the estimates' basis."""
+        for name, difference in self.other_sizes.items():
+            hint = f"no --footprint measured it ({GUIDE} says how)"
+            yield f"not estimated: this {name} has {difference}, and {hint}"
         sums = []
         for name in self.devices:
             spans = [cell.hours[name] for cell in self.cells.values() if name in cell.hours]
             if spans:
                 sums.append(f"{sum(spans, Range(0, 0)).text()} hours on {name}")
-        yield f"estimated for {count(len(self.cells), 'cell')}: {', '.join(sums) or 'no hours'}"
+        if self.cells:
+            hours = ", ".join(sums) or "no hours"
+            yield f"estimated for {count(len(self.cells), 'cell')}: {hours}"
         if self.downloads.high:
             low, high = (f"{end / GB:.1f}" for end in self.downloads)
             yield f"to download: {low} to {high} GB"
+        if not self.cells:
+            return
         yield f"FLOPs and bytes are those of the checkpoints in {self.source}"
-        guide = "benchmarks/guides/full-study-on-a-gpu.md"
         if self.measured:
-            yield f"its device is the one in the table; scoring is not included ({guide})"
+            yield f"its device is the one in the table; scoring is not included ({GUIDE})"
         else:
-            yield f"no card was measured: the hours rest on the assumptions in {guide}"
+            yield f"no card was measured: the hours rest on the assumptions in {GUIDE}"
 
 
 def estimate_costs(
@@ -277,23 +315,28 @@ def estimate_costs(
     `splits` maps each profile and task to its rows, or to None if they were not read. Raises
     InputError if the file has no footprint.
     """
-    path = path or COMMITTED
-    footprints = read_footprints(path)
+    footprints = read_footprints(path or COMMITTED)
     device = next(iter(footprints.values())).device
     assert device, "`read_footprints` returns only records that have a device"
     measured = (cells[0].profile.device or "cuda").startswith(device.type)
     estimates = {}
+    other_sizes = {}
     for cell in cells:
         footprint = footprints.get(cell.id)
+        difference = other_size(cell) if footprint and path is None else None
+        if difference:
+            other_sizes[cell.backbone.name] = difference
+            continue
         rows = cell_rows(cell, splits.get((cell.profile.id, cell.task.id)))
         if footprint and rows:
             estimates[cell.id] = estimate(cell.recipe, rows, footprint, measured)
     return Costs(
-        source=path,
+        source=path or COMMITTED,
         devices=[device.name] if measured else [card.name for card in CARDS],
         measured=measured,
         downloads=download_bytes(cells, footprints),
         cells=estimates,
+        other_sizes=other_sizes,
     )
 
 

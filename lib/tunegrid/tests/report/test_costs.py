@@ -1,5 +1,6 @@
 """Estimates of hours, memory and downloads, with numbers worked out by hand."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from tunegrid.grid.recipes import FULL_PROFILE
 from tunegrid.lab.costs import cost_rows
 from tunegrid.report.costs import (
     CARDS,
+    COMMITTED,
     Range,
     card_seconds,
     estimate,
@@ -30,6 +32,9 @@ def full(cell_id, **changes):
 def footprint(cell_id="bert_sa_lora"):
     """An update of one row with 1e9 FLOPs, at 2e10 FLOP/s; 409 MiB held, 103 MiB of activations."""
     record = complete(cell_id, **FOOTPRINT)
+    recipe = full(cell_id).recipe
+    for name in ("max_length", "max_target_length"):
+        record = altered(record, f"recipe.{name}", getattr(recipe, name))
     return altered(record, "recipe.per_device_train_batch_size", 1)
 
 
@@ -65,6 +70,14 @@ def test_a_device_that_was_measured_takes_the_place_of_cards():
     assert result.gib == pytest.approx((409 + 16 * 103) / 1024)
 
 
+def test_shorter_texts_take_less():
+    recipe = full("bert_sa_lora", changes={"max_length": 64}).recipe
+    result = estimate(recipe, ROWS, footprint(), measured=True)
+    # a quarter of 256 tokens, of which the footprint's row has all
+    assert result.hours["a CPU"].high == pytest.approx(240 / 4 / 3600)
+    assert result.gib == pytest.approx((409 + 16 * 103 / 4) / 1024)
+
+
 def test_rows_of_the_hub_are_those_published_less_what_is_set_aside():
     assert hub_rows(full("bert_sa_lora")) == {
         "train": 100_000,
@@ -95,6 +108,29 @@ def test_the_committed_footprints_have_every_cell_of_the_study():
     assert len(table.header) == len(table.columns("bert_sa_lora")) == len(table.columns("unknown"))
 
 
+@pytest.mark.parametrize(
+    ("config", "difference"),
+    [
+        ({"hidden_size": 384, "num_hidden_layers": 6}, "hidden_size 384, not 768"),
+        ({"num_attention_heads": "x"}, "num_attention_heads x, not 12"),
+        ({"hidden_size": 768, "vocab_size": 30_600, "pad_token_id": 5}, None),
+    ],
+)
+def test_a_checkpoint_of_another_size_was_not_measured(tmp_path, config, difference):
+    folder = tmp_path / "bert-base-uncased"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    cells = [full(cell_id, checkpoint_root=tmp_path) for cell_id in ("bert_sa_lora", "t5_sa_lora")]
+    costs = estimate_costs(cells, {})
+    assert costs.other_sizes == ({"BERT": difference} if difference else {})
+    assert ("bert_sa_lora" in costs.cells) is (difference is None)
+    assert "t5_sa_lora" in costs.cells
+    first = next(costs.notes())
+    assert first.startswith(f"not estimated: this BERT has {difference}") is bool(difference)
+    # footprints that a user gives are of this checkpoint
+    assert estimate_costs(cells, {}, COMMITTED).other_sizes == {}
+
+
 def test_a_run_without_footprints_gives_no_estimate(tmp_path):
     saved(tmp_path / "run.json", complete())
     with pytest.raises(InputError, match="has no footprint"):
@@ -103,6 +139,7 @@ def test_a_run_without_footprints_gives_no_estimate(tmp_path):
 
 def test_what_was_predicted_is_printed_beside_what_was_measured():
     record = altered(complete(), "training.seconds", 6.0)
+    record = altered(record, "recipe.max_length", 256)
     # One update of the recipe's 16 rows: 0.8 s at most.
     [row] = cost_rows([record], {"bert_sa_lora": footprint()})
     assert row[2:] == ("2 of 1", "0.00-0.00", "0.00", "750 %", "2.01", "1.25")
