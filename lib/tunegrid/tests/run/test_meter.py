@@ -2,6 +2,7 @@ import ctypes
 import gc
 import time
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import bitsandbytes
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from tunegrid.audits.training import memory_does_not_grow
 from tunegrid.codecs.base import Feature, token_counts
@@ -25,7 +27,9 @@ from tunegrid.run.meter import (
     gpu_counter,
     ledger,
     parameter_counts,
+    state_tensors,
     tensor_bytes,
+    weight_tensors,
 )
 from tunegrid.run.prepare import make_codec, synthetic_features
 from tunegrid.tests.small import CPU, fine_tuner, read_rows
@@ -291,6 +295,20 @@ def test_the_tensors_held_after_a_step_are_the_ledgers_to_the_byte(cell_id):
     full_ledger = complete(trainer.log.ledger, footprint)
     assert footprint.live_bytes == full_ledger.tensor_bytes
     assert full_ledger.activations_bytes == footprint.peak_bytes - footprint.live_bytes >= 0
+
+
+@pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "gpt2_sa_qlora"])
+def test_the_peak_of_an_update_is_the_one_that_torchs_profiler_sees(cell_id):
+    trainer = gpt2(cell_id)
+    footprint = trace(trainer, 0)
+    held = tensor_bytes(weight_tensors(trainer.model) + state_tensors(trainer.optimizer))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainer.update(next(trainer.updates(0)))
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    allocated = list(accumulate(event.nbytes() for event in events))
+    # It also sees token ids, masks and what an operator holds only for itself.
+    assert 1 <= (held + max(allocated)) / footprint.peak_bytes < 1.03
 
 
 def make_ledger(weights, gradients, moments):
