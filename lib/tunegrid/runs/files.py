@@ -342,14 +342,17 @@ def read_journal(path: Path) -> Iterator[JournalLine]:
             continue
 
 
+def journals(folder: Path) -> list[Path]:
+    """A folder's journals, those last written to last."""
+    return sorted(folder.glob("*.jsonl"), key=lambda file: (file.stat().st_mtime_ns, file.name))
+
+
 def journal_run(path: Path | None = None, folder: Path = JOURNAL) -> SavedRun:
     """Reads a journal as a run: the journal at `path`, or the newest that has a finished cell.
 
     Lines that were changed are left out. Raises InputError if no cell has finished.
     """
-    newest = sorted(folder.glob("*.jsonl"), key=lambda file: (file.stat().st_mtime_ns, file.name))
-    journals = [path] if path else newest[::-1]
-    for journal in journals:
+    for journal in [path] if path else reversed(journals(folder)):
         lines = list(read_journal(journal))
         sound_lines = [line for line in lines if line.seal != "changed"]
         rows = dict[str, BenchmarkRow]()

@@ -1,5 +1,6 @@
 """Runs sessions of the suite in their own processes, as a user starts them, or collects only."""
 
+import atexit
 import json
 import os
 import re
@@ -73,13 +74,20 @@ else:
 @cache
 def _server():
     own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.Popen(
+    server = subprocess.Popen(
         [sys.executable, "-P", "-c", SERVER],
         env=own | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,
     )
+    atexit.register(_end, server)
+    return server
+
+
+def _end(server):
+    with server:
+        server.kill()
 
 
 def environment(**variables):
