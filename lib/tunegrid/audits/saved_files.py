@@ -148,7 +148,8 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         state: Any = getattr(parameter, "quant_state", None)
         if state is not None:
             for key, tensor in state.as_dict(packed=True).items():
-                yield f"{name}.{key}", tensor
+                # bitsandbytes makes one of them on the CPU
+                yield f"{name}.{key}", tensor.to(parameter.device)
 
 
 def adapter_key(name: str) -> str:

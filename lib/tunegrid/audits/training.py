@@ -502,6 +502,8 @@ def planned_share(recipe: Hyperparameters, step: int, total: int) -> float:
 def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
     """Gradients accumulated over two micro-batches equal those of the mean loss over one batch."""
     trainer = evidence.trainer
+    if trainer.accelerator.scaler:  # gradients of a few rows may leave fp16's range
+        return None
     group = trainer.last_group
     if len(group) < 2 and evidence.cell.recipe.gradient_accumulation_steps > 1:
         group = next(iter(trainer.updates(0)))  # an epoch may end in a partial update

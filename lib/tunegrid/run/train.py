@@ -555,10 +555,12 @@ class Stepper:
     def clip(self) -> Tensor | None:
         """Clips gradients; returns their norm before clipping, or None if the recipe does not clip.
 
-        The norm stays on the device.
+        The norm stays on the device. In both cases, gradients no longer have fp16's loss scale.
         """
         bound = self.cell.recipe.max_grad_norm
         if bound is None:
+            if self._accelerator.scaler:
+                self._accelerator.scaler.unscale_(self.optimizer.optimizer)
             return None
         return full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
 

@@ -319,14 +319,20 @@ def make_ledger(weights, gradients, moments):
 
 
 @pytest.mark.parametrize(
-    ("live_bytes", "sentences"),
-    [(130, []), (131, ["the ledger holds 130 bytes, the device 131"])],
+    ("device", "live_bytes", "sentences"),
+    [
+        (CPU, 130, []),
+        (CPU, 131, ["the ledger holds 130 bytes, the device 131"]),
+        # 2 % of 130 bytes, and 4 MiB
+        (CUDA, 130 + 2 + 4 * MIB, []),
+        (CUDA, 130 + 3 + 4 * MIB, ["the ledger holds 130 bytes, the device 4,194,437"]),
+    ],
 )
-def test_bytes_that_the_ledger_does_not_hold_are_mentioned(live_bytes, sentences):
+def test_bytes_that_the_ledger_does_not_hold_are_mentioned(device, live_bytes, sentences):
     footprint = Footprint(
         flops_per_step=1, matmul_flops_per_second=1.0, live_bytes=live_bytes, peak_bytes=0
     )
-    assert wrong_bytes(make_ledger(100, 10, 20), footprint, CPU) == sentences
+    assert wrong_bytes(make_ledger(100, 10, 20), footprint, device) == sentences
 
 
 # 124,441,344 parameters of GPT-2 with its score and 294,912 of LoRA take 498,945,024 bytes in fp32,

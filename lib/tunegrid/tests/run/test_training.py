@@ -79,6 +79,26 @@ class Overflowing(ClassifyCodec):
         return loss
 
 
+def scale_losses(trainer):
+    """Gives a trainer the loss scale that it has in fp16."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    trainer.accelerator.scaler = scaler
+    optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
+    trainer.optimizer = optimizer
+    trainer.stepper.optimizer = optimizer
+
+
+def test_recorded_gradients_are_those_without_fp16s_loss_scale():
+    recorded = []
+    for is_scaled in (False, True):
+        trainer = fine_tuner("bert_sa_sft", REVIEWS, max_steps=1, max_grad_norm=None)
+        if is_scaled:
+            scale_losses(trainer)
+        trainer.run(silent())
+        recorded.append(trainer.log.first_step["gradients"])
+    assert recorded[1] == pytest.approx(recorded[0], rel=1e-5)
+
+
 def test_updates_that_fp16_lost_move_no_weight_and_no_rate():
     """The optimizer is fused and skips a lost step by itself, as on a GPU."""
     weights = []
@@ -93,11 +113,7 @@ def test_updates_that_fp16_lost_move_no_weight_and_no_rate():
         warmup_ratio=0.0,
         learning_rate=6e-4,
     )
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    trainer.accelerator.scaler = scaler
-    optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
-    trainer.optimizer = optimizer
-    trainer.stepper.optimizer = optimizer
+    scale_losses(trainer)
     training = trainer.run(silent())
     assert [torch.equal(*pair) for pair in pairwise(weights)] == [False, False, True, True, True]
     assert trainer.log.skipped == [0, 3, 4, 5]
