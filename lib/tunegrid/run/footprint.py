@@ -31,7 +31,8 @@ FP32_BYTES = 4
 MATRIX = {"cpu": 2048, "cuda": 8192}
 MATRIX_SECONDS = 1.0  # minimum time spent on products
 # What may be allocated on CUDA beside the ledger's tensors: the allocator's rounding, as a share;
-# and bytes for a library's workspace, samples of weights, and the rests of large segments.
+# and bytes for a library's workspace, samples of weights, and the rests of large segments. Assumed,
+# until a GPU has run.
 CUDA_ROOM = 0.02
 CUDA_EXTRA = 4 * 2**20
 # The largest share of full fine-tuning's gradients and moments that an adapter may need.
@@ -56,10 +57,12 @@ class Footprint:
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
     """Performs two updates; counts FLOPs in one and bytes beyond `baseline_bytes` in the other.
 
-    On a CPU, dropout is off: with it, attention there holds all probabilities, as no GPU's does.
+    On a CPU, the backbone has no dropout: with it, attention there holds all probabilities, which
+    fused kernels of a GPU do not.
     """
     device = trainer.meter.device
-    trainer.ddp_model.train(device.type == "cuda")
+    if device.type == "cuda":
+        trainer.ddp_model.train()
     live_sizes: list[int] = []
     with FlopCounterMode(display=False, custom_mapping=extra_flops()) as flops:
         trainer.update(next(trainer.updates(0)))
