@@ -1,7 +1,6 @@
 """tunegrid: tests whether a fine-tune really worked, and whether it got worse."""
 
 import inspect
-import logging
 import os
 from importlib import import_module
 from pathlib import Path
@@ -21,13 +20,6 @@ DEFAULT_CACHE = (
     if WHEEL
     else ROOT / ".cache"
 )
-
-# The libraries' load reports and progress bars add nothing to the record. These variables must be
-# set before any of our processes imports the libraries.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class CallablePackage(ModuleType):

@@ -4,6 +4,7 @@ import sys
 from functools import partial
 
 from tunegrid.commands.cli import program
+from tunegrid.libraries import prepare_libraries
 
 COMMANDS = {
     "run": "run the suite from any folder: `tunegrid run -m quick`; all options are pytest's",
@@ -29,6 +30,7 @@ COMMANDS = {
     "speed": "did training become slower, or take more memory? compares two environments in turns",
 }
 
+prepare_libraries()
 main = partial(program, "tunegrid", "tunegrid.commands", COMMANDS)
 
 if __name__ == "__main__":

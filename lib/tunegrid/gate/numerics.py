@@ -30,7 +30,7 @@ from tunegrid.gate.thresholds import (
 )
 from tunegrid.record import Record
 from tunegrid.record.checks import BERTSCORE
-from tunegrid.record.record import TrainingRecord
+from tunegrid.record.record import KernelRecord, TrainingRecord
 from tunegrid.runs.examples import Runs, read
 from tunegrid.words import count
 
@@ -551,4 +551,23 @@ def unlike_libraries(before: Record, after: Record) -> str:
     for name, digest in after.libraries.items():
         if before.libraries.get(name, digest) != digest and olds.get(name) == news.get(name):
             changes.append(f"{name} {news.get(name)} with other code")
+    changes += unlike_kernels(before, after)
     return "; ".join(changes)
+
+
+def unlike_kernels(before: Record, after: Record) -> list[str]:
+    """Names the compiled code from the hub that only one record ran, or in another form."""
+    changes = []
+    for name in sorted({*before.kernels, *after.kernels}):
+        old, new = before.kernels.get(name), after.kernels.get(name)
+        if old is None:
+            changes.append(f"kernel {name}, which the other run lacks")
+        elif new is None:
+            changes.append(f"no kernel {name}, which the other run has")
+        elif old != new:
+            changes.append(f"kernel {name} at {_form(new)}, it was {_form(old)}")
+    return changes
+
+
+def _form(kernel: KernelRecord) -> str:
+    return (kernel.commit or kernel.digest)[:12]

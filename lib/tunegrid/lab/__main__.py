@@ -4,6 +4,7 @@ import sys
 from functools import partial
 
 from tunegrid.commands.cli import program
+from tunegrid.libraries import prepare_libraries
 
 COMMANDS = {
     "calibrate": (
@@ -18,6 +19,7 @@ COMMANDS = {
     "power": "simulate how often the gate is wrong",
 }
 
+prepare_libraries()
 main = partial(program, "python -m tunegrid.lab", "tunegrid.lab", COMMANDS)
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization
 from tunegrid.grid.recipes import Amount, Count, Hyperparameters, Positive, Precision, Share
+from tunegrid.libraries import loaded_kernels
 from tunegrid.machine import library_digests, versions
 from tunegrid.terminal import defuse, strip_places
 
@@ -482,6 +483,13 @@ class CrashRecord(Part):
     printed: Annotated[list[str], note("on standard output, standard error and the log")]
 
 
+class KernelRecord(Part):
+    """Compiled code that the package `kernels` loaded."""
+
+    commit: Annotated[Commit | None, note("in the hub's repository; null: a user's folder")]
+    digest: Annotated[Hash, note("of its files")]
+
+
 class Record(Part):
     """The record of one cell's run."""
 
@@ -539,6 +547,10 @@ class Record(Part):
     libraries: Annotated[
         dict[str, Hash],
         note("hash of each library's code; empty: not known"),
+    ] = field(default_factory=dict)
+    kernels: Annotated[
+        dict[str, KernelRecord],
+        note("compiled code that `kernels` loaded, by repository; empty: none"),
     ] = field(default_factory=dict)
     instruments: Annotated[
         dict[str, InstrumentRecord],
@@ -627,6 +639,7 @@ def new_record(cell: Cell) -> Record:
         seeds=seeds,
         versions=versions(),
         libraries=library_digests(),
+        kernels={name: KernelRecord(**vars(kernel)) for name, kernel in loaded_kernels().items()},
     )
 
 

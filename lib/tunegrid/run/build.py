@@ -5,7 +5,6 @@ Also computes checksums of weights, and finds a checkpoint's files and tensors.
 
 import hashlib
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cache
@@ -30,6 +29,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Base
 from tunegrid.grid.recipes import Profile
 from tunegrid.grid.tasks import Problem
+from tunegrid.libraries import SWITCH, kernels_allowed, loaded_kernels
 from tunegrid.record.record import ModelRecord
 from tunegrid.run.device import (
     BY_HAND,
@@ -48,8 +48,6 @@ INTEGERS = {4: torch.int32, 2: torch.int16}
 # Old BERT checkpoints say gamma and beta, and BERT2BERT's cross-attention starts from the
 # self-attention in the same layer.
 RENAMED_WORDS = {"gamma": "weight", "beta": "bias", "crossattention": "attention"}
-# Matches a file in the hub's cache.
-HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]")
 
 
 def load_tokenizer(cell: Cell) -> Any:
@@ -92,22 +90,12 @@ def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any])
         raise InputError(f"cannot load {source} ({cause[:LONGEST_CAUSE]}){hint}") from None
 
 
-def hub_code() -> list[str]:
-    """The repository and commit of each module that this process imported from the hub's cache."""
-    descriptions = []
-    for module in list(sys.modules.values()):
-        match = HUB.search(getattr(module, "__file__", None) or "")
-        if match:
-            descriptions.append("{}/{} at commit {}".format(*match.groups()))
-    return descriptions
-
-
 def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     """Builds the model to train on `device`, quantized and adapted as the cell's method says.
 
     Trained weights are fp32; frozen weights are fp32, 4-bit, or bf16 if the backbone says so.
-    Raises InputError if a checkpoint, a precision or an option does not fit the model, or if code
-    from the hub would compute 4-bit layers on a CPU.
+    Raises InputError if a checkpoint, a precision or an option does not fit the model, or if
+    compiled code from the hub takes part that the user did not allow.
     """
     backbone = cell.backbone
     if backbone.dtype not in BASE_TYPES:
@@ -123,14 +111,6 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
             f"over which nothing trains in fp32 ({cause}); "
             f'give {remedy}the backbone dtype="float32"'
         )
-    if cell.quantization and device.type == "cpu":
-        code = hub_code()
-        if code:
-            raise InputError(
-                f"bitsandbytes would compute 4-bit layers with {code[0]}, "
-                "which the package kernels took from the hub, of whatever commit is there now: "
-                "`pip uninstall kernels`, so that its own code runs"
-            )
     hf.set_seed(cell.profile.seed)
     model = load_base(cell, tokenizer, device)
     adapted_model = cell.method.adapt(model, cell, make_base(cell, tokenizer, model))
@@ -150,7 +130,18 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
             raise InputError(f"{fault} ({first_line(error)})") from None
     if cell.profile.perturbation is not None:
         perturb(final_model, cell.profile.perturbation)
+    refuse_kernels()
     return final_model  # type: ignore[no-any-return]
+
+
+def refuse_kernels() -> None:
+    """Raises InputError if the process holds compiled code from the hub that no one allowed."""
+    from_hub = [name for name, kernel in loaded_kernels().items() if kernel.commit]
+    if from_hub and not kernels_allowed():
+        raise InputError(
+            f"a library loaded compiled code from the hub, {from_hub[0]}, whatever is there now; "
+            f"to allow that set {SWITCH}=1, or else start the suite by `tunegrid` or pytest"
+        )
 
 
 def base_type(cell: Cell) -> torch.dtype:

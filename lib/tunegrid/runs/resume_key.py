@@ -6,6 +6,7 @@
 import ast
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from tunegrid import ROOT
 from tunegrid.grid.backbones import BERT, Backbone, local_checkpoint
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
+from tunegrid.libraries import SWITCH
 from tunegrid.machine import identity, library_digests, versions
 
 CODE = ("lib", "fixtures", "benchmarks")
@@ -74,6 +76,7 @@ def content_key(
         "circumstances": circumstances,
         # `tunegrid upgrade` names each environment after its content.
         "libraries": [sys.prefix, versions(), library_digests()],
+        "kernels": [os.environ.get(name) for name in (SWITCH, "LOCAL_KERNELS")],
         "machine": identity(),
         "code": code_digest(),
         "users": [hashlib.sha256(file.read_bytes()).hexdigest() for file in user_files],

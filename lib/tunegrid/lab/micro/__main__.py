@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tunegrid.grid.backbones import BACKBONES
 from tunegrid.lab.micro.data import DATA, jsonl, make_tables
+from tunegrid.libraries import prepare_libraries
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,4 +43,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    prepare_libraries()
     main()

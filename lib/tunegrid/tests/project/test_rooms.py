@@ -16,6 +16,7 @@ ROOMS = (
     "words",
     "errors",
     "machine",
+    "libraries",
     "launcher",
     "grid",
     "data",

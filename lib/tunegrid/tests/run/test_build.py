@@ -13,6 +13,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.backbones import BERT
 from tunegrid.grid.cells import STUDY, study
 from tunegrid.grid.recipes import QUICK_PROFILE, Profile
+from tunegrid.libraries import LoadedKernel
 from tunegrid.run.build import build, load_tokenizer, model_record, weight_files
 from tunegrid.run.serving import Serving
 from tunegrid.tests.small import (
@@ -53,11 +54,18 @@ def complaint(cell) -> str:
     return str(caught.value)
 
 
-def test_code_that_bitsandbytes_took_from_the_hub_computes_no_4_bit_layer(monkeypatch):
-    monkeypatch.setattr("tunegrid.run.build.hub_code", lambda: ["somebody/kernel at commit c"])
-    assert "somebody/kernel at commit c, which the package kernels took from the hub" in complaint(
-        quick_cell("bert_sa_qlora")
-    )
+def test_code_from_the_hub_computes_only_where_the_user_says_so(monkeypatch):
+    kernel = LoadedKernel(commit="c" * 40, digest="d" * 16)
+    monkeypatch.setattr("tunegrid.run.build.loaded_kernels", lambda: {"acme/fast": kernel})
+    sentence = "a library loaded compiled code from the hub, acme/fast, whatever is there now"
+    assert sentence in complaint(quick_cell("bert_sa_sft"))
+    monkeypatch.setenv("USE_HUB_KERNELS", "yes")
+    assert quick_model("bert_sa_sft")
+
+
+def test_a_folder_that_the_user_named_needs_no_other_word(monkeypatch):
+    kernel = LoadedKernel(commit=None, digest="d" * 16)
+    monkeypatch.setattr("tunegrid.run.build.loaded_kernels", lambda: {"fast": kernel})
     assert quick_model("bert_sa_sft")
 
 
