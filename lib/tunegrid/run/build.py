@@ -4,7 +4,6 @@ Also computes checksums of weights, and finds a checkpoint's files and tensors.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cache
