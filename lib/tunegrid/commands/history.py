@@ -1,6 +1,7 @@
 """What did each release change?
 
-`tunegrid history peft --from 0.18` compares every release with the one before it.
+`tunegrid history peft --from 0.18` compares every release with the one before it. `tunegrid
+history` alone goes on where the committed history ends, for each of its libraries, and draws it.
 
 Each release on the index is installed in its own environment, together with the packages that must
 change with it. There, cells make their first updates; with --whole, cells whose numerics changed
@@ -12,6 +13,8 @@ same command again to continue. With --causes, a TOML file gives reasons for cha
 
 import argparse
 import json
+import subprocess
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +26,9 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
+from pydantic import TypeAdapter
 
+from tunegrid import ROOT
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment
 from tunegrid.commands.packages import list_releases
@@ -35,17 +40,21 @@ from tunegrid.commands.sides import (
     parse_options,
     version_changes,
 )
-from tunegrid.errors import InputError
+from tunegrid.errors import InputError, first_line
 from tunegrid.gate.judgements import SINCE, Judgement, Verdict, tally, verdict_text
 from tunegrid.machine import cpu_name, versions, write_whole
 from tunegrid.record import Record
 from tunegrid.report.tables import FORMATS, Section
 from tunegrid.report.verdict import run_verdict
 from tunegrid.runs.files import SavedRun
+from tunegrid.runs.resume_key import code_files, digest_files
 from tunegrid.terminal import say
 from tunegrid.words import count, shorten, some
 
 SUITE = "tunegrid"
+FOLDER = ROOT / "reports" / "history"  # of the committed history
+OUT_OF_REACH = "out of reach"  # begins the fault of a release that pip refuses here
+SUITE_CHANGED = "the suite changed; compared with nothing"
 PAGES = {".json": "json", ".html": "html", ".md": "markdown"}
 NEITHER_EQUAL = (Verdict.WORSE, Verdict.BETTER, Verdict.MISSING)
 LONGEST = 160  # maximum number of characters of an audit's sentence in a table
@@ -71,6 +80,8 @@ class Release:
     numerics: str = ""  # such as "25 equal, 2 changed"
     findings: Sequence[Finding] = ()
     cause: str = ""  # found by a person in the library's source or changelog
+    suite: str = ""  # digest of the suite's code, if known; equal in the release before
+    cpu: str = ""  # where it ran, if not where most of the history did
 
     @property
     def is_change(self) -> bool:
@@ -83,10 +94,21 @@ class Release:
         return {finding.kind for finding in self.findings}
 
     @property
+    def mark(self) -> str:
+        """The release's kind in the picture, the most important one if it has several."""
+        from tunegrid.page.timeline import LOOKS, NOTHING  # imports matplotlib
+
+        if self.fault:
+            return OUT_OF_REACH if self.fault.startswith(OUT_OF_REACH) else "did not run"
+        if not self.before:
+            return "compared with nothing"
+        return next((kind for kind in LOOKS if kind in self.kinds), NOTHING)
+
+    @property
     def row(self) -> dict[str, str]:
         """The release as a row of the table."""
         findings = "; ".join(finding.sentence for finding in self.findings)
-        nothing = "nothing" if self.before else "the first"
+        nothing = "nothing" if self.before else self.answer or "the first"
         return {
             "release": self.version,
             "numerics": self.numerics or "-",
@@ -231,9 +253,15 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
     releases: list[Release] = []
     last: Environment | None = None
     before = ""
+    code = ""
     for number in reversed(numbers):
         name = f"{options.library} {number}"
         say(f"{name}, {len(releases) + 1} of {len(numbers)}")
+        code_before, code = code, digest_files(code_files())
+        answer = "the first"
+        if last and code != code_before:
+            answer = SUITE_CHANGED
+            last = None
         requirement = f"{options.library}=={number}"
         try:
             side = environments.get_environment([requirement], options.find_links)
@@ -242,7 +270,7 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
                 raise InputError(f"no cell finishes with {side.name}: {fault(run.records[0])}")
             if last is None:
                 findings = list(run_findings(run))
-                release = Release(version=number, answer="the first", findings=findings)
+                release = Release(version=number, answer=answer, findings=findings)
             else:
                 compared = runner.compare(
                     last, side, first_updates=first_updates, finishes=options.whole
@@ -254,10 +282,124 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
             say(f"{name} is left out: {error}")
             continue
         say(f"{name}: {release.answer}")
-        releases.append(release)
+        releases.append(replace(release, suite=code[:16], cpu=cpu_name()))
         last = side
         before = number
     return releases
+
+
+def go_on(options: argparse.Namespace) -> int:
+    """Walk the releases that came out since the committed history ends; append them to its files.
+
+    The last release of the history that ran is measured again, with today's suite, so that the new
+    ones have something to be compared with. Prints what is new first; returns the exit code, 2 if
+    nothing new could be compared.
+    """
+    histories = [read_history(path) for path in sorted(FOLDER.glob("*.json"))]
+    new_numbers = {}
+    for history in histories:
+        newest = Version(Version(history.releases[-1].version).public)
+        listed = list_releases(history.library, newest, None, options.find_links)
+        new_numbers[history.library] = listed[:-1]
+    found = [
+        f"{name} {number}" for name, numbers in new_numbers.items() for number in numbers[::-1]
+    ]
+    say(f"New: {', '.join(found)}." if found else "Nothing new came out since the history ends.")
+    could_compare = not found
+    for i, history in enumerate(histories):
+        numbers = new_numbers[history.library]
+        if not numbers:
+            continue
+        grown = replace(history, releases=[*history.releases, *walk_new(options, history, numbers)])
+        histories[i] = grown
+        write_history(grown, [FOLDER / f"{grown.library}{end}" for end in (".json", ".md")])
+        say(grown.answer)
+        could_compare |= any(release.before for release in grown.releases[-len(numbers) :])
+    draw(histories)
+    return 0 if could_compare else 2
+
+
+def walk_new(
+    options: argparse.Namespace, history: History, numbers: Sequence[str]
+) -> list[Release]:
+    """The new releases, oldest first; `numbers` lists their versions, newest first."""
+    refusals = {number: pip_refusal(history.library, number) for number in numbers}
+    base = next(release.version for release in reversed(history.releases) if not release.fault)
+    reachable = [number for number in numbers if not refusals[number]]
+    walked = {}
+    if reachable:
+        options.library = history.library
+        options.whole = True
+        releases = walk(options, [*reachable, Version(base).public])
+        walked = {release.version: release for release in releases}
+    causes_file = FOLDER / f"{history.library}.toml"
+    causes = read_causes(causes_file if causes_file.exists() else None)
+    new = []
+    for number in reversed(numbers):
+        fault = f"{OUT_OF_REACH}: {refusals[number]}"
+        release = walked.get(number) or Release(version=number, fault=fault)
+        new.append(replace(release, cause=causes.get(number, "")))
+    return new
+
+
+def pip_refusal(library: str, number: str) -> str:
+    """Why this machine's pip does not install a release; empty if it does."""
+    flags = ["--dry-run", "--no-deps", "--ignore-installed", "--quiet"]
+    command = [sys.executable, "-m", "pip", "install", *flags, f"{library}=={number}"]
+    answer = subprocess.run(command, capture_output=True, check=False, encoding="utf-8")
+    if not answer.returncode:
+        return ""
+    lines = [line for line in answer.stderr.splitlines() if line.strip()]
+    return shorten((lines or ["pip says nothing"])[0].removeprefix("ERROR: "), LONGEST)
+
+
+def read_history(path: Path) -> History:
+    """Read a history as `-o FILE.json` wrote it; raises InputError if the file holds none."""
+    try:
+        return TypeAdapter(History).validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no history: {first_line(error)}") from None
+
+
+def write_history(history: History, paths: Sequence[Path]) -> None:
+    """Write a history to files, each in the format that its name ends in."""
+    for path in paths:
+        form = PAGES[path.suffix]
+        page = FORMATS[form](history.sections)
+        if form == "json":
+            page = json.dumps(asdict(history), indent=1)
+        write_whole(path, page)
+        say(f"wrote {path}")
+
+
+def draw(histories: Sequence[History]) -> None:
+    """Draw the committed history as a picture and as a page."""
+    from tunegrid.page.timeline import Mark, write_timeline  # imports matplotlib
+
+    rows = {}
+    for history in histories:
+        marks = []
+        for release in history.releases:
+            facts = {
+                "compared with": release.before,
+                "installed": release.installed,
+                "numerics": release.numerics,
+                "changed": release.row["what changed"],
+                "cells": ", ".join(release.changed_cells),
+                "cause": release.cause,
+                "measured on": release.cpu or history.cpu,
+            }
+            marks.append(
+                Mark(
+                    library=history.library,
+                    version=release.version,
+                    kind=release.mark,
+                    facts=facts,
+                )
+            )
+        rows[history.library] = marks
+    write_timeline(rows, FOLDER / "history.svg", FOLDER / "history.html")
+    say(f"wrote {FOLDER / 'history.svg'} and {FOLDER / 'history.html'}")
 
 
 def read_causes(path: Path | None) -> Mapping[str, str]:
@@ -302,11 +444,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         InputError: if an argument is invalid, or if the releases cannot be listed.
     """
-    usage = "tunegrid history LIBRARY [OPTION ...] [-- OPTION OF PYTEST ...]"
+    usage = "tunegrid history [LIBRARY] [OPTION ...] [-- OPTION OF PYTEST ...]"
     parser = argparse.ArgumentParser(prog="tunegrid history", usage=usage, description=__doc__)
     add = parser.add_argument
-    library = "its name on the index, as peft"
-    add("library", type=lambda text: str(canonicalize_name(text)), metavar="LIBRARY", help=library)
+    library = "its name on the index, as peft (default: go on with the committed history)"
+    add(
+        "library",
+        nargs="?",
+        type=lambda text: str(canonicalize_name(text)),
+        metavar="LIBRARY",
+        help=library,
+    )
     origin = "the first release (default: the oldest that tunegrid takes)"
     add("--from", dest="origin", metavar="VERSION", help=origin)
     add("--to", metavar="VERSION", help="the last release (default: the newest)")
@@ -316,6 +464,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = f"write {', '.join(PAGES)}; repeatable"
     add("-o", "--output", type=Path, action="append", default=[], metavar="FILE", help=output)
     options = parse_options(parser, arguments)
+    if options.library is None:
+        given = {"--from": options.origin, "--to": options.to, "--causes": options.causes}
+        unfit = [name for name, value in (given | {"-o": options.output}).items() if value]
+        if unfit:
+            raise InputError(f"{unfit[0]} is for one library; give its name, too")
+        return go_on(options)
     for path in options.output:
         if path.suffix not in PAGES:
             raise InputError(f"{path}: expected a name that ends in {some([*PAGES])}")
@@ -338,13 +492,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         versions=versions(),
         releases=releases,
     )
-    for path in options.output:
-        form = PAGES[path.suffix]
-        page = FORMATS[form](history.sections)
-        if form == "json":
-            page = json.dumps(asdict(history), indent=1)
-        write_whole(path, page)
-        say(f"wrote {path}")
+    write_history(history, options.output)
     say(FORMATS["text"](history.sections))
     could_compare = any(release.before for release in releases)
     return 0 if could_compare else 2

@@ -95,10 +95,14 @@ class Chart:
 
     def save(self, folder: Path) -> None:
         """Writes the chart as SVG and PDF; raises OSError if a file cannot be written."""
-        for kind, date in (("svg", "Date"), ("pdf", "CreationDate")):
-            path = folder / f"{self.name}.{kind}"
-            with rc_context({"svg.hashsalt": self.name}), replace_file(path) as file:
-                self.figure.savefig(file, format=kind, metadata={date: None})
+        self.save_svg(folder / f"{self.name}.svg")
+        with replace_file(folder / f"{self.name}.pdf") as file:
+            self.figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+
+    def save_svg(self, path: Path) -> None:
+        """Writes the chart as one SVG file; raises OSError if it cannot be written."""
+        with rc_context({"svg.hashsalt": self.name}), replace_file(path) as file:
+            self.figure.savefig(file, format="svg", metadata={"Date": None})
 
 
 def style() -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -130,17 +130,27 @@ def module_files(file: Path) -> list[Path]:
 
 @cache
 def code_digest() -> str:
-    """The digest of the suite's modules and thresholds, except the suite's own tests."""
+    """The digest of the suite's modules and thresholds when first asked for."""
+    return digest_files(code_files())
+
+
+def code_files() -> list[Path]:
+    """The suite's modules and thresholds, except the suite's own tests."""
     files = []
     for folder in CODE:
         for path in (ROOT / folder).rglob("*.*"):
             if path.suffix in (".py", ".toml") and "tests" not in path.relative_to(ROOT).parts:
                 files.append(path)
-    return content_digest(*sorted(files))
+    return sorted(files)
 
 
 @cache
 def content_digest(*paths: Path) -> str:
+    """The digest of the given paths when first asked for."""
+    return digest_files(paths)
+
+
+def digest_files(paths: Iterable[Path]) -> str:
     """The digest of the given files and of all files in the given folders; empty if none exist.
 
     It covers the files' names and contents or, if they are large in total, names, sizes and times.
