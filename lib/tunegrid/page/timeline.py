@@ -32,6 +32,7 @@ LOOKS: Mapping[str, Mapping[str, Any]] = {
 CHANGES = ("numerics", "audits", "memory", "quality")  # which the picture labels
 TITLE = "What each release changed in 27 fine-tunings"
 WIDTH, ROW_HEIGHT = 10.0, 0.62  # inches
+LOW, HIGH = 9, 18  # points from a mark to its label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +65,20 @@ def draw_timeline(rows: Mapping[str, Sequence[Mark]], title: str = TITLE) -> Cha
             if places:
                 points = axes.scatter(places, [-row] * len(places), zorder=2, **look)
                 points.set_urls([f"#{marks[place].anchor}" for place in places])
+        height = LOW
         for place, mark in enumerate(marks):
-            is_end = place in (0, len(marks) - 1)
-            if mark.kind in CHANGES or is_end:
-                axes.annotate(
-                    mark.version,
-                    (place, -row),
-                    xytext=(0, 9 if mark.kind in CHANGES else -14),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
-                    color=GREYS["ink" if mark.kind in CHANGES else "soft"],
-                    fontweight="bold" if mark.kind in CHANGES else "normal",
-                )
+            # Labels of neighbours stand above each other.
+            is_next = place > 0 and marks[place - 1].kind in CHANGES
+            height = HIGH if is_next and height == LOW else LOW
+            label: dict[str, Any] = {
+                "xy": (place, -row),
+                "textcoords": "offset points",
+                "ha": "center",
+            }
+            if mark.kind in CHANGES:
+                axes.annotate(mark.version, xytext=(0, height), fontweight="bold", **label)
+            elif place in (0, len(marks) - 1):
+                axes.annotate(mark.version, xytext=(0, -14), color=GREYS["soft"], **label)
     names = [f"{name}\n{_looked_at(marks)}" for name, marks in rows.items()]
     axes.set_yticks([-row for row in range(len(rows))], names, fontsize=9, linespacing=1.3)
     axes.set_xlim(-0.8, longest - 0.2)

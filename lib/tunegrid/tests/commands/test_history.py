@@ -139,3 +139,99 @@ def test_what_cannot_be_walked_is_one_sentence(capsys, options, sentence):
 
 def test_the_first_release_is_by_default_the_oldest_that_tunegrid_takes():
     assert history.supported_from("transformers").major == 5
+
+
+# Going on
+
+
+def saved_history(folder, library="planted", **fields):
+    """A committed history of 1.0, which ran, and 2.0, which did not, in a folder."""
+    releases = [{"version": "1.0", "answer": "the first"}, {"version": "2.0", "fault": "no room"}]
+    values = {"library": library, "profile": "quick", "cells": CELLS, "cpu": "EPYC"}
+    values |= {"suite": "0.22.0", "versions": {"python": "3.11"}, "releases": releases} | fields
+    (folder / f"{library}.json").write_text(json.dumps(values))
+
+
+@pytest.fixture
+def committed(tmp_path, monkeypatch, saved_runs):
+    """A committed history, after which 3.0 changed a cell's gradients and 4.0 is out of reach."""
+    folder = tmp_path / "history"
+    folder.mkdir()
+    saved_history(folder)
+    refusals = {"4.0": "no version fits"}
+    monkeypatch.setattr(history, "FOLDER", folder)
+    monkeypatch.setattr(history, "list_releases", lambda *arguments: ["4.0", "3.0", "2.0"])
+    monkeypatch.setattr(history, "pip_refusal", lambda library, number: refusals.get(number, ""))
+    saved_runs.add("1.0", EQUAL)
+    saved_runs.add("3.0", CHANGED)
+    return folder
+
+
+def read_releases(folder):
+    releases = json.loads((folder / "planted.json").read_text())["releases"]
+    return {release["version"]: release for release in releases}
+
+
+def test_the_committed_history_goes_on_with_what_came_out_since(committed, saved_runs, run_command):
+    (committed / "planted.toml").write_text('"3.0" = "planted#7"')
+    code, lines = run_command("history")
+    assert code == 0
+    assert lines[0] == "New: planted 3.0, planted 4.0."
+    # The last release that ran is measured again, since the suite may have changed.
+    firsts = [line for line in saved_runs.sessions if "first-updates:" in line]
+    assert [line.partition(" ")[0] for line in firsts] == ["1.0", "3.0"]
+    releases = read_releases(committed)
+    assert [*releases] == ["1.0", "2.0", "3.0", "4.0"]
+    assert releases["3.0"]["before"] == "1.0"
+    assert releases["3.0"]["changed_cells"] == [CELLS[1]]
+    assert releases["3.0"]["cause"] == "planted#7"
+    assert len(releases["3.0"]["suite"]) == 16
+    assert releases["4.0"]["fault"] == "out of reach: no version fits"
+    assert "| 4.0 | - | out of reach: no version fits | - |" in (
+        (committed / "planted.md").read_text()
+    )
+
+
+def test_without_new_releases_the_first_line_says_so(committed, run_command, monkeypatch):
+    monkeypatch.setattr(history, "list_releases", lambda *arguments: ["2.0"])
+    code, lines = run_command("history")
+    assert (code, lines[0]) == (0, "Nothing new came out since the history ends.")
+    assert [*read_releases(committed)] == ["1.0", "2.0"]
+
+
+def test_nothing_is_compared_across_a_change_of_the_suite(walk, monkeypatch):
+    digests = iter(["a" * 64, "a" * 64, "b" * 64, "b" * 64])
+    monkeypatch.setattr(history, "digest_files", lambda files: next(digests))
+    _, _, releases = walk()
+    assert [releases[number]["suite"] for number in ("1.0", "3.0", "4.0")] == [
+        "a" * 16,
+        "b" * 16,
+        "b" * 16,
+    ]
+    assert (releases["3.0"]["before"], releases["3.0"]["findings"]) == ("", [])
+    assert releases["3.0"]["answer"] == "the suite changed; compared with nothing"
+    assert releases["4.0"]["before"] == "3.0"
+
+
+def test_the_picture_has_a_mark_for_each_release_and_the_page_what_it_changed(
+    committed, run_command
+):
+    run_command("history")
+    picture = (committed / "history.svg").read_text()
+    page = (committed / "history.html").read_text()
+    kinds = {"1.0": "compared with nothing", "2.0": "did not run"}
+    kinds |= {"3.0": "numerics", "4.0": "out of reach"}
+    for number, kind in kinds.items():
+        assert f'href="#planted-{number}"' in picture
+        assert f"<h2>planted {number}: {kind}</h2>" in page
+    assert f"<dt>cells</dt><dd>{CELLS[1]}</dd>" in page
+    assert "1 of 1 changed" in picture
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize("option", ["--from=1.0", "--to=2.0", "--causes=c.toml", "-o=h.json"])
+def test_options_of_one_library_need_its_name(run_command, option):
+    code, lines = run_command(f"history {option}")
+    assert code == 2
+    assert "is for one library; give its name, too" in lines[-1]
