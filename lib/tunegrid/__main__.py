@@ -27,6 +27,7 @@ COMMANDS = {
         "what did each release of a library change? runs the cells with all of them, "
         "and tabulates it"
     ),
+    "versions": "which packages changed, between two environments or since a run?",
     "speed": "did training become slower, or take more memory? compares two environments in turns",
 }
 
