@@ -277,7 +277,19 @@ class TrainingRecord(Part):
     ]
     clipped_norm: Annotated[Amount | None, note("the same after clipping")]
     first_step: Annotated[FirstStep | None, note("null: not taken, as in footprints")]
-    planned: Annotated[Count | None, note("updates of the whole run; null: not known")] = None
+    planned: Annotated[
+        Count | None,
+        note("updates that the recipe plans without the command line's changes; null: not known"),
+    ] = None
+    asked: Annotated[
+        Count | None,
+        note("updates that the run was to make, with those changes; null: an older run"),
+    ] = None
+
+    @property
+    def due(self) -> int:
+        """The updates of a whole run; of an older run, those of its recipe; 0 if unknown."""
+        return (self.planned if self.asked is None else self.asked) or 0
 
 
 class EvaluationRecord(Part):
@@ -565,10 +577,10 @@ class Record(Part):
 
     @property
     def is_short(self) -> bool:
-        """Checks whether the run was shorter than planned or too small for some audits."""
+        """Checks whether the run ended before the updates due or was too small for some audits."""
         if self.excused:
             return True
-        return self.training is not None and self.training.updates < (self.training.planned or 0)
+        return self.training is not None and self.training.updates < self.training.due
 
     @property
     def peak_gib(self) -> float | None:

@@ -312,7 +312,7 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
         training = record.training
         if training and not record.excused:
             made = f"{record.cell} made {training.updates}"
-            updates[record.cell] = f"{made} of its {training.planned} planned updates"
+            updates[record.cell] = f"{made} of its {training.due} planned updates"
     clauses = [_excused_clause(run, records), some([*updates.values()])]
     clause = "; ".join(filter(None, clauses))
     is_judged = len(cells) < run.cell_count or any(map(was_compared, main_scores(run.judged)))

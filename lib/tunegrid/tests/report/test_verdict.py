@@ -96,7 +96,9 @@ UNVARIED = replace(
     cell=OTHER,
     excused=SHORT.excused | {"predictions_not_collapsed": "2 of 48 updates may be too few"},
 )
-CUT = altered(complete(bounds={}), "training.planned", 48)  # it made two
+CUT = altered(complete(bounds={}), "training.planned", 48)  # an older run, which made two
+SWEPT = altered(CUT, "training.asked", 2)
+BROKEN_OFF = altered(CUT, "training.asked", 40)
 AUDITED = complete(
     status="audit",
     audits=[FINDING | {"name": "base_frozen", "passed": False}],
@@ -189,6 +191,21 @@ CASES = [
         Rank.TOO_SHORT,
         "bert_sa_lora made 2 of its 48 planned updates",
         records=[CUT, BOTH[1]],
+    ),
+    Case(
+        Rank.PASSED,
+        "Passed: the one cell ran to the end, without bounds, and passed every audit.",
+        records=[SWEPT],
+    ),
+    Case(
+        Rank.UNJUDGED,
+        "short to judge: bert_sa_lora made 2 of its 40 planned updates",
+        records=[BROKEN_OFF],
+    ),
+    Case(
+        Rank.UNJUDGED,
+        "short to judge: the one cell failed learned_something",
+        records=[altered(SHORT, "training.asked", 2)],
     ),
     Case(
         Rank.TOO_SHORT,
