@@ -29,6 +29,7 @@ from tunegrid.page.rows import rows_section
 from tunegrid.record import Record, Status
 from tunegrid.report import compare
 from tunegrid.report.compare import Comparison, compare_methods
+from tunegrid.report.environments import library_versions
 from tunegrid.report.tables import Section
 from tunegrid.report.verdict import RunVerdict, run_verdict
 from tunegrid.runs.files import OwnNoise, SavedRun, read_saved
@@ -695,16 +696,6 @@ def effect_text(judgement: Judgement) -> str | None:
     if judgement.low is None or judgement.high is None:
         return change
     return f"{change} ({scale * judgement.low:{form}} to {scale * judgement.high:{form}})"
-
-
-def library_versions(records: Sequence[Record]) -> dict[str, str]:
-    """The versions of each library in these records, joined by "and"."""
-    numbers_by_name: dict[str, dict[str, None]] = defaultdict(dict)
-    for record in records:
-        for name, version in record.versions.items():
-            if version:
-                numbers_by_name[name][version] = None
-    return {name: " and ".join(versions) for name, versions in numbers_by_name.items()}
 
 
 def settings_frame(record: Record, with_versions: bool) -> pd.DataFrame:

@@ -115,6 +115,13 @@ class RunVerdict:
         more = [statement.sentence for statement in self.statements[1:]]
         return answer_lines(self.answer, self.statements[0].cause, self.next_step, more)
 
+    @property
+    def reasons(self) -> list[str]:
+        """The cause of the answer, if known, and the sentences of all other statements."""
+        cause = self.statements[0].cause
+        reasons = [f"Cause: {cause}."] if cause else []
+        return reasons + [statement.sentence for statement in self.statements[1:]]
+
 
 def answer_lines(
     answer: str, cause: str, next_step: str, more: Sequence[str] = ()

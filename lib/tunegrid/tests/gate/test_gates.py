@@ -15,6 +15,7 @@ from tunegrid.gate.gate import Run, gate
 from tunegrid.gate.judgements import LEDGER, Verdict
 from tunegrid.gate.thresholds import load_margins
 from tunegrid.grid.recipes import CONFIRMING
+from tunegrid.report.environments import version_changes
 from tunegrid.runs.files import OwnNoise, noise_json, read_list, recipe_digest
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import (
@@ -39,6 +40,7 @@ BETTER = Verdict.BETTER
 SAME = Verdict.SAME
 CANNOT_TELL = Verdict.CANNOT_TELL
 DEVICE = MEASURED["device"]
+KEYS = ["answer", "exit_code", "reasons", "next_step", "environments", "warning", "judgements"]
 OTHER_CPU = {"device": DEVICE | {"name": "another CPU"}}
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -313,6 +315,78 @@ def test_exit_codes_of_the_command(pair, options, code, tmp_path, capsys):
     old, new = saved_pair(tmp_path, *pairs[pair])
     assert command.main([str(old), str(new), *options]) == code
     assert capsys.readouterr().err == ""
+
+
+def with_peft(record, version, digest):
+    """A record made with this release of PEFT and this code of it."""
+    versions = {"python": "3.12.3", "torch": "2.15.0", "peft": version, "nltk": None}
+    return replace(record, versions=versions, libraries={"torch": "1" * 16, "peft": digest * 16})
+
+
+@pytest.mark.parametrize(
+    ("version", "digest", "changes"),
+    [
+        ("0.21.2", "a", []),
+        ("0.22.0", "b", ["peft 0.21.2 -> 0.22.0"]),
+        ("0.21.2", "b", ["peft 0.21.2 -> 0.21.2 (other code)"]),  # as of a checkout
+        (None, "a", ["peft 0.21.2 -> none"]),
+    ],
+)
+def test_files_of_two_environments_are_named_as_an_upgrade_names_them(
+    tmp_path, capsys, version, digest, changes
+):
+    old = with_peft(hit(512, 480), "0.21.2", "a")
+    new = with_peft(hit(512, 480), version, digest)
+    files = [str(path) for path in saved_pair(tmp_path, old, new)]
+    assert command.main([*files, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["environments"] == changes
+    sentence = "".join(f"The environments differ in {change}." for change in changes)
+    for form in ("text", "markdown"):
+        command.main([*files, "--format", form])
+        printed = capsys.readouterr().out.replace("\\>", ">")  # as Markdown escapes it
+        assert ("The environments differ" in printed) == bool(changes)
+        assert sentence in printed
+
+
+def test_the_first_packages_named_are_the_suites_libraries():
+    old = {"zlib": "1", "torch": "2.10", "peft": None, "python": "3.12", "scipy": "1"}
+    new = {"zlib": "2", "torch": "2.11", "peft": "0.22", "python": "3.12", "nltk": "3"}
+    changes = ["peft none -> 0.22", "torch 2.10 -> 2.11", "zlib 1 -> 2"]
+    assert version_changes(old, new) == changes
+    archive = {"python": "another archive"}
+    python = "python 3.12 -> 3.12 (another archive)"
+    assert version_changes(old, new, archive) == [*changes[:2], python, changes[2]]
+
+
+@pytest.mark.parametrize(
+    ("pair", "code", "first", "reason"),
+    [
+        ((480, 480), 0, "Passed: the one cell reached every bound", "No worse than old.json by "),
+        ((480, 416), 1, "Failed: 1 cell worse: bert_sa_lora acc", "Cause: numerics changed, first"),
+        ((500, 500), 6, "Changed: ", "Cause: the runs differ in peft 0.22.0, it was 0.21.2"),
+    ],
+)
+def test_json_has_the_first_line_of_the_text_the_exit_code_and_the_reasons(
+    tmp_path, capsys, pair, code, first, reason
+):
+    old, new = (with_peft(hit(512, right), "0.21.2", "a") for right in pair)
+    if code == 6:
+        new = altered(with_peft(new, "0.22.0", "b"), "training.losses", [0.9, 0.8])
+    files = [str(path) for path in saved_pair(tmp_path, old, new)]
+    assert command.main([*files, "--format", "json"]) == code
+    content = json.loads(capsys.readouterr().out)
+    assert list(content) == KEYS
+    assert command.main(files) == code
+    text_lines = capsys.readouterr().out.splitlines()
+    # The first line after the table and its remarks
+    answer = next(line for line in text_lines if line.startswith(first.partition(":")[0] + ":"))
+    assert content["answer"] == answer
+    assert answer.startswith(first)
+    assert content["exit_code"] == code
+    assert content["reasons"][0].startswith(reason)
+    assert set(content["reasons"]) < set(text_lines)
+    assert content["next_step"] == "" or f"Next: {content['next_step']}." in text_lines
+    assert {judgement["cell"] for judgement in content["judgements"]} == {CELL}
 
 
 def test_markdown_the_step_summary_and_the_former_name_of_an_option(tmp_path, capsys, monkeypatch):
