@@ -5,11 +5,11 @@
 The exit code is 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new
 run did not pass; with `speed` or `instruments` in --gate-on, also if one of these is worse, and
 with `numerics` if numerics changed. Otherwise it is 6 if numerics changed, tensors hold fewer
-bytes, a cell's recipe changed, NEW.json is unsealed, all cells were too short to judge, or no
-figure of a kind in --gate-on could be compared; with `cannot-tell`, also if any main score cannot
-be decided. Changed numerics do not count if --gate-on has neither `numerics` nor `changed`. The
-exit code is 2 if the baseline is unsealed or a file was changed since it was written, and 0
-otherwise.
+bytes, a cell's recipe changed, a known fault of a library is new, NEW.json is unsealed, all cells
+were too short to judge, or no figure of a kind in --gate-on could be compared; with `cannot-tell`,
+also if any main score cannot be decided. Changed numerics do not count if --gate-on has neither
+`numerics` nor `changed`. The exit code is 2 if the baseline is unsealed or a file was changed since
+it was written, and 0 otherwise.
 
 `--format json` prints an object: `answer` (the first line), `exit_code`, `reasons`, `next_step`,
 `environments` (libraries that differ), `warning` and `judgements`. In GitHub Actions, the answer

@@ -160,7 +160,8 @@ def unsound_cells(run: SavedRun) -> list[str]:
     """The cells that failed, or whose audits failed without excuse, with at least one seed."""
     from tunegrid.gate.gate import is_sound  # imports scipy
 
-    return list(dict.fromkeys(record.cell for record in run.records if not is_sound(record)))
+    unsound = [record for record in run.records if record.known or not is_sound(record)]
+    return list(dict.fromkeys(record.cell for record in unsound))
 
 
 def cells_with_changes(judgements: Sequence[Judgement]) -> list[str]:

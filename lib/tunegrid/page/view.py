@@ -37,6 +37,7 @@ from tunegrid.runs.frame import figure_frame
 from tunegrid.runs.status import (
     cell_status,
     first_trainings,
+    known_faults,
     locate,
     too_short,
     unconfirmed_misses,
@@ -303,7 +304,7 @@ class CellView:
     @property
     def failed(self) -> bool:
         """Checks whether the cell failed; *unconfirmed* and *begun* do not count as failures."""
-        return self.status not in ("passed", "unconfirmed", "begun")
+        return self.status not in ("passed", "unconfirmed", "known", "begun")
 
     @property
     def changed(self) -> bool:
@@ -313,12 +314,12 @@ class CellView:
 
     @property
     def complaints(self) -> list[str]:
-        """A sentence for each fault, including excused audits, without the cell's name."""
+        """A sentence for each fault, also if it does not count, without the cell's name."""
         texts = []
         for record in self.records:
             suffix = locate(record, "")
             seed = f" (seed {record.seeds.seed})" if len(self.records) > 1 else ""
-            for text in (*record.missed, *too_short(record)):
+            for text in (*record.missed, *too_short(record), *known_faults(record)):
                 texts.append(strip_places(text.replace(suffix, "")) + seed)
         return texts
 

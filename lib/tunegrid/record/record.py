@@ -24,8 +24,9 @@ from tunegrid.machine import library_digests, versions
 from tunegrid.terminal import defuse, strip_places
 
 SCHEMA_VERSION: Final = 4
-# "unconfirmed" means that the cell missed bounds that its other training run reached.
-Finished = Literal["passed", "unconfirmed", "missed", "audit"]
+# "unconfirmed" means that the cell missed bounds that its other training run reached, "known" that
+# an audit failed by a known fault of a library.
+Finished = Literal["passed", "unconfirmed", "known", "missed", "audit"]
 Status = Literal[
     Finished,
     "unfinished",
@@ -548,6 +549,10 @@ class Record(Part):
         dict[str, str],
         note("failed audits that do not count, and why"),
     ] = field(default_factory=dict)
+    known: Annotated[
+        dict[str, str],
+        note("audits that failed by a known fault of a library, and which"),
+    ] = field(default_factory=dict)
     libraries: Annotated[
         dict[str, Hash],
         note("hash of each library's code; empty: not known"),
@@ -574,6 +579,11 @@ class Record(Part):
     def unharmed(self) -> bool:
         """Checks whether the cell passed, or only missed bounds that its other run reached."""
         return self.status in ("passed", "unconfirmed")
+
+    @property
+    def uncounted(self) -> dict[str, str]:
+        """The failed audits that do not count, and why."""
+        return self.excused | self.known
 
     @property
     def is_short(self) -> bool:

@@ -317,6 +317,60 @@ def test_exit_codes_of_the_command(pair, options, code, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+KNOWN = {
+    "status": "known",
+    "audits": [{"name": "gradients_survive_evaluation", "passed": False, "detail": "by 1"}],
+    "known": {"gradients_survive_evaluation": "pytorch#158232, torch<2.11"},
+}
+
+
+@pytest.mark.parametrize(
+    ("old_part", "new_part", "code", "first", "detail"),
+    [
+        ({}, KNOWN, 6, "1 of 2 cells failed gradients_survive_evaluation", "in this run"),
+        (KNOWN, {}, 0, "Passed: ", "in the baseline"),
+        (KNOWN, KNOWN, 0, "Known fault: 1 of 2 cells failed gradients_survive_eval", "in this run"),
+    ],
+)
+def test_a_cell_with_a_known_fault_is_a_row_of_its_own_and_no_pass(
+    tmp_path, capsys, old_part, new_part, code, first, detail
+):
+    cell = "gpt2_sa_lora"
+    points = {"accuracy": hits(512, 480)}
+    # It would be 12 points worse
+    old = [hit(512, 480), get_record(cell, points, **old_part)]
+    new = [hit(512, 480), get_record(cell, {"accuracy": hits(512, 416)}, **new_part)]
+    judgements = gate(Run.make(old), Run.make(new))
+    [judgement] = [judgement for judgement in judgements if judgement.cell == cell]
+    assert (judgement.quantity, judgement.verdict) == ("cell", Verdict.KNOWN)
+    assert judgement.detail.startswith(f"pytorch#158232, torch<2.11, {detail}")
+    assert {judgement.verdict for judgement in judgements} >= {Verdict.KNOWN, SAME}
+    old_file = run_file(tmp_path / "old.json", old)
+    new_file = run_file(tmp_path / "new.json", new)
+    assert command.main([str(old_file), str(new_file), "--format", "json"]) == code
+    assert json.loads(capsys.readouterr().out)["answer"].startswith(first)
+    command.main([str(old_file), str(new_file)])
+    lines = capsys.readouterr().out.splitlines()
+    [row] = [line.split() for line in lines if line.startswith(f"{cell} ")]
+    assert "known" in row
+    assert not {"same", "passed", "worse"} & {*row}
+
+
+def test_a_run_of_known_faults_alone_cannot_be_judged(tmp_path, capsys):
+    record = get_record("gpt2_sa_lora", {"accuracy": hits(512, 480)}, **KNOWN)
+    files = [str(path) for path in saved_pair(tmp_path, record, record)]
+    assert command.main([*files, "--format", "json"]) == 6
+    answer = json.loads(capsys.readouterr().out)["answer"]
+    assert answer == "Cannot tell whether the run is worse than old.json."
+
+
+def test_a_baseline_with_a_known_fault_is_refused_for_another_failed_audit():
+    other = {"audits": [*KNOWN["audits"], KNOWN["audits"][0] | {"name": "base_frozen"}]}
+    record = get_record("gpt2_sa_lora", **KNOWN | other | {"status": "audit"})
+    with pytest.raises(InputError, match="gpt2_sa_lora failed audit base_frozen; give"):
+        gate(Run.make([record]), Run.make([record]))
+
+
 def with_peft(record, version, digest):
     """A record made with this release of PEFT and this code of it."""
     versions = {"python": "3.12.3", "torch": "2.15.0", "peft": version, "nltk": None}
