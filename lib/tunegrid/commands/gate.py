@@ -5,11 +5,15 @@
 The exit code is 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new
 run did not pass; with `speed` or `instruments` in --gate-on, also if one of these is worse, and
 with `numerics` if numerics changed. Otherwise it is 6 if numerics changed, tensors hold fewer
-bytes, a cell's recipe changed, NEW.json is unsealed, all cells were too short to judge, or no
-figure of a kind in --gate-on could be compared; with `cannot-tell`, also if any main score cannot
-be decided. Changed numerics do not count if --gate-on has neither `numerics` nor `changed`. The
-exit code is 2 if the baseline is unsealed or a file was changed since it was written, and 0
-otherwise. In GitHub Actions, the answer and the table are also written to the step summary.
+bytes, a cell's recipe changed, a known fault of a library is new, NEW.json is unsealed, all cells
+were too short to judge, or no figure of a kind in --gate-on could be compared; with `cannot-tell`,
+also if any main score cannot be decided. Changed numerics do not count if --gate-on has neither
+`numerics` nor `changed`. The exit code is 2 if the baseline is unsealed or a file was changed since
+it was written, and 0 otherwise.
+
+`--format json` prints an object: `answer` (the first line), `exit_code`, `reasons`, `next_step`,
+`environments` (libraries that differ), `warning` and `judgements`. In GitHub Actions, the answer
+and the table are also written to the step summary.
 """
 
 import argparse
@@ -22,6 +26,7 @@ from pathlib import Path
 from tunegrid.commands.cli import add_gate_on
 from tunegrid.gate.judgements import COUNTED, DEFAULT_KINDS, Judgement, parse_kinds, verdict_text
 from tunegrid.record import Record
+from tunegrid.report.environments import environment_changes, environment_sentences
 from tunegrid.report.summary import annotate, gate_section, summary, table, write_step_summary
 from tunegrid.report.tables import Section, text
 from tunegrid.report.verdict import Rank, RunVerdict, run_verdict
@@ -61,6 +66,8 @@ class GateAnswer:
 
     verdict: RunVerdict
     judgements: Sequence[Judgement]  # one for each figure of each cell
+    environments: Sequence[str] = ()  # libraries that differ, as in "peft 0.21.2 -> 0.22.0"
+    notes: Sequence[str] = ()  # sentences on how the environments differ
     warning: str = ""  # set if a run is unsealed
 
     @property
@@ -87,8 +94,21 @@ class GateAnswer:
         return statements
 
     def __str__(self) -> str:
-        """The warning, if any, and the sentences of the verdict."""
-        return "\n".join(filter(None, (self.warning, *self.verdict.sentences)))
+        """The warning, if any, the sentences of the verdict, and those on the environments."""
+        return "\n".join(filter(None, (self.warning, *self.verdict.sentences, *self.notes)))
+
+    def to_json(self) -> str:
+        """The answer as JSON, whose keys stay the same from release to release."""
+        content = {
+            "answer": self.verdict.answer,
+            "exit_code": self.exit_code,
+            "reasons": self.verdict.reasons,
+            "next_step": self.verdict.next_step,
+            "environments": self.environments,
+            "warning": self.warning,
+            "judgements": [asdict(judgement) for judgement in self.judgements],
+        }
+        return json.dumps(content, indent=1)
 
 
 def gate(
@@ -133,7 +153,13 @@ def judge(
         files=(str(old.path), str(new.path)),
     )
     warning = f"{new.warning}." if new.doubt else ""
-    return GateAnswer(verdict=verdict, judgements=judgements, warning=warning)
+    return GateAnswer(
+        verdict=verdict,
+        judgements=judgements,
+        environments=environment_changes(old.records, new.records),
+        notes=environment_sentences(old.records, new.records),
+        warning=warning,
+    )
 
 
 def print_answer(answer: GateAnswer, options: argparse.Namespace) -> None:
@@ -154,16 +180,17 @@ def print_answer(answer: GateAnswer, options: argparse.Namespace) -> None:
                 )
         sections = [table(dict.fromkeys(("cell", "numerics", "what"), ""), rows)]
     warning = [answer.warning] if answer.warning else []
-    words = "\n\n".join([*warning, summary(verdict, judgements, evidence=sections)])
+    markdown_text = summary(verdict, judgements, answer.notes, sections)
+    words = "\n\n".join([*warning, markdown_text])
     if options.format == "json":
         for sentence in warning:
             say(sentence, error=True)
-        say(json.dumps([asdict(judgement) for judgement in judgements], indent=1))
+        say(answer.to_json())
     elif options.format == "markdown":
         say(words)
     else:
         figures = gate_section(judgements, verdict.failing)
-        answer_section = Section(sentences=verdict.sentences)
+        answer_section = Section(sentences=[*verdict.sentences, *answer.notes])
         say(text([Section(sentences=warning), *sections, figures, answer_section]))
         annotate(verdict)
     write_step_summary(words)

@@ -37,8 +37,8 @@ from tunegrid.commands.sides import (
     Runner,
     cells_with_changes,
     finished_cells,
+    package_changes,
     parse_options,
-    version_changes,
 )
 from tunegrid.errors import InputError, first_line
 from tunegrid.gate.judgements import SINCE, Judgement, Verdict, tally, verdict_text
@@ -276,7 +276,7 @@ def walk(options: argparse.Namespace, numbers: Sequence[str]) -> list[Release]:
                     last, side, first_updates=first_updates, finishes=options.whole
                 )
                 release = describe_release(number, before, compared, options.kinds)
-                release = replace(release, installed=version_changes(last, side))
+                release = replace(release, installed=package_changes(last, side))
         except InputError as error:
             releases.append(Release(version=number, fault=str(error)))
             say(f"{name} is left out: {error}")

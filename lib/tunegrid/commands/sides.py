@@ -19,7 +19,7 @@ from tunegrid.gate.judgements import (
     parse_kinds,
 )
 from tunegrid.grid.recipes import MICRO, SCORED
-from tunegrid.machine import PACKAGES
+from tunegrid.report.environments import version_changes
 from tunegrid.runs.files import SavedRun, read_saved
 from tunegrid.words import some
 
@@ -160,7 +160,8 @@ def unsound_cells(run: SavedRun) -> list[str]:
     """The cells that failed, or whose audits failed without excuse, with at least one seed."""
     from tunegrid.gate.gate import is_sound  # imports scipy
 
-    return list(dict.fromkeys(record.cell for record in run.records if not is_sound(record)))
+    unsound = [record for record in run.records if record.known or not is_sound(record)]
+    return list(dict.fromkeys(record.cell for record in unsound))
 
 
 def cells_with_changes(judgements: Sequence[Judgement]) -> list[str]:
@@ -169,23 +170,17 @@ def cells_with_changes(judgements: Sequence[Judgement]) -> list[str]:
     return [judgement.cell for judgement in numerics if judgement.verdict not in SAME_NUMERICS]
 
 
-def version_changes(before: Environment, after: Environment) -> str:
+def package_changes(before: Environment, after: Environment) -> str:
     """Describe version changes, as in "peft 0.21.2 -> 0.22.0", with the suite's libraries first.
 
     If all versions are equal, name the packages, which then come from different archives.
     """
     here = {name: installed_version(found) for name, found in find_packages(sys.path).items()}
-    names = sorted({**before.own, **after.own}, key=lambda name: (name not in PACKAGES, name))
-    changed = []
-    equal = []
-    for name in names:
-        old = before.own.get(name) or here.get(name, "none")
-        new = after.own.get(name) or here.get(name, "none")
-        if old == new:
-            equal.append(f"{name} {old} -> {new} (another archive)")
-        else:
-            changed.append(f"{name} {old} -> {new}")
-    return some(changed or equal)
+    names = {**before.own, **after.own}
+    old = {name: before.own.get(name) or here.get(name) for name in names}
+    new = {name: after.own.get(name) or here.get(name) for name in names}
+    archives = dict.fromkeys(names, "another archive")
+    return some(version_changes(old, new) or version_changes(old, new, archives))
 
 
 def parse_options(

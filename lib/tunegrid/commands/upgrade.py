@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 from tunegrid.commands import environments
 from tunegrid.commands.environments import Environment, NoRun
 from tunegrid.commands.packages import parse_requirement
-from tunegrid.commands.sides import Runner, parse_options, unsound_cells, version_changes
+from tunegrid.commands.sides import Runner, package_changes, parse_options, unsound_cells
 from tunegrid.errors import InputError
 from tunegrid.gate.judgements import DEFAULT_KINDS
 from tunegrid.report.summary import gate_section, summary, write_step_summary
@@ -91,7 +91,7 @@ def run_upgrade(options: argparse.Namespace) -> int:
         chosen = options.cells or STOCK_CELLS
         stock_cells = [cell for cell in STOCK_CELLS if cell in chosen]
     before, after = make_environments(options)
-    subject = version_changes(before, after)
+    subject = package_changes(before, after)
     runner = Runner(options, is_strict=True)
     first_updates = runner.can_begin and not options.whole
     try:

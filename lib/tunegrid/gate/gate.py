@@ -125,9 +125,17 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
         first = next(iter(new.records))
         raise InputError(f"the two runs have no cell in common: the baseline has no {first}")
     check_sound(old.select(cells))
-    finished = _rows(_finished(old), _finished(new))
-
     judgements = []
+    for cell, rows in list(cells.items()):
+        detail = _known_detail(rows)
+        if detail:
+            record = next(iter(rows.new.values()))
+            judgements.append(make_judgement(record, "cell", Verdict.KNOWN, detail=detail))
+            del cells[cell]
+    finished = {
+        cell: rows for cell, rows in _rows(_finished(old), _finished(new)).items() if cell in cells
+    }
+
     one_training = set()
     for cell, rows in cells.items():
         judgement, is_one_training = numerics.judge_numerics(rows, tolerances)
@@ -155,6 +163,21 @@ def gate(old: Run, new: Run, *, noise: Noise | None = None) -> list[Judgement]:
     for record in _extra_cells(new, old):
         judgements.append(make_judgement(record, "cell", Verdict.NEW, detail="not in the baseline"))
     return sorted(judgements, key=lambda j: (j.cell in new.records, study_place(j.cell)))
+
+
+def _known_detail(rows: Rows) -> str:
+    """The known faults that made audits of a cell fail, by run; empty if there are none.
+
+    After a failed audit, a cell's figures do not describe the method, so they are not compared.
+    """
+    texts = []
+    for name, records in (("this run", rows.new), ("the baseline", rows.old)):
+        faults = dict.fromkeys(
+            text for record in records.values() for text in record.known.values()
+        )
+        if faults:
+            texts.append(f"{'; '.join(faults)}, in {name}")
+    return "; ".join(texts)
 
 
 def _finished(run: Run) -> Run:
@@ -191,14 +214,14 @@ def check_sound(baseline: Run) -> None:
 
 
 def is_sound(record: Record) -> bool:
-    """Checks whether all audits passed or are excused, and the first updates had no fault."""
+    """Checks whether all audits passed or do not count, and the first updates had no fault."""
     return record.status != "failed" and not failed_audit_names(record)
 
 
 def failed_audit_names(record: Record) -> list[str]:
-    """The names of the failed audits that are not excused."""
+    """The names of the failed audits that count."""
     failed = [finding.name for finding in record.audits if not finding.passed]
-    return [name for name in failed if name not in record.excused]
+    return [name for name in failed if name not in record.uncounted]
 
 
 def _confirm(

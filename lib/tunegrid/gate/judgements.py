@@ -37,6 +37,7 @@ class Verdict(StrEnum):
     WORSE = "worse"
     CHANGED = "changed"  # for numerics, like equal and rounding, and for fewer bytes in the ledger
     CANNOT_TELL = "cannot tell"
+    KNOWN = "known"  # a known fault of a library made an audit fail, so nothing was compared
     NEW = "new"
     BETTER = "better"
     ROUNDING = "rounding"
@@ -204,7 +205,7 @@ def was_compared(judgement: Judgement) -> bool:
     """Checks whether the figure was compared, even if the result is undecided."""
     if judgement.verdict is Verdict.CANNOT_TELL:
         return judgement.p is not None
-    return judgement.verdict not in (Verdict.NOT_COMPARABLE, Verdict.NEW)
+    return judgement.verdict not in (Verdict.NOT_COMPARABLE, Verdict.NEW, Verdict.KNOWN)
 
 
 def uncompared_kinds(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[str]:

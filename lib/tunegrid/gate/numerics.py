@@ -551,15 +551,17 @@ def unlike_libraries(before: Record, after: Record) -> str:
     for name, digest in after.libraries.items():
         if before.libraries.get(name, digest) != digest and olds.get(name) == news.get(name):
             changes.append(f"{name} {news.get(name)} with other code")
-    changes += unlike_kernels(before, after)
+    changes += unlike_kernels(before.kernels, after.kernels)
     return "; ".join(changes)
 
 
-def unlike_kernels(before: Record, after: Record) -> list[str]:
-    """Names the compiled code from the hub that only one record ran, or in another form."""
+def unlike_kernels(
+    before: Mapping[str, KernelRecord], after: Mapping[str, KernelRecord]
+) -> list[str]:
+    """Names the compiled code from the hub that only one side ran, or in another form."""
     changes = []
-    for name in sorted({*before.kernels, *after.kernels}):
-        old, new = before.kernels.get(name), after.kernels.get(name)
+    for name in sorted({*before, *after}):
+        old, new = before.get(name), after.get(name)
         if old is None:
             changes.append(f"kernel {name}, which the other run lacks")
         elif new is None:

@@ -24,6 +24,7 @@ PACKAGE = Path(__file__).parent
 MARKS = {
     "passed": "✓",
     "unconfirmed": "~",
+    "known": "~",
     "missed": "✗",
     "failed": "✗",
     "audit": "✗",

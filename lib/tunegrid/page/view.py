@@ -29,6 +29,7 @@ from tunegrid.page.rows import rows_section
 from tunegrid.record import Record, Status
 from tunegrid.report import compare
 from tunegrid.report.compare import Comparison, compare_methods
+from tunegrid.report.environments import library_versions
 from tunegrid.report.tables import Section
 from tunegrid.report.verdict import RunVerdict, run_verdict
 from tunegrid.runs.files import OwnNoise, SavedRun, read_saved
@@ -36,6 +37,7 @@ from tunegrid.runs.frame import figure_frame
 from tunegrid.runs.status import (
     cell_status,
     first_trainings,
+    known_faults,
     locate,
     too_short,
     unconfirmed_misses,
@@ -302,7 +304,7 @@ class CellView:
     @property
     def failed(self) -> bool:
         """Checks whether the cell failed; *unconfirmed* and *begun* do not count as failures."""
-        return self.status not in ("passed", "unconfirmed", "begun")
+        return self.status not in ("passed", "unconfirmed", "known", "begun")
 
     @property
     def changed(self) -> bool:
@@ -312,12 +314,12 @@ class CellView:
 
     @property
     def complaints(self) -> list[str]:
-        """A sentence for each fault, including excused audits, without the cell's name."""
+        """A sentence for each fault, also if it does not count, without the cell's name."""
         texts = []
         for record in self.records:
             suffix = locate(record, "")
             seed = f" (seed {record.seeds.seed})" if len(self.records) > 1 else ""
-            for text in (*record.missed, *too_short(record)):
+            for text in (*record.missed, *too_short(record), *known_faults(record)):
                 texts.append(strip_places(text.replace(suffix, "")) + seed)
         return texts
 
@@ -695,16 +697,6 @@ def effect_text(judgement: Judgement) -> str | None:
     if judgement.low is None or judgement.high is None:
         return change
     return f"{change} ({scale * judgement.low:{form}} to {scale * judgement.high:{form}})"
-
-
-def library_versions(records: Sequence[Record]) -> dict[str, str]:
-    """The versions of each library in these records, joined by "and"."""
-    numbers_by_name: dict[str, dict[str, None]] = defaultdict(dict)
-    for record in records:
-        for name, version in record.versions.items():
-            if version:
-                numbers_by_name[name][version] = None
-    return {name: " and ".join(versions) for name, versions in numbers_by_name.items()}
 
 
 def settings_frame(record: Record, with_versions: bool) -> pd.DataFrame:

@@ -25,8 +25,9 @@ from tunegrid.machine import library_digests, versions
 from tunegrid.terminal import defuse, strip_places
 
 SCHEMA_VERSION: Final = 4
-# "unconfirmed" means that the cell missed bounds that its other training run reached.
-Finished = Literal["passed", "unconfirmed", "missed", "audit"]
+# "unconfirmed" means that the cell missed bounds that its other training run reached, "known" that
+# an audit failed by a known fault of a library.
+Finished = Literal["passed", "unconfirmed", "known", "missed", "audit"]
 Status = Literal[
     Finished,
     "unfinished",
@@ -278,7 +279,19 @@ class TrainingRecord(Part):
     ]
     clipped_norm: Annotated[Amount | None, note("the same after clipping")]
     first_step: Annotated[FirstStep | None, note("null: not taken, as in footprints")]
-    planned: Annotated[Count | None, note("updates of the whole run; null: not known")] = None
+    planned: Annotated[
+        Count | None,
+        note("updates that the recipe plans without the command line's changes; null: not known"),
+    ] = None
+    asked: Annotated[
+        Count | None,
+        note("updates that the run was to make, with those changes; null: an older run"),
+    ] = None
+
+    @property
+    def due(self) -> int:
+        """The updates of a whole run; of an older run, those of its recipe; 0 if unknown."""
+        return (self.planned if self.asked is None else self.asked) or 0
 
 
 class EvaluationRecord(Part):
@@ -544,6 +557,10 @@ class Record(Part):
         dict[str, str],
         note("failed audits that do not count, and why"),
     ] = field(default_factory=dict)
+    known: Annotated[
+        dict[str, str],
+        note("audits that failed by a known fault of a library, and which"),
+    ] = field(default_factory=dict)
     libraries: Annotated[
         dict[str, Hash],
         note("hash of each library's code; empty: not known"),
@@ -576,11 +593,16 @@ class Record(Part):
         return self.status in ("passed", "unconfirmed")
 
     @property
+    def uncounted(self) -> dict[str, str]:
+        """The failed audits that do not count, and why."""
+        return self.excused | self.known
+
+    @property
     def is_short(self) -> bool:
-        """Checks whether the run was shorter than planned or too small for some audits."""
+        """Checks whether the run ended before the updates due or was too small for some audits."""
         if self.excused:
             return True
-        return self.training is not None and self.training.updates < (self.training.planned or 0)
+        return self.training is not None and self.training.updates < self.training.due
 
     @property
     def peak_gib(self) -> float | None:

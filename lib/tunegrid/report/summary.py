@@ -31,6 +31,7 @@ from tunegrid.runs.status import (
     cell_status,
     find_failed_cells,
     first_trainings,
+    known_faults,
     too_short,
     unconfirmed_misses,
 )
@@ -40,6 +41,7 @@ from tunegrid.words import NAMED, count, some
 STATUS_COLOURS = {
     "passed": "green",
     "unconfirmed": "yellow",
+    "known": "yellow",
     "begun": "",
 }  # by status; all others are red
 MOST_CELLS = 30  # cells named for one cause
@@ -143,7 +145,7 @@ def cell_lines(
     for line in failure_lines(records):
         yield line, "red"
     for record in records:
-        for sentence in too_short(record):
+        for sentence in (*too_short(record), *known_faults(record)):
             yield sentence, "yellow"
     for sentence in unconfirmed_misses(records):
         yield sentence, "yellow"
@@ -188,6 +190,8 @@ def _status(seeds: Sequence[Record]) -> str:
     if any(record.status != first.status for record in seeds):
         passes = sum(record.status == "passed" for record in seeds)
         return f"{passes} of {len(seeds)} passed"
+    if first.status == "known":
+        return f"known: {some(list(dict.fromkeys(first.known.values())))}"
     if first.status != "passed" or first.flops:
         return first.status
     if any(record.is_short for record in seeds):
@@ -205,6 +209,9 @@ def footer(records: Sequence[Record], cells: int, seconds: float | None = None) 
     text = f"{len(passed) - short} of {subject} passed"
     if short:
         text += f", {short} too short to judge"
+    known = sum(record.status == "known" for record in records)
+    if known:
+        text += f", {known} with a known fault"
     if seconds is not None:
         text += f" in {seconds:.0f} s"
     devices = sorted({record.device.name for record in records if record.device})

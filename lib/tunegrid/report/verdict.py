@@ -27,6 +27,7 @@ from tunegrid.gate.judgements import (
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
 from tunegrid.report.next_steps import UNLIKE, NextSteps, suite_file
+from tunegrid.runs.known_faults import find_known_fault
 from tunegrid.runs.status import AUDIT, find_failed_cells, unconfirmed_misses
 from tunegrid.words import count, count_text, phrase, some
 
@@ -39,6 +40,7 @@ class Rank(StrEnum):
     CANNOT_TELL = "cannot tell"
     UNJUDGED = "too short to judge"
     TOO_SHORT = "partly too short to judge"
+    KNOWN = "known fault"
     OPEN = "no regression found"
     BEGUN = "begun"
     PASSED = "passed"
@@ -62,6 +64,7 @@ OPENINGS = {
     Rank.CHANGED: "Changed: ",
     Rank.UNJUDGED: "Too short to judge: ",
     Rank.TOO_SHORT: "Partly too short to judge: ",
+    Rank.KNOWN: "Known fault: ",
     Rank.OPEN: "No regression found; ",
     Rank.PASSED: "Passed: ",
 }
@@ -114,6 +117,13 @@ class RunVerdict:
         """The answer, its cause (or else the second statement), the next step, and the rest."""
         more = [statement.sentence for statement in self.statements[1:]]
         return answer_lines(self.answer, self.statements[0].cause, self.next_step, more)
+
+    @property
+    def reasons(self) -> list[str]:
+        """The cause of the answer, if known, and the sentences of all other statements."""
+        cause = self.statements[0].cause
+        reasons = [f"Cause: {cause}."] if cause else []
+        return reasons + [statement.sentence for statement in self.statements[1:]]
 
 
 def answer_lines(
@@ -215,6 +225,7 @@ def run_verdict(
     statements: list[Statement] = []
     if judges_cells:
         statements += _failed_cells(run, other_failures)
+        statements += _known_faults(run)
     statements += _worse_figures(run)
     statements += _changed_figures(run)
     statements += _early_numerics(run)
@@ -276,6 +287,31 @@ def _failed_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Sta
         yield Statement(rank=Rank.FAILED, clause=f"{also}{'; '.join(titles)}")
 
 
+def _known_faults(run: JudgedRun) -> Iterator[Statement]:
+    """Statements on audits that failed by known faults of libraries.
+
+    If the baseline does not have the fault in these cells, the gate cannot tell what it cost them.
+    """
+    cells_before = {record.cell for record in run.before if not record.known}
+    cells_by_fault: dict[tuple[str, str, str], dict[str, None]] = {}
+    for record in run.records:
+        for audit, reason in record.known.items():
+            fault = find_known_fault(record, audit)
+            key = (audit, reason, fault.link if fault else "")
+            cells_by_fault.setdefault(key, {})[record.cell] = None
+    for (audit, reason, link), cells in cells_by_fault.items():
+        number = count_text(len(cells), run.cell_count, "cell")
+        clause = f"{number} failed {audit} ({some(list(cells))}; known: {reason})"
+        is_new = bool(cells_before & cells.keys())
+        if is_new:
+            clause += f", which passed in {run.baseline}"
+        yield Statement(
+            rank=Rank.CANNOT_TELL if is_new else Rank.KNOWN,
+            clause=clause,
+            cause=f"a fault of the library, {link}" if link else "",
+        )
+
+
 def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Statement]:
     """Statements on cells that passed or were too short to judge, unless anything failed.
 
@@ -290,6 +326,8 @@ def _sound_cells(run: JudgedRun, other_failures: Sequence[str]) -> Iterator[Stat
     short: list[Record] = []
     begun: list[Record] = []
     for record in run.records:
+        if record.known:
+            continue  # another statement says so
         if record.first_updates:
             begun.append(record)
         elif record.is_short:
@@ -312,7 +350,7 @@ def _short_cells(run: JudgedRun, records: Sequence[Record]) -> Statement:
         training = record.training
         if training and not record.excused:
             made = f"{record.cell} made {training.updates}"
-            updates[record.cell] = f"{made} of its {training.planned} planned updates"
+            updates[record.cell] = f"{made} of its {training.due} planned updates"
     clauses = [_excused_clause(run, records), some([*updates.values()])]
     clause = "; ".join(filter(None, clauses))
     is_judged = len(cells) < run.cell_count or any(map(was_compared, main_scores(run.judged)))

@@ -1,6 +1,7 @@
 """Derives a cell's status from early stops, audits and bounds, and explains failures.
 
-A failed audit that needs a longer or larger run does not count, and the record says so.
+A failed audit that needs a longer or larger run, or is a known fault of a library, does not count,
+and the record says so.
 """
 
 from collections import defaultdict
@@ -12,6 +13,7 @@ from tunegrid.grid.cells import STUDY_IDS, Cell
 from tunegrid.grid.recipes import CONFIRMING, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.record import AuditFinding, Record, Status
 from tunegrid.record.checks import NEED_LENGTH, below_bounds, failed_audits, missed_bounds_alone
+from tunegrid.runs.known_faults import find_known_fault
 from tunegrid.words import count, count_text, phrase, some
 
 # After this many updates, all trainable weights have moved. LoRA's A moves one update after B, a
@@ -65,9 +67,18 @@ def add_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -
     """Adds to an ended cell's record its status and a sentence for each fault that counts."""
     if record.training and record.training.stopped:  # no other fault counts then
         sentence = locate(record, record.training.stopped)
-        return replace(record, status="stopped", excused={}, missed=[sentence])
-    reasons = {finding.name: extent.excuse(finding.name) for finding in _failed_findings(record)}
-    record = replace(record, excused={name: reason for name, reason in reasons.items() if reason})
+        return replace(record, status="stopped", excused={}, known={}, missed=[sentence])
+    excused = {}
+    known = {}
+    for finding in _failed_findings(record):
+        name = finding.name
+        excuse = extent.excuse(name)
+        fault = find_known_fault(record, name)
+        if excuse:
+            excused[name] = excuse
+        elif fault:
+            known[name] = fault.reason
+    record = replace(record, excused=excused, known=known)
     misses = below_bounds(record.scores, record.bounds) if record.evaluation else []
     faults = [*audit_sentences(record), *unexpected, *misses]
     return _end_record(record, [locate(record, sentence) for sentence in faults])
@@ -85,7 +96,7 @@ def audit_sentences(record: Record) -> list[str]:
     sentences = []
     advice = more_training(record)
     for finding in record.audits:
-        for sentence in failed_audits([finding], record.excused):
+        for sentence in failed_audits([finding], record.uncounted):
             if advice and finding.name in LEARNING:
                 sentence = f"{sentence}; {advice}"
                 advice = ""
@@ -118,13 +129,15 @@ def _end_record(record: Record, sentences: list[str]) -> Record:
     is_begun = record.first_updates is not None
     status: Status
     if not sentences:
-        status = "begun" if is_begun else "passed"
+        status = "known" if record.known else "passed"
+        if is_begun:
+            status = "begun"
     elif is_begun:
         status = "failed"
     elif below_bounds(record.scores, record.bounds):
         status = "missed"
     else:
-        status = "audit" if failed_audits(record.audits, record.excused) else "missed"
+        status = "audit" if failed_audits(record.audits, record.uncounted) else "missed"
     return replace(record, missed=sentences, status=status)
 
 
@@ -138,19 +151,32 @@ def too_short(record: Record) -> list[str]:
     return sentences
 
 
+def known_faults(record: Record) -> list[str]:
+    """A sentence for each failed audit that does not count because the library's fault is known."""
+    sentences = []
+    for finding in _failed_findings(record):
+        if finding.name in record.known:
+            fault = failed_audits([finding])[0]
+            sentences.append(locate(record, f"{fault}; known: {record.known[finding.name]}"))
+    return sentences
+
+
 def locate(record: Record, sentence: str) -> str:
     """The sentence followed by the record's cell, profile and seed."""
     return f"{sentence} ({record.cell}, {record.profile}, seed {record.seeds.seed})"
 
 
 def cell_status(seeds: Sequence[Record]) -> Status:
-    """The first status among a cell's seeds that is neither *passed* nor *unconfirmed*.
+    """The first status among a cell's seeds that is a failure.
 
-    If there is no such status, returns *unconfirmed* if any seed has that status, else *passed*.
+    If there is none, returns *known*, *unconfirmed* or *passed*, whichever a seed has first.
     """
-    not_passed = [record for record in seeds if record.status != "passed"]
-    not_passed.sort(key=lambda record: record.unharmed)
-    return not_passed[0].status if not_passed else "passed"
+    statuses: list[Status] = [record.status for record in seeds]
+    mild: tuple[Status, ...] = ("known", "unconfirmed", "passed")
+    for status in statuses:
+        if status not in mild:
+            return status
+    return next((status for status in mild if status in statuses), "passed")
 
 
 def weigh_misses(records: Sequence[Record]) -> list[Record]:
@@ -289,7 +315,7 @@ def _without_audits(sentences: Iterable[str], names: Collection[str]) -> list[st
 
 
 def _causes(record: Record) -> list[str]:
-    if record.unharmed or record.status == "reported":
+    if record.unharmed or record.status in ("known", "reported"):
         return []
     if record.status == "begun" and not record.missed:
         return []

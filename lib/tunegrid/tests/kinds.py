@@ -204,6 +204,22 @@ def too_short():
     return RunKind([], [replace(record, audits=audits, excused=excused, bounds={})], [])
 
 
+def known_fault():
+    """A cell whose audit failed by a known fault of torch, beside one that passed."""
+    passed_cell, failed_cell = baseline(("bert_sa_lora", "gpt2_sa_lora"))
+    name = "gradients_survive_evaluation"
+    audits = [finding for finding in failed_cell.audits if finding.name != name]
+    audits.append(AuditFinding(name=name, passed=False, detail="gradients differ by 1.0e+00"))
+    known = replace(
+        failed_cell,
+        audits=audits,
+        known={name: "pytorch#158232, torch<2.11"},
+        status="known",
+        versions=failed_cell.versions | {"torch": "2.6.0"},
+    )
+    return RunKind([], [passed_cell, known], [])
+
+
 KINDS = {
     make.__name__: make
     for make in (
@@ -217,6 +233,7 @@ KINDS = {
         confirmed_miss,
         unconfirmed_miss,
         too_short,
+        known_fault,
     )
 }
 

@@ -102,6 +102,7 @@ MEASURED = {
         "epoch_scores": [],
         "chosen_epoch": None,
         "planned": None,
+        "asked": None,
         "stopped": None,
     },
     "evaluation": {

@@ -15,6 +15,8 @@ from tunegrid.gate.gate import Run, gate
 from tunegrid.gate.judgements import LEDGER, Verdict
 from tunegrid.gate.thresholds import load_margins
 from tunegrid.grid.recipes import CONFIRMING
+from tunegrid.record.record import KernelRecord
+from tunegrid.report.environments import version_changes
 from tunegrid.runs.files import OwnNoise, noise_json, read_list, recipe_digest
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import (
@@ -39,6 +41,7 @@ BETTER = Verdict.BETTER
 SAME = Verdict.SAME
 CANNOT_TELL = Verdict.CANNOT_TELL
 DEVICE = MEASURED["device"]
+KEYS = ["answer", "exit_code", "reasons", "next_step", "environments", "warning", "judgements"]
 OTHER_CPU = {"device": DEVICE | {"name": "another CPU"}}
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -315,6 +318,132 @@ def test_exit_codes_of_the_command(pair, options, code, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+KNOWN = {
+    "status": "known",
+    "audits": [{"name": "gradients_survive_evaluation", "passed": False, "detail": "by 1"}],
+    "known": {"gradients_survive_evaluation": "pytorch#158232, torch<2.11"},
+}
+
+
+@pytest.mark.parametrize(
+    ("old_part", "new_part", "code", "first", "detail"),
+    [
+        ({}, KNOWN, 6, "1 of 2 cells failed gradients_survive_evaluation", "in this run"),
+        (KNOWN, {}, 0, "Passed: ", "in the baseline"),
+        (KNOWN, KNOWN, 0, "Known fault: 1 of 2 cells failed gradients_survive_eval", "in this run"),
+    ],
+)
+def test_a_cell_with_a_known_fault_is_a_row_of_its_own_and_no_pass(
+    tmp_path, capsys, old_part, new_part, code, first, detail
+):
+    cell = "gpt2_sa_lora"
+    points = {"accuracy": hits(512, 480)}
+    # It would be 12 points worse
+    old = [hit(512, 480), get_record(cell, points, **old_part)]
+    new = [hit(512, 480), get_record(cell, {"accuracy": hits(512, 416)}, **new_part)]
+    judgements = gate(Run.make(old), Run.make(new))
+    [judgement] = [judgement for judgement in judgements if judgement.cell == cell]
+    assert (judgement.quantity, judgement.verdict) == ("cell", Verdict.KNOWN)
+    assert judgement.detail.startswith(f"pytorch#158232, torch<2.11, {detail}")
+    assert {judgement.verdict for judgement in judgements} >= {Verdict.KNOWN, SAME}
+    old_file = run_file(tmp_path / "old.json", old)
+    new_file = run_file(tmp_path / "new.json", new)
+    assert command.main([str(old_file), str(new_file), "--format", "json"]) == code
+    assert json.loads(capsys.readouterr().out)["answer"].startswith(first)
+    command.main([str(old_file), str(new_file)])
+    lines = capsys.readouterr().out.splitlines()
+    [row] = [line.split() for line in lines if line.startswith(f"{cell} ")]
+    assert "known" in row
+    assert not {"same", "passed", "worse"} & {*row}
+
+
+def test_a_run_of_known_faults_alone_cannot_be_judged(tmp_path, capsys):
+    record = get_record("gpt2_sa_lora", {"accuracy": hits(512, 480)}, **KNOWN)
+    files = [str(path) for path in saved_pair(tmp_path, record, record)]
+    assert command.main([*files, "--format", "json"]) == 6
+    answer = json.loads(capsys.readouterr().out)["answer"]
+    assert answer == "Cannot tell whether the run is worse than old.json."
+
+
+def test_a_baseline_with_a_known_fault_is_refused_for_another_failed_audit():
+    other = {"audits": [*KNOWN["audits"], KNOWN["audits"][0] | {"name": "base_frozen"}]}
+    record = get_record("gpt2_sa_lora", **KNOWN | other | {"status": "audit"})
+    with pytest.raises(InputError, match="gpt2_sa_lora failed audit base_frozen; give"):
+        gate(Run.make([record]), Run.make([record]))
+
+
+def with_peft(record, version, digest):
+    """A record made with this release of PEFT and this code of it."""
+    versions = {"python": "3.12.3", "torch": "2.15.0", "peft": version, "nltk": None}
+    return replace(record, versions=versions, libraries={"torch": "1" * 16, "peft": digest * 16})
+
+
+@pytest.mark.parametrize(
+    ("version", "digest", "changes"),
+    [
+        ("0.21.2", "a", []),
+        ("0.22.0", "b", ["peft 0.21.2 -> 0.22.0"]),
+        ("0.21.2", "b", ["peft 0.21.2 -> 0.21.2 (other code)"]),  # as of a checkout
+        (None, "a", ["peft 0.21.2 -> none"]),
+    ],
+)
+def test_files_of_two_environments_are_named_as_an_upgrade_names_them(
+    tmp_path, capsys, version, digest, changes
+):
+    old = with_peft(hit(512, 480), "0.21.2", "a")
+    new = with_peft(hit(512, 480), version, digest)
+    files = [str(path) for path in saved_pair(tmp_path, old, new)]
+    assert command.main([*files, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["environments"] == changes
+    sentence = "".join(f"The environments differ in {change}." for change in changes)
+    for form in ("text", "markdown"):
+        command.main([*files, "--format", form])
+        printed = capsys.readouterr().out.replace("\\>", ">")  # as Markdown escapes it
+        assert ("The environments differ" in printed) == bool(changes)
+        assert sentence in printed
+
+
+def test_the_first_packages_named_are_the_suites_libraries():
+    old = {"zlib": "1", "torch": "2.10", "peft": None, "python": "3.12", "scipy": "1"}
+    new = {"zlib": "2", "torch": "2.11", "peft": "0.22", "python": "3.12", "nltk": "3"}
+    changes = ["peft none -> 0.22", "torch 2.10 -> 2.11", "zlib 1 -> 2"]
+    assert version_changes(old, new) == changes
+    archive = {"python": "another archive"}
+    python = "python 3.12 -> 3.12 (another archive)"
+    assert version_changes(old, new, archive) == [*changes[:2], python, changes[2]]
+
+
+@pytest.mark.parametrize(
+    ("pair", "code", "first", "reason"),
+    [
+        ((480, 480), 0, "Passed: the one cell reached every bound", "No worse than old.json by "),
+        ((480, 416), 1, "Failed: 1 cell worse: bert_sa_lora acc", "Cause: numerics changed, first"),
+        ((500, 500), 6, "Changed: ", "Cause: the runs differ in peft 0.22.0, it was 0.21.2"),
+    ],
+)
+def test_json_has_the_first_line_of_the_text_the_exit_code_and_the_reasons(
+    tmp_path, capsys, pair, code, first, reason
+):
+    old, new = (with_peft(hit(512, right), "0.21.2", "a") for right in pair)
+    if code == 6:
+        new = altered(with_peft(new, "0.22.0", "b"), "training.losses", [0.9, 0.8])
+    files = [str(path) for path in saved_pair(tmp_path, old, new)]
+    assert command.main([*files, "--format", "json"]) == code
+    content = json.loads(capsys.readouterr().out)
+    assert list(content) == KEYS
+    assert command.main(files) == code
+    text_lines = capsys.readouterr().out.splitlines()
+    # The first line after the table and its remarks
+    answer = next(line for line in text_lines if line.startswith(first.partition(":")[0] + ":"))
+    assert content["answer"] == answer
+    assert answer.startswith(first)
+    assert content["exit_code"] == code
+    assert content["reasons"][0].startswith(reason)
+    assert set(content["reasons"]) < set(text_lines)
+    assert content["next_step"] == "" or f"Next: {content['next_step']}." in text_lines
+    assert {judgement["cell"] for judgement in content["judgements"]} == {CELL}
+
+
 def test_markdown_the_step_summary_and_the_former_name_of_an_option(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     old, new = saved_pair(tmp_path, hit(30, 28), hit(30, 28, 2))
@@ -371,3 +500,15 @@ sys.exit(8 if "torch" in sys.modules else code)
     answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode == 1, answer.stderr
     assert "quality: 27 worse" in answer.stdout
+
+
+def test_code_from_the_hub_is_a_line_of_its_own(tmp_path, capsys):
+    kernel = KernelRecord(commit="c" * 40, digest="d" * 16)
+    old = hit(512, 480)
+    new = replace(old, kernels={"acme/fast": kernel})
+    files = [str(path) for path in saved_pair(tmp_path, old, new)]
+    command.main(files)
+    sentence = (
+        "They computed with other compiled code: kernel acme/fast, which the other run lacks."
+    )
+    assert sentence in capsys.readouterr().out

@@ -96,7 +96,17 @@ UNVARIED = replace(
     cell=OTHER,
     excused=SHORT.excused | {"predictions_not_collapsed": "2 of 48 updates may be too few"},
 )
-CUT = altered(complete(bounds={}), "training.planned", 48)  # it made two
+CUT = altered(complete(bounds={}), "training.planned", 48)  # an older run, which made two
+SWEPT = altered(CUT, "training.asked", 2)
+BROKEN_OFF = altered(CUT, "training.asked", 40)
+SURVIVAL = "gradients_survive_evaluation"
+KNOWN = complete(
+    "gpt2_sa_lora",
+    status="known",
+    versions={"torch": "2.6.0"},
+    audits=[FINDING | {"name": SURVIVAL, "passed": False}],
+    known={SURVIVAL: "pytorch#158232, torch<2.11"},
+)
 AUDITED = complete(
     status="audit",
     audits=[FINDING | {"name": "base_frozen", "passed": False}],
@@ -191,6 +201,21 @@ CASES = [
         records=[CUT, BOTH[1]],
     ),
     Case(
+        Rank.PASSED,
+        "Passed: the one cell ran to the end, without bounds, and passed every audit.",
+        records=[SWEPT],
+    ),
+    Case(
+        Rank.UNJUDGED,
+        "short to judge: bert_sa_lora made 2 of its 40 planned updates",
+        records=[BROKEN_OFF],
+    ),
+    Case(
+        Rank.UNJUDGED,
+        "short to judge: the one cell failed learned_something",
+        records=[altered(SHORT, "training.asked", 2)],
+    ),
+    Case(
         Rank.TOO_SHORT,
         "Partly too short to judge: 1 of 2 cells failed learned_something",
         records=[SHORT, BOTH[1]],
@@ -201,6 +226,22 @@ CASES = [
         "(2 of 48 updates may be too few).",
         records=[SHORT, UNVARIED],
     ),
+    Case(
+        Rank.KNOWN,
+        f"Known fault: 1 of 2 cells failed {SURVIVAL} (gpt2_sa_lora; known: pytorch#158232, torch<2.11).",
+        records=[KNOWN, BOTH[0]],
+    ),
+    Case(
+        Rank.KNOWN,
+        "1 of 2 cells reached every bound and passed every audit.",  # the other one alone
+        records=[KNOWN, BOTH[0]],
+    ),
+    Case(
+        Rank.KNOWN,
+        "Known fault: the one cell failed",
+        records=[altered(altered(KNOWN, "status", "begun"), "first_updates", 2)],
+    ),
+    Case(Rank.FAILED, f"1 of 2 cells failed {SURVIVAL} (gpt2_sa", records=[KNOWN, AUDITED]),
     # No line says more than was compared
     Case(Rank.CHANGED, "; scores could not be compared.", [*BOTH_UNTESTED, changed(CELL)]),
     Case(

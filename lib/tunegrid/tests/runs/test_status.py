@@ -1,6 +1,7 @@
 """What decides a cell's status: by itself, and beside the other cells of its run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -12,9 +13,11 @@ from tunegrid.runs.status import (
     Extent,
     add_status,
     audit_sentences,
+    cell_status,
     compare_cells,
     contradicts,
     cross_cell_audits,
+    known_faults,
     reason_not_to_train,
     too_short,
     unconfirmed_misses,
@@ -154,6 +157,58 @@ def test_a_users_cell_that_learned_nothing_is_told_how_to_train_longer(cell, pro
 )
 def test_an_audit_is_excused_if_the_run_is_shorter_than_it_needs(audit, run, reason):
     assert run.excuse(audit) == reason
+
+
+SURVIVES = {
+    "name": "gradients_survive_evaluation",
+    "passed": False,
+    "detail": "gradients differ by 1.0e+00 of their norm",
+}
+LOST = "audit gradients_survive_evaluation: gradients differ by 1.0e+00 of their norm"
+ISSUE = "pytorch#158232, torch<2.11"
+
+
+@pytest.mark.parametrize(
+    ("cell", "torch", "audits", "status", "missed"),
+    [
+        ("gpt2_sa_lora", "2.6.0", [SURVIVES], "known", []),
+        ("gpt2_sa_lora", "2.10.1+cpu", [GOOD, SURVIVES], "known", []),
+        ("gpt2_sa_lora", "2.6.0", [SURVIVES, UNLEARNED], "known", []),  # excused, as it is short
+        # Another cell, another version, another audit beside it
+        ("gpt2_qa_lora", "2.6.0", [SURVIVES], "audit", [LOST]),
+        ("gpt2_sa_lora", "2.11.0", [SURVIVES], "audit", [LOST]),
+        ("gpt2_sa_lora", "2.11.0+cpu", [SURVIVES], "audit", [LOST]),
+        ("gpt2_sa_lora", None, [SURVIVES], "audit", [LOST]),
+        ("gpt2_sa_lora", "2.6.0", [SURVIVES, BROKEN], "audit", [FAILED]),
+        ("gpt2_sa_lora", "2.6.0", [BROKEN], "audit", [FAILED]),
+        ("gpt2_sa_lora", "2.6.0", [SURVIVES | {"passed": True}], "passed", []),
+    ],
+)
+def test_a_known_fault_of_a_library_does_not_fail_its_cell_in_its_versions(
+    cell, torch, audits, status, missed
+):
+    record = complete(cell, audits=audits, versions={"torch": torch}, bounds={})
+    ended = add_status(record, extent(99))
+    where = f"({cell}, quick, seed 0)"
+    assert ended.status == status
+    assert ended.missed == [f"{sentence} {where}" for sentence in missed]
+    in_range = cell == "gpt2_sa_lora" and torch in ("2.6.0", "2.10.1+cpu")
+    is_known = in_range and SURVIVES in audits
+    assert ended.known == ({SURVIVES["name"]: ISSUE} if is_known else {})
+    assert known_faults(ended) == ([f"{LOST}; known: {ISSUE} {where}"] if is_known else [])
+
+
+def test_a_known_fault_is_no_pass_and_stays_in_other_company():
+    record = complete("gpt2_sa_lora", audits=[SURVIVES], versions={"torch": "2.6.0"}, bounds={})
+    known = add_status(record, extent(300))
+    assert not known.unharmed
+    assert cell_status([replace(known, status="passed"), known]) == "known"
+    assert cell_status([known, replace(known, status="unconfirmed")]) == "known"
+    assert cell_status([known, replace(known, status="audit")]) == "audit"
+    [compared] = compare_cells([known])
+    assert (compared.status, compared.missed) == ("known", [])
+    stopped = replace(record.training, stopped="loss is nan")
+    assert add_status(replace(record, training=stopped), extent(300)).known == {}
 
 
 def test_a_full_cell_that_is_wrong_from_the_start_must_not_train_and_one_that_takes_no_hours_does():
