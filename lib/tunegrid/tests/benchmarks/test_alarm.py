@@ -101,7 +101,14 @@ def test_a_job_that_passed_opens_none(alarm, tmp_path):
     assert titles(tmp_path) == []
 
 
-def test_a_job_that_installed_nothing_says_so(alarm, tmp_path):
+def test_a_job_that_kept_no_list_says_so(alarm, tmp_path):
     shutil.rmtree(Path(tmp_path / "artifacts"))
     alarm()
-    assert "It broke off before its packages were installed." in (tmp_path / "body.md").read_text()
+    assert "It kept no list of packages." in (tmp_path / "body.md").read_text()
+
+
+def test_a_list_that_cannot_be_read_is_named_in_the_issue(alarm, tmp_path):
+    write(tmp_path / "artifacts/1/passed-newest-3.12/freeze.txt", "")
+    write(tmp_path / "run-of-passed-newest-3.12", "1")
+    alarm()
+    assert "names no version, as in name==1.2" in (tmp_path / "body.md").read_text()

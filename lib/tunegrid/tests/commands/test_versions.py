@@ -1,5 +1,6 @@
 import pytest
 
+from tunegrid import ROOT
 from tunegrid.commands import versions
 from tunegrid.commands.versions import Packages, is_same_version
 from tunegrid.tests.outputs import refusal
@@ -75,3 +76,40 @@ def test_a_build_differs_from_another_build(old, new, same):
 def test_a_file_of_something_else_is_refused_in_one_sentence(files, capsys, text, sentence):
     (files / "odd.txt").write_text(text)
     assert sentence in refusal(capsys, versions.main, "odd.txt")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "e @ https://host/e-5.0.whl",
+        "-e git+https://host/e@1#egg=e",
+        "# Editable install with no version control (e==5.0)\n-e /folder",
+    ],
+)
+def test_a_package_without_a_version_on_one_side_is_no_change(files, run_command, line):
+    (files / "address.txt").write_text(f"a-b==1.1\nb==9.0\n{line}\n")
+    sentence = "No package differs from {} to {}: 2 packages compared."
+    for old, new in (("address.txt", "freeze.txt"), ("freeze.txt", "address.txt")):
+        code, lines = run_command(f"versions {old} {new}")
+        assert (code, lines) == (0, [sentence.format(old, new)])
+
+
+def test_a_version_that_pip_writes_with_three_signs_is_compared(files, run_command):
+    (files / "odd.txt").write_text("a===1-odd\n")
+    (files / "odder.txt").write_text("a===2-odd\n")
+    code, lines = run_command("versions odd.txt odder.txt")
+    assert (code, lines[1:]) == (1, ["a 1-odd -> 2-odd"])
+
+
+def test_a_json_that_holds_no_run_is_refused(capsys):
+    sentence = refusal(capsys, versions.main, str(ROOT / "reports" / "study.json"))
+    assert "names no version: it holds no run of the suite" in sentence
+
+
+def test_the_committed_baseline_is_read_as_a_run(run_command):
+    # The lock is at the baseline's versions
+    baseline = ROOT / "reports" / "baselines" / "quick-cpu.json"
+    code, lines = run_command(f"versions {baseline} {versions.LOCK}")
+    assert code == 0, lines
+    assert lines[0].startswith("No package differs from quick-cpu.json to constraints.txt: ")
+    assert not lines[0].endswith(": 0 packages compared.")
