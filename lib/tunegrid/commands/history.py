@@ -300,7 +300,12 @@ def go_on(options: argparse.Namespace) -> int:
     for history in histories:
         newest = Version(Version(history.releases[-1].version).public)
         listed = list_releases(history.library, newest, None, options.find_links)
-        new_numbers[history.library] = listed[:-1]
+        seen = {Version(Version(number).public) for number in listed} | index_releases(
+            history.library
+        )
+        new_numbers[history.library] = [
+            str(number) for number in sorted(seen, reverse=True) if number > newest
+        ]
     found = [
         f"{name} {number}" for name, numbers in new_numbers.items() for number in numbers[::-1]
     ]
@@ -340,6 +345,20 @@ def walk_new(
         release = walked.get(number) or Release(version=number, fault=fault)
         new.append(replace(release, cause=causes.get(number, "")))
     return new
+
+
+def index_releases(library: str) -> set[Version]:
+    """All releases that pip sees, even those that it may not install here; empty if it sees none.
+
+    Builds and pre-releases are left out.
+    """
+    command = [sys.executable, "-m", "pip", "index", "versions", library]
+    answer = subprocess.run(command, capture_output=True, check=False, encoding="utf-8").stdout
+    _, _, numbers = answer.partition("Available versions: ")
+    versions = {
+        Version(number.strip()) for number in numbers.partition("\n")[0].split(",") if number
+    }
+    return {version for version in versions if not version.local and not version.is_prerelease}
 
 
 def pip_refusal(library: str, number: str) -> str:

@@ -350,10 +350,11 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
         raise InputError(f"no checkpoint folder {folder.name!r} {advice}")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; save it there with save_pretrained")
-    kind = read_config(folder).get("model_type")
     needed_kind = backbone.shape.get("model_type")
-    if kind and needed_kind and kind != needed_kind:
-        raise InputError(f"{folder} holds a model of type {kind}; this cell needs {needed_kind}")
+    for kind in model_types(read_config(folder)):
+        if needed_kind and kind != needed_kind:
+            fault = f"{folder} holds a model of type {kind}"
+            raise InputError(f"{fault}; this cell needs {needed_kind}")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         names = ", ".join(TOKENIZER_FILES)
         raise InputError(f"{folder} has no tokenizer ({names}); save it there with save_pretrained")
@@ -364,6 +365,14 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
         hint = "save model.safetensors there (save_pretrained writes it)"
         raise InputError(f"{folder} has {reason}; {hint}")
     return str(folder), {}
+
+
+def model_types(config: Mapping[str, Any]) -> list[str]:
+    """The types that a checkpoint's config names: of a pair, those of encoder and decoder."""
+    kind = config.get("model_type")
+    if kind == "encoder-decoder":
+        return [*model_types(config["encoder"]), *model_types(config["decoder"])]
+    return [kind] if kind else []
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:

@@ -25,7 +25,12 @@ LOOKS: Mapping[str, Mapping[str, Any]] = {
     "memory": {"marker": "s", "s": 60, "color": PALETTE["c0"]},
     "quality": {"marker": "P", "s": 80, "color": PALETTE["c2"]},
     "did not run": {"marker": "x", "s": 45, "color": GREYS["ink"]},
-    "out of reach": {"marker": "$?$", "s": 50, "color": GREYS["soft"]},
+    "out of reach": {
+        "marker": "o",
+        "s": 45,
+        "facecolors": "none",
+        "edgecolors": GREYS["soft"],
+    },
     "compared with nothing": {"marker": "|", "s": 70, "color": GREYS["soft"]},
     NOTHING: {"marker": "o", "s": 12, "color": GREYS["soft"]},
 }

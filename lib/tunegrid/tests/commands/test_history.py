@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from tunegrid import __main__ as command
 from tunegrid.commands import history
@@ -160,7 +161,9 @@ def committed(tmp_path, monkeypatch, saved_runs):
     saved_history(folder)
     refusals = {"4.0": "no version fits"}
     monkeypatch.setattr(history, "FOLDER", folder)
-    monkeypatch.setattr(history, "list_releases", lambda *arguments: ["4.0", "3.0", "2.0"])
+    monkeypatch.setattr(history, "list_releases", lambda *arguments: ["3.0", "2.0"])
+    listed = {Version("1.0"), Version("4.0")}  # uv does not list what a constraint forbids
+    monkeypatch.setattr(history, "index_releases", lambda library: listed)
     monkeypatch.setattr(history, "pip_refusal", lambda library, number: refusals.get(number, ""))
     saved_runs.add("1.0", EQUAL)
     saved_runs.add("3.0", CHANGED)
@@ -194,6 +197,7 @@ def test_the_committed_history_goes_on_with_what_came_out_since(committed, saved
 
 def test_without_new_releases_the_first_line_says_so(committed, run_command, monkeypatch):
     monkeypatch.setattr(history, "list_releases", lambda *arguments: ["2.0"])
+    monkeypatch.setattr(history, "index_releases", lambda library: set())
     code, lines = run_command("history")
     assert (code, lines[0]) == (0, "Nothing new came out since the history ends.")
     assert [*read_releases(committed)] == ["1.0", "2.0"]
