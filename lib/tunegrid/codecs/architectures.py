@@ -4,6 +4,7 @@ All classes load with `from_pretrained`, so transformers quantizes them and repo
 """
 
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
 from tunegrid.errors import InputError
+from tunegrid.grid.backbones import read_config
 
 INITIALIZER_RANGE = 0.02  # as in BERT and GPT-2
 HIDDEN = 512  # width of the two-layer head, as in the study
@@ -106,8 +108,10 @@ class BertToBert(hf.EncoderDecoderModel):
         """Builds encoder and decoder from one BERT checkpoint; returns the model and loading info.
 
         Cross-attention has no pretrained weights, so it starts as a copy of its layer's
-        self-attention.
+        self-attention. A checkpoint that is already a pair is loaded as it is.
         """
+        if checkpoint and "encoder" in read_config(Path(checkpoint)):
+            return super().from_pretrained(checkpoint, **options)
         options.pop("output_loading_info", None)
         # Both halves are copied on the CPU in full precision; quantization comes last.
         names = ("revision", "config", "state_dict", "trust_remote_code")

@@ -337,7 +337,7 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
     """Arguments for `from_pretrained`: a local folder, or an id on the hub and its revision.
 
     Raises InputError if a local folder is missing, lacks a config, a tokenizer or safetensors
-    weights, or holds a model of the wrong type.
+    weights, or holds a model of the wrong type or not of the shape that the user gave.
     """
     folder = local_checkpoint(backbone, profile)
     if folder is None:
@@ -350,11 +350,19 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
         raise InputError(f"no checkpoint folder {folder.name!r} {advice}")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; save it there with save_pretrained")
+    config = read_config(folder)
     needed_kind = backbone.shape.get("model_type")
-    for kind in model_types(read_config(folder)):
+    for kind in model_types(config):
         if needed_kind and kind != needed_kind:
             fault = f"{folder} holds a model of type {kind}"
             raise InputError(f"{fault}; this cell needs {needed_kind}")
+    # A built-in shape is that of the study, whose checkpoint the user may replace by another size.
+    is_own_shape = backbone.shape not in [known.shape for known in BACKBONES]
+    if is_own_shape and not (profile.micro and backbone.micro):
+        for name, value in backbone.shape.items():
+            if config.get(name, value) != value:
+                fault = f"{folder} has {name} {config[name]}, the shape of {backbone.id} {value}"
+                raise InputError(f"{fault}; give the checkpoint's own")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         names = ", ".join(TOKENIZER_FILES)
         raise InputError(f"{folder} has no tokenizer ({names}); save it there with save_pretrained")

@@ -69,6 +69,48 @@ def test_a_folder_that_the_user_named_needs_no_other_word(monkeypatch):
     assert quick_model("bert_sa_sft")
 
 
+def save_pair(folder, **halves):
+    """Saves a pair of encoder and decoder, each of a micro backbone, with BERT's tokenizer."""
+    sources = [str(QUICK_PROFILE.checkpoint_root / halves[half]) for half in ("encoder", "decoder")]
+    pair = hf.EncoderDecoderModel.from_encoder_decoder_pretrained(*sources)
+    shutil.rmtree(folder)
+    pair.save_pretrained(folder)
+    hf.AutoTokenizer.from_pretrained(sources[0]).save_pretrained(folder)
+    return pair
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sum_sft", "bert_sum_lora"])
+def test_a_users_own_pair_of_encoder_and_decoder_is_loaded_as_it_is(copied, cell_id):
+    folder, cell = copied(cell_id)
+    pair = save_pair(folder, encoder="bert-micro", decoder="bert-micro")
+    # New since the pair was made, and in no checkpoint of one BERT
+    name = "decoder.bert.encoder.layer.0.crossattention.self.query.weight"
+    model = build(cell, load_tokenizer(cell), CPU)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    weights = {key.replace(".base_layer", ""): value for key, value in model.state_dict().items()}
+    assert torch.equal(weights[name], pair.state_dict()[name])
+
+
+def test_a_pair_with_another_half_is_refused_before_training(copied):
+    folder, cell = copied("bert_sum_sft")
+    save_pair(folder, encoder="bert-micro", decoder="gpt2-micro")
+    assert "bert-micro holds a model of type gpt2; this cell needs bert" in complaint(cell)
+
+
+def test_a_shape_that_contradicts_its_checkpoint_is_refused_before_training(copied):
+    _, cell = copied("bert_sa_lora")
+    layers = {"model_type": "bert", "num_hidden_layers": 12}  # the micro BERT has 3
+    folder = cell.profile.checkpoint_root / "bert-micro"
+    backbone = replace(BERT, id="deep", checkpoint=str(folder), micro="", shape=layers)
+    profile = replace(cell.profile, checkpoint_root=None)
+    own = replace(cell, backbone=backbone, profile=profile)
+    sentence = "has num_hidden_layers 3, the shape of deep 12; give the checkpoint's own"
+    assert sentence in complaint(own)
+    right = {"model_type": "bert", "num_hidden_layers": 3}
+    fitting = replace(own, backbone=replace(backbone, shape=right))
+    assert build(fitting, load_tokenizer(fitting), CPU)
+
+
 def change_weights(path, change):
     """Applies a function to the tensors, by name, of a file."""
     weights = load_file(path)
