@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from tunegrid.gate.numerics import unlike_kernels
 from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
 from tunegrid.record.record import KernelRecord
@@ -55,6 +54,8 @@ def environment_changes(old: Sequence[Record], new: Sequence[Record]) -> list[st
 
 def environment_sentences(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
     """A sentence for each way in which the environments of two runs differ."""
+    from tunegrid.gate.numerics import unlike_kernels  # imports scipy
+
     sentences = []
     versions = environment_changes(old, new)
     if versions:
