@@ -356,9 +356,10 @@ def checkpoint_source(backbone: Backbone, profile: Profile) -> tuple[str, dict[s
         if needed_kind and kind != needed_kind:
             fault = f"{folder} holds a model of type {kind}"
             raise InputError(f"{fault}; this cell needs {needed_kind}")
-    # A built-in shape is that of the study, whose checkpoint the user may replace by another size.
+    # A folder that --checkpoint-root puts in a checkpoint's place may be of another size, and so may
+    # one that a user gives a built-in backbone.
     is_own_shape = backbone.shape not in [known.shape for known in BACKBONES]
-    if is_own_shape and not (profile.micro and backbone.micro):
+    if is_own_shape and folder == Path(backbone.checkpoint):
         for name, value in backbone.shape.items():
             if config.get(name, value) != value:
                 fault = f"{folder} has {name} {config[name]}, the shape of {backbone.id} {value}"
