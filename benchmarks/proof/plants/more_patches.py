@@ -436,6 +436,57 @@ def autocast_is_off(planting, autocast, self, autocast_handler=None):
 
 
 @plant(
+    "R81",
+    "layer norms compute and return bf16 under autocast",
+    "classic",
+    ("bert_sa_lora", "gpt2_qa_lora"),
+    "operations_run_in_their_types",
+    settings=FEW | {"precision": "bf16"},
+)
+@around(torch.nn.functional, "layer_norm", counted=False)
+def norms_return_bf16(planting, norm, inputs, shape, weight=None, bias=None, eps=1e-5):
+    if not torch.is_autocast_enabled("cpu"):
+        return norm(inputs, shape, weight, bias, eps)
+    planting.act()
+    halves = [tensor.bfloat16() for tensor in (inputs, weight, bias)]
+    return norm(halves[0], shape, *halves[1:], eps)
+
+
+@plant(
+    "R81b",
+    "layer norms round to bf16 under autocast, and return fp32",
+    "classic",
+    "bert_sa_lora",
+    "operations_run_in_their_types",
+    settings=FEW | {"precision": "bf16"},
+)
+@around(torch.nn.functional, "layer_norm", counted=False)
+def norms_round_to_bf16(planting, norm, inputs, *args, **options):
+    output = norm(inputs, *args, **options)
+    if not torch.is_autocast_enabled("cpu"):
+        return output
+    planting.act()
+    return output.bfloat16().to(output.dtype)
+
+
+@plant(
+    "R81c",
+    "the embedding gives bf16 under autocast",
+    "classic",
+    "bert_sa_lora",
+    "operations_run_in_their_types",
+    settings=FEW | {"precision": "bf16"},
+)
+@around(torch.nn.functional, "embedding", counted=False)
+def embedding_gives_bf16(planting, embed, *args, **options):
+    output = embed(*args, **options)
+    if not torch.is_autocast_enabled("cpu"):
+        return output
+    planting.act()
+    return output.bfloat16()
+
+
+@plant(
     "R106",
     "from update 11 on nothing is clipped",
     "accelerate#641",

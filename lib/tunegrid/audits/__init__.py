@@ -10,7 +10,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from tunegrid.audits import before, computation, dropout, labels, saved, scores, search, training
+from tunegrid.audits import (
+    before,
+    computation,
+    dropout,
+    labels,
+    precision,
+    saved,
+    scores,
+    search,
+    training,
+)
 from tunegrid.audits.evidence import AbsentError, Evidence
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer, Measured
@@ -48,6 +58,7 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
         training.schedule_counts_updates,
         training.loss_is_mean_over_accumulation,
         labels.updates_run_as_labelled,
+        precision.operations_run_in_their_types,
         training.memory_does_not_grow,
         training.ranks_end_alike,
     ),

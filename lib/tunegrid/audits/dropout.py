@@ -4,7 +4,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -221,13 +221,13 @@ class DropoutPass:
             ones = torch.ones_like(values)
             pairs += [(ones, module.forward(ones.clone())) for _ in range(MASKS)]
         masks = [(given != 0) & (result == 0) for given, result in pairs]
-        count = sum(int((given != 0).sum()) for given, _ in pairs)
-        zeros = sum(int(mask.sum()) for mask in masks)
-        error = math.sqrt(rate * (1 - rate) * count)
-        luck = Measured(in_errors(abs(zeros - rate * count), error), ALLOWED_ERRORS)
+        share, luck = dropped_share(pairs, rate)
+        if not luck:  # bad luck does not strike twice
+            ones = torch.ones_like(values)
+            share, luck = dropped_share([(ones, module.forward(ones.clone())) for _ in masks], rate)
         self.closest = closest_to_limit([self.closest, luck])
         if not luck:
-            self.faults[dropout.name] = f"drops {zeros / count:.2%} of the values, not {rate:.2%}"
+            self.faults[dropout.name] = f"drops {share:.2%} of the values, not {rate:.2%}"
         elif not all(is_scaled(given, result, rate) for given, result in pairs):
             self.faults[dropout.name] = (
                 f"does not give the values that it keeps 1 / (1 - {rate:g}) times"
@@ -278,6 +278,18 @@ class DropoutPass:
                 setattr(each.holder, each.attribute, each.rate)
         if fault:
             self.faults[dropout.name] = fault
+
+
+def dropped_share(pairs: Sequence[tuple[Tensor, Tensor]], rate: float) -> tuple[float, Measured]:
+    """The share of values that became 0, and its deviation from `rate` in standard errors.
+
+    `pairs` are inputs and outputs of a dropout.
+    """
+    count = sum(int((given != 0).sum()) for given, _ in pairs)
+    zeros = sum(int(((given != 0) & (result == 0)).sum()) for given, result in pairs)
+    error = math.sqrt(rate * (1 - rate) * count)
+    luck = Measured(in_errors(abs(zeros - rate * count), error), ALLOWED_ERRORS)
+    return zeros / max(1, count), luck
 
 
 def wrong_moments(

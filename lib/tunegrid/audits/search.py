@@ -53,8 +53,11 @@ PROVOKING = Generation(num_beams=4, no_repeat_ngram_size=2, length_penalty=6.0, 
 # library's pass adds rounding errors of its own, often over more steps. Most ties are far closer
 # than this noise, and noise that only decides ties leaves the rest of the search unchanged.
 NOISES = (1 / 64, 1 / 16, 1 / 4, 1, 4)
-# Searches per noise level. Each of two equal scores comes first in half of them.
-NOISY_SEARCHES = 16
+# Searches per noise level. Each of two equal scores comes first in half of them. For true-size
+# models, these bound the passes: eight texts, five levels and the second ask are at most
+# 8 * (1 + 4 * (5 + 8)) searches of `max_new_tokens` passes, and known beginnings need none.
+NOISY_SEARCHES, FEW_SEARCHES = 16, 4
+ASKED_AGAIN = 8  # times as many searches at the highest level, before a text counts as wrong
 MOST_COPIED = 10**9  # parameters of the largest model that is copied to fp64: 8 GB
 
 Text = tuple[int, ...]  # the tokens of a text
@@ -209,6 +212,9 @@ class Gap(NamedTuple):
 class Beams:
     """Runs searches with logits computed by passes over whole texts, and stores these logits."""
 
+    is_micro = True
+    draws = 0  # noisy searches so far, each with a seed of its own
+
     def __init__(
         self, evidence: Evidence, rows: Sequence[Feature], texts: Sequence[Sequence[int]]
     ) -> None:
@@ -220,6 +226,7 @@ class Beams:
         self.rows = rows
         self.texts = texts
         self.codec = evidence.text_codec
+        self.is_micro = evidence.cell.profile.micro
         encoders = []
         if self.codec.start_id is not None:
             encoders = [evidence.model.get_encoder()]  # type: ignore[operator]
@@ -320,11 +327,16 @@ def search_gaps(
 
 
 def find_noise(beams: Beams, rules: Generation, place: int, texts: Sequence[Text]) -> float:
-    """The lowest level in `NOISES` at which a search finds `texts` for a row, or infinity."""
+    """The lowest level in `NOISES` at which a search finds `texts` for a row, or infinity.
+
+    The highest level is tried more often, since several ties in one text must fall alike.
+    """
     rounding = get_rounding(beams, place)
-    for factor in NOISES:
-        for draw in range(NOISY_SEARCHES):
-            [pool] = beams.search(rules, [place], factor * rounding, draw)
+    searches = NOISY_SEARCHES if beams.is_micro else FEW_SEARCHES
+    for factor in (*NOISES, *[NOISES[-1]] * ASKED_AGAIN):
+        for _ in range(searches):
+            beams.draws += 1
+            [pool] = beams.search(rules, [place], factor * rounding, beams.draws)
             if [beam.ids for beam in pool[: len(texts)]] == [*texts]:
                 return float(factor)
     return math.inf

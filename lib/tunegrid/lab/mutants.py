@@ -1,11 +1,12 @@
 """Measure how many random faults in libraries the suite detects.
 
-`python -m tunegrid.lab mutants --count 300 --seed 1` tries 300 mutants.
+`python -m tunegrid.lab mutants --judged 150 --seed 1` draws mutants until 150 have been judged.
 
-A mutant is one small change to a random library statement that a healthy cell executes. A process
-changes the statement in memory, not in its file, and runs the cell with the gate. The cell's files
-and answers are compared with those of a healthy run, so that mutants without any effect are counted
-separately. If saved trials are given, they are only shown.
+A mutant is one small change to a random library statement that a healthy cell executes; all stages
+of a cell get the same share. A process changes the statement in memory, not in its file, and runs
+the cell with the gate. The cell's files and answers are compared with those of a healthy run. A
+mutant is judged if it changes weights, files or answers, and neither crashes nor hangs. If saved
+trials are given, they are only shown.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from inspect import CO_OPTIMIZED
 from multiprocessing import get_context
 from pathlib import Path
 from shutil import rmtree
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -49,6 +50,8 @@ from tunegrid.lab.calibrate import LAB_RUNS
 from tunegrid.lab.false_alarms import BASELINE
 from tunegrid.lab.mutation import (
     CALL_NAME,
+    HELPERS,
+    Functions,
     Mutation,
     can_replace,
     find_changes,
@@ -95,7 +98,21 @@ BYTES_ALONE = "bytes of tensors alone"
 NO_EFFECT = "nothing changes"
 EFFECTS = (HARMFUL, BYTES_ALONE, NO_EFFECT)
 RESULTS = {"weights", "files", "answers"}  # what a user receives
+MARK_REACHED, MARK_CELL = "reached", "reached by the cell"  # names of empty files
 WITH_TIMES = ("record.json", "README.md")  # saved files that differ from run to run
+# Stages of a cell, and the code that begins each, as a part of its path and its name. Of all callers
+# on the stack, the one that is first here says the stage; whatever has none is of the start.
+STAGES: Mapping[str, Sequence[tuple[str, str]]] = {
+    "loading": [("tunegrid/run/serving.py", "load")],
+    "saving": [("tunegrid/run/serving.py", "save")],
+    "search": [("transformers/generation/utils.py", "generate")],
+    "schedule": [("torch/optim/lr_scheduler.py", "step")],
+    "optimizer": [("/optim/", "step")],
+    "backward": [("torch/_tensor.py", "backward")],
+    "forward": [("torch/nn/modules/module.py", "_call_impl")],
+    "start": [],
+}
+AUDITS = "tunegrid/audits/"  # in the path of code that only looks
 # Digests of weights, other files and answers, and the bytes of tensors; empty if the cell did not
 # finish.
 Facts = Mapping[str, Any]
@@ -110,11 +127,13 @@ class Mutant:
     line: int
     number: int  # index of the change in its file
     kind: str
+    stage: str = ""  # one of STAGES
     before: str
     after: str
     outcome: str = ""  # empty until it has run
     exit_code: int | None = None
     was_reached: bool = False
+    only_by_audits: bool = False  # reached by no code but that of audits
     differences: Sequence[str] = ()  # facts that differ from the healthy run's
     answer: Sequence[str] = ()
     seconds: float = 0.0
@@ -127,9 +146,14 @@ class Mutant:
             return HARMFUL
         return BYTES_ALONE if self.differences else NO_EFFECT
 
+    @property
+    def is_judged(self) -> bool:
+        """True if the mutant changes what a user receives, and does not crash or hang."""
+        return self.effect == HARMFUL and self.outcome != CRASH
+
     def __str__(self) -> str:
         """The change in one line."""
-        return f"{self.cell} {self.file}:{self.line} {short(self.before)} -> {short(self.after)}"
+        return f"{self.cell} {self.stage} {self.file}:{self.line} {short(self.before)} -> {short(self.after)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +170,8 @@ class Trial:
     """All mutants of a seed, and the healthy runs with which they are compared."""
 
     cells: Sequence[str]
-    count: int
+    judged: int  # mutants to judge
+    count: int  # mutants to draw at most
     seed: int
     versions: Mapping[str, str | None]
     modules: Sequence[str] = ()  # imported by a healthy run
@@ -195,7 +220,7 @@ class Job:
         os.chdir(ROOT)
         if self.mutant:
             self._change(self.mutant)
-        lines = defaultdict[str, set[int]](set)
+        lines = defaultdict[str, set[tuple[str, int]]](set)
         if self.is_traced:
             sys.settrace(partial(trace_lines, lines))
             sys.gettrace = lambda: None  # else pytest-benchmark stops the trace while a cell trains
@@ -219,23 +244,28 @@ class Job:
             for name in sys.modules:
                 if name.split(".")[0] in PRELOADED and "__main__" not in name:
                     names.append(name)
-            traced_lines: list[tuple[str, int]] = []
-            for file, numbers in lines.items():
-                traced_lines += [(file, line) for line in numbers]
             facts = {
                 "cpu_seconds": time.process_time(),
                 "modules": names,
-                "lines": sorted(traced_lines),
+                "lines": {stage: sorted(places) for stage, places in lines.items()},
             }
             path = self.folder / "process.json"
             path.write_text(json.dumps(facts), encoding="utf-8")
 
     def _change(self, mutant: Mutant) -> None:
+        marks: set[str] = set()
+
         def mark() -> None:
-            if not self.was_reached:
-                (self.folder / "reached").touch()
+            if MARK_CELL in marks:
+                return
+            (self.folder / MARK_REACHED).touch()
+            if not is_called_from(AUDITS):
+                (self.folder / MARK_CELL).touch()
+                marks.add(MARK_CELL)
 
         setattr(builtins, CALL_NAME, mark)
+        for name, helper in HELPERS.items():
+            setattr(builtins, name, helper)
         module = mutant.file.removesuffix(".py").removesuffix("/__init__")
         import_module(module.replace("/", "."))
         replace_live(functions_in(library_path(mutant.file), mutant.number))
@@ -243,7 +273,12 @@ class Job:
     @property
     def was_reached(self) -> bool:
         """True if the mutated code was reached."""
-        return (self.folder / "reached").exists()
+        return (self.folder / MARK_REACHED).exists()
+
+    @property
+    def only_by_audits(self) -> bool:
+        """True if audits alone reached the mutated code."""
+        return self.was_reached and not (self.folder / MARK_CELL).exists()
 
     @property
     def output(self) -> str:
@@ -302,19 +337,52 @@ class Job:
         }
 
 
-def trace_lines(lines: dict[str, set[int]], frame: FrameType, event: str, argument: Any) -> Any:
-    """Trace function for `sys.settrace` that collects executed lines of libraries by file."""
+def trace_lines(
+    lines: dict[str, set[tuple[str, int]]], frame: FrameType, event: str, argument: Any
+) -> Any:
+    """Trace function for `sys.settrace` that collects executed lines of libraries by stage."""
     code = frame.f_code
     file = library_file(code.co_filename)
-    if not file or not code.co_flags & CO_OPTIMIZED:
+    if not file or not code.co_flags & CO_OPTIMIZED or is_called_from(AUDITS, frame):
         return None
+    places = lines[stage_of(frame)]
 
     def note(frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line":
-            lines[file].add(frame.f_lineno)
+            places.add((file, frame.f_lineno))
         return note
 
     return note
+
+
+def stage_of(frame: FrameType | None) -> str:
+    """The stage in which a function runs, by the callers on its stack."""
+    ranks = {len(STAGES) - 1}
+    while frame is not None:
+        ranks.add(rank_of(frame.f_code))
+        frame = frame.f_back
+    return [*STAGES][min(ranks)]
+
+
+@cache
+def rank_of(code: CodeType) -> int:
+    """The number of the stage that a function begins; the last stage's if it begins none."""
+    for rank, beginnings in enumerate(STAGES.values()):
+        for part, name in beginnings:
+            if code.co_name == name and part in code.co_filename:
+                return rank
+    return len(STAGES) - 1
+
+
+def is_called_from(part: str, frame: FrameType | None = None) -> bool:
+    """Checks whether code with `part` in its path is on the stack of a frame, or of the caller."""
+    if frame is None:
+        frame = sys._getframe(1)
+    while frame is not None:
+        if part in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @cache
@@ -357,17 +425,23 @@ def run_trial(trial: Trial, path: Path, workers: int) -> Trial:
         numbers = [number for number, mutant in enumerate(mutants) if not mutant.outcome]
         began = time.monotonic()
         run = partial(run_mutant, trial, folder)
-        results = pool.map(run, [mutants[number] for number in numbers])
-        for done, (number, mutant) in enumerate(zip(numbers, results, strict=True), 1):
-            mutants[number] = mutant
+        futures = [pool.submit(run, mutants[number]) for number in numbers]
+        for number, future in zip(numbers, futures, strict=True):
+            judged = sum(mutant.is_judged for mutant in mutants)
+            if judged >= trial.judged:
+                future.cancel()
+                continue
+            mutant = mutants[number] = future.result()
             trial = replace(trial, mutants=mutants)
             write_whole(path, TRIAL.dump_json(trial, indent=1).decode())
-            minutes = (time.monotonic() - began) / done * (len(numbers) - done) / 60
             effect = NO_EFFECT if mutant.was_reached else "never reached"
             if mutant.differences:
                 effect = ", ".join(mutant.differences)
-            progress = f"{done} of {len(numbers)}, {minutes:.0f} min left"
+            minutes = (time.monotonic() - began) / 60
+            progress = f"{judged + mutant.is_judged} of {trial.judged} after {minutes:.0f} min"
             print(f"{progress}: {mutant}: {mutant.outcome} ({effect})", flush=True)
+    if judged < trial.judged:
+        print(f"Only {judged} of {trial.judged} were judged; draw more with --count", flush=True)
     return trial
 
 
@@ -399,36 +473,41 @@ def prepare_trial(trial: Trial, folder: Path, pool: ThreadPoolExecutor) -> Trial
             what = ", ".join(differences) or "the report"
             fault = f"{what} of a forked healthy run differs (exit code {code})"
             raise InputError(f"{job.cell}: {fault}:\n{traced.output}")
-        lines[job.cell] = [(file, line) for file, line in traced.process_facts["lines"]]
+        for stage, places in traced.process_facts["lines"].items():
+            lines[job.cell, stage] = [(file, line) for file, line in places]
         cpu_seconds = job.process_facts["cpu_seconds"]
         healthy[job.cell] = Healthy(facts=job.facts, answer=job.answer, cpu_seconds=cpu_seconds)
-        size = len(lines[job.cell])
+        size = sum(map(len, traced.process_facts["lines"].values()))
         result = f"a forked run is equal, and executes {size} lines of libraries"
         print(f"{job.cell}: {result}", flush=True)
     mutants = draw(lines, trial.count, trial.seed)
     return replace(trial, modules=[*modules], healthy=healthy, mutants=mutants)
 
 
-def draw(lines: Mapping[str, Sequence[tuple[str, int]]], count: int, seed: int) -> list[Mutant]:
-    """Draw mutants: for each cell in turn, a random statement and one of its changes.
+def draw(
+    lines: Mapping[tuple[str, str], Sequence[tuple[str, int]]], count: int, seed: int
+) -> list[Mutant]:
+    """Draw mutants: for each stage in turn, a random statement, kind of change, and change.
 
-    Raises InputError if too few mutants are found.
+    `lines` holds the executed lines by cell and stage. Raises InputError if too few mutants are
+    found.
     """
     rng = random.Random(seed)
-    cells = [*lines]
-    statements = {cell: executed_statements(executed) for cell, executed in lines.items()}
+    statements = {place: executed_statements(executed) for place, executed in lines.items()}
+    stages = [stage for stage in STAGES if any(stage == other for _, other in statements)]
     mutants = dict[tuple[str, str, int], Mutant]()
     for _ in range(ATTEMPTS * count):
-        cell = cells[len(mutants) % len(cells)]
-        file, line = rng.choice(statements[cell])
+        stage = stages[len(mutants) % len(stages)]
+        cell = rng.choice([cell for cell, other in statements if other == stage])
+        file, line = rng.choice(statements[cell, stage])
         numbers = change_numbers(file).get(line)
         if not numbers:
             continue
-        number = rng.choice(numbers)
-        path = library_path(file)
+        kind = rng.choice([*numbers])
+        number = rng.choice(numbers[kind])
         if (cell, file, number) in mutants:
             continue
-        if not can_replace(functions_in(path), functions_in(path, number)):
+        if not can_replace(original_functions(file), functions_in(library_path(file), number)):
             continue
         change = changes_of(file)[number]
         before, after = change.texts
@@ -438,6 +517,7 @@ def draw(lines: Mapping[str, Sequence[tuple[str, int]]], count: int, seed: int) 
             line=change.node.lineno,
             number=number,
             kind=change.kind,
+            stage=stage,
             before=before,
             after=after,
         )
@@ -465,18 +545,26 @@ def statement_starts(file: str) -> Mapping[int, int]:
     return starts
 
 
+@cache
+def original_functions(file: str) -> Functions:
+    """The code of a file's functions as installed."""
+    return functions_in(library_path(file))
+
+
+@cache
 def changes_of(file: str) -> Sequence[Mutation]:
     """All possible changes to a file."""
     return [*find_changes(ast.parse(library_path(file).read_bytes()))]
 
 
 @cache
-def change_numbers(file: str) -> Mapping[int, Sequence[int]]:
-    """The indexes of a file's changes, by the first line of their statement."""
+def change_numbers(file: str) -> Mapping[int, Mapping[str, Sequence[int]]]:
+    """The indexes of a file's changes, by the first line of their statement and by their kind."""
     starts = statement_starts(file)
-    numbers = defaultdict[int, list[int]](list)
+    numbers = defaultdict[int, dict[str, list[int]]](dict)
     for number, change in enumerate(changes_of(file)):
-        numbers[starts[change.node.lineno]].append(number)
+        kinds = numbers[starts[change.node.lineno]]
+        kinds.setdefault(change.kind, []).append(number)
     return numbers
 
 
@@ -497,6 +585,7 @@ def run_mutant(trial: Trial, folder: Path, mutant: Mutant) -> Mutant:
         outcome=find_outcome(code, status, job.answer, healthy.answer),
         exit_code=code,
         was_reached=job.was_reached,
+        only_by_audits=job.only_by_audits,
         differences=find_differences(healthy.facts, job.facts),
         answer=job.answer,
         seconds=round(time.monotonic() - began, 1),
@@ -553,37 +642,62 @@ def trial_sections(trial: Trial) -> list[Section]:
     for outcome in OUTCOMES:
         rows.append([outcome, *(counts[outcome, effect] for effect in EFFECTS)])
     harmful = [mutant for mutant in mutants if mutant.effect == HARMFUL]
-    running = [mutant for mutant in harmful if mutant.outcome != CRASH]
+    judged = [mutant for mutant in mutants if mutant.is_judged]
     unreached_count = sum(not mutant.was_reached for mutant in mutants)
     sentences = [
-        "Of mutants that change weights, files or answers, "
-        f"these end with another exit code than 0: {share(harmful)}.",
-        f"Without crashes and hangs: {share(running)}.",
+        "Of mutants that change weights, files or answers and neither crash nor hang, "
+        f"these end with another exit code than 0: {share(judged)}.",
+        f"With crashes and hangs: {share(harmful)}.",
         f"Never reached: {unreached_count}.",
     ]
-    survivors = []
-    for mutant in harmful:
-        if mutant.exit_code == 0:
-            change = f"{short(mutant.before)} -> {short(mutant.after)}"
-            row = {
-                "place": f"{mutant.file}:{mutant.line}",
-                "change": change,
-                "cell": mutant.cell,
-                "differs": ", ".join(mutant.differences),
-                "reported": mutant.outcome == REPORTED,
-                "reason": mutant.reason,
-            }
-            survivors.append(row)
-    title = f"Seed {trial.seed}: "
-    size = f"{len(mutants)} of {trial.count} mutants over {len(trial.cells)} cells"
+    size = f"{len(judged)} judged of {len(mutants)} mutants over {len(trial.cells)} cells"
     outcomes = Section(
-        heading=title + size,
+        heading=f"Seed {trial.seed}: {size}",
         frame=pd.DataFrame(rows, columns=["outcome", *EFFECTS]),
         formats=dict.fromkeys(EFFECTS, ""),
         sentences=sentences,
     )
-    heading = title + count(len(survivors), "survivor")
-    return [outcomes, Section(heading=heading, frame=pd.DataFrame(survivors))]
+    survivors = [mutant for mutant in judged if mutant.exit_code == 0]
+    needless = []
+    for mutant in mutants:
+        if mutant.effect == NO_EFFECT and mutant.exit_code and mutant.outcome != CRASH:
+            needless.append(mutant)
+    return [
+        outcomes,
+        shares_by("stage", judged),
+        shares_by("kind", judged),
+        places(f"Seed {trial.seed}: {count(len(survivors), 'survivor')}", survivors),
+        places(f"Seed {trial.seed}: {len(needless)} change nothing, and the run fails", needless),
+    ]
+
+
+def shares_by(name: str, mutants: Sequence[Mutant]) -> Section:
+    """A section with the share of mutants that end with another exit code than 0, by a field."""
+    rows = []
+    for value in dict.fromkeys(sorted(getattr(mutant, name) for mutant in mutants)):
+        group = [mutant for mutant in mutants if getattr(mutant, name) == value]
+        seen = sum(mutant.exit_code != 0 for mutant in group)
+        rows.append([value, len(group), seen])
+    frame = pd.DataFrame(rows, columns=[name, "judged", "exit code not 0"])
+    return Section(heading=f"By {name}", frame=frame, formats={"judged": "", "exit code not 0": ""})
+
+
+def places(heading: str, mutants: Sequence[Mutant]) -> Section:
+    """A section with the places of some mutants, what they change, and why that is so."""
+    rows = []
+    for mutant in mutants:
+        row = {
+            "place": f"{mutant.file}:{mutant.line}",
+            "change": f"{short(mutant.before)} -> {short(mutant.after)}",
+            "cell": mutant.cell,
+            "stage": mutant.stage,
+            "differs": ", ".join(mutant.differences),
+            "reached by": "audits alone" if mutant.only_by_audits else "the cell",
+            "answer": short(next(iter(mutant.answer), "")),
+            "reason": mutant.reason,
+        }
+        rows.append(row)
+    return Section(heading=heading, frame=pd.DataFrame(rows))
 
 
 def page(paths: Sequence[Path], trials: Sequence[Trial]) -> str:
@@ -610,18 +724,24 @@ def find_trial(options: argparse.Namespace) -> Trial:
     Raises InputError if an option is invalid, or if the file exists without --resume or holds
     another trial.
     """
-    for name in ("count", "workers"):
+    for name in ("judged", "count", "workers"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} must be at least 1")
     cells = STUDY.checked_ids(options.cells.split(","))
-    trial = Trial(cells=cells, count=options.count, seed=options.seed, versions=versions())
+    trial = Trial(
+        cells=cells,
+        judged=options.judged,
+        count=options.count,
+        seed=options.seed,
+        versions=versions(),
+    )
     path = options.output
     if not path.exists():
         return trial
     if not options.resume:
         raise InputError(f"{path} exists: continue it with --resume, or name another file with -o")
     saved = read_trial(path)
-    for name in ("count", "seed", "versions", "cells"):
+    for name in ("judged", "count", "seed", "versions", "cells"):
         value = getattr(saved, name)
         if json.dumps(value) != json.dumps(getattr(trial, name)):
             raise InputError(f"{path} has another {name} ({value}): name another file with -o")
@@ -654,7 +774,8 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="ID,ID",
         help="quick cells (default: those of -m smoke)",
     )
-    add("--count", type=int, default=300, metavar="N", help="mutants (default 300)")
+    add("--judged", type=int, default=150, metavar="N", help="to judge (default 150)")
+    add("--count", type=int, default=1000, metavar="N", help="to draw at most (default 1000)")
     add("--seed", type=int, default=1, metavar="S", help="of the draw (default 1)")
     add("-n", "--workers", type=int, default=1, metavar="N", help="processes at a time (default 1)")
     add(

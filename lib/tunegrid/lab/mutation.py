@@ -1,25 +1,31 @@
 """Makes small changes to Python code, and applies them to functions that are already loaded.
 
-A change alters one operator, constant, condition or statement, or the arguments of a call. Changed
-code first calls the function CALL_NAME to show that it was reached; `builtins` must hold this
-function, which must return None. Docstrings, logging, assertions, annotations and raised
-expressions are never changed.
+A change alters an operator, a number, a slice, a condition, a default, a reduction or an in-place
+line, or detaches or rounds a value; few of these crash. Changed code first calls the function
+CALL_NAME to show that it was reached; `builtins` must hold this function, which must return None,
+and HELPERS. Docstrings, logging, assertions, annotations and raised expressions are never changed.
 """
 
 import ast
 import gc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 CALL_NAME = "__tunegrid_mutant__"
 LOGGING = ("logger", "logging", "warnings", "warn", "print")
 SKIPPED = (ast.Assert, ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.pattern)
-SKIPPED_FIELDS = ("annotation", "returns", "decorator_list")
-REMOVABLE = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Delete)
-REMOVED = "statement removed"
+SKIPPED_FIELDS = ("annotation", "returns", "decorator_list", "defaults", "kw_defaults")
+REMOVED = "in-place line removed"
+DEFAULT = "default"
+# Builtin functions of changed code, by name: they change a value if it is a floating-point tensor.
+DETACH, ROUND = "__tunegrid_detach__", "__tunegrid_round__"
+REDUCTIONS = {"sum": "mean", "mean": "sum", "max": "min", "min": "max", "amax": "amin"}
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
     ast.FloorDiv: ast.Mult,
     ast.Mod: ast.Mult,
@@ -38,7 +44,6 @@ OPPOSITES = (
     (ast.Gt, ast.GtE),
     (ast.Is, ast.IsNot),
     (ast.In, ast.NotIn),
-    (ast.Break, ast.Continue),
 )
 for first, second in OPPOSITES:
     OPERATORS[first] = second
@@ -56,6 +61,10 @@ class Mutation(NamedTuple):
     def texts(self) -> tuple[str, str]:
         """The source of the node and of its replacement."""
         after = "pass" if self.kind == REMOVED else ast.unparse(self.replacement)
+        if self.kind == DEFAULT:
+            [condition] = [self.replacement]
+            assert isinstance(condition, ast.If)
+            return ast.unparse(condition.test), ast.unparse(condition.body[-1])
         return ast.unparse(self.node), after
 
 
@@ -66,13 +75,16 @@ def find_changes(tree: ast.AST) -> Iterator[Mutation]:
             for kind, replacement in [*expression_changes(node), *statement_changes(node)]:
                 ast.copy_location(replacement, node)
                 yield Mutation(kind, node, ast.fix_missing_locations(replacement))
+        if isinstance(node, ast.FunctionDef):
+            has_docstring = ast.get_docstring(node) is not None and len(node.body) > 1
+            first = node.body[1 if has_docstring else 0]
+            for condition in other_defaults(node):
+                for part in ast.walk(condition):
+                    ast.copy_location(part, first)
+                yield Mutation(DEFAULT, first, condition)
         for test in conditions(node):
             negation = ast.copy_location(ast.UnaryOp(ast.Not(), test), test)
             yield Mutation("condition", test, ast.fix_missing_locations(negation))
-            for value in (True, False):
-                # A loop whose condition is always true would only hang.
-                if not (value and isinstance(node, ast.While)):
-                    yield Mutation("condition", test, ast.copy_location(ast.Constant(value), test))
 
 
 def changeable_nodes(node: ast.AST) -> Iterator[ast.AST]:
@@ -123,36 +135,80 @@ def expression_changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         case ast.Constant(value=bool(value)):
             yield "constant", ast.Constant(not value)
         case ast.Constant(value=int(value) | float(value)):
-            yield "constant", ast.Constant(value + 1)
-        case ast.Call():
-            for number in range(len(node.args)):
-                fewer = [*node.args[:number], *node.args[number + 1 :]]
-                yield "argument dropped", changed(node, args=fewer)
-            for number in range(len(node.keywords)):
-                keywords = [*node.keywords[:number], *node.keywords[number + 1 :]]
-                yield "argument dropped", changed(node, keywords=keywords)
-            for number in range(1, len(node.args)):
-                swapped = [*node.args]
-                swapped[number - 1 : number + 1] = [node.args[number], node.args[number - 1]]
-                yield "arguments swapped", changed(node, args=swapped)
+            for other in other_numbers(value):
+                yield "constant", ast.Constant(other)
+        case ast.Call(func=ast.Attribute(attr=name)) if name in REDUCTIONS:
+            yield "reduction", changed(node, func=changed(node.func, attr=REDUCTIONS[name]))
+        case ast.Slice():
+            for bound in ("lower", "upper"):
+                place = getattr(node, bound)
+                if place is not None and not isinstance(place, ast.Constant):
+                    neighbour = ast.BinOp(place, ast.Add(), ast.Constant(1))
+                    yield "slice", changed(node, **{bound: neighbour})
+
+
+def other_numbers(value: float) -> list[float]:
+    """A number that is 1 % or 10 % larger, or has another sign; an integer's two neighbours."""
+    if isinstance(value, int):
+        others: list[float] = [value + 1, value - 1]
+    else:
+        others = [value * 1.01, value * 1.1] if value else [0.01]
+    return [*others, -value] if value else others
 
 
 def statement_changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """Yield the kind and replacement of each possible change to a statement."""
-    is_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
-    if is_call or isinstance(node, REMOVABLE):
-        # Under `if False`, names that the statement binds stay local, and names from outer
-        # functions stay bound.
-        yield REMOVED, ast.If(ast.Constant(False), [changed(node)], [])
     match node:
+        case ast.Expr(value=ast.Call(func=ast.Attribute(attr=name))) if is_in_place(name):
+            # Under `if False`, names of outer functions stay bound.
+            yield REMOVED, ast.If(ast.Constant(False), [changed(node)], [])
         case ast.AugAssign():
+            yield REMOVED, ast.If(ast.Constant(False), [changed(node)], [])
             yield "operator", changed(node, op=OPERATORS[type(node.op)]())
-        case ast.Break() | ast.Continue():
-            yield "loop", OPERATORS[type(node)]()
-        case ast.For():
-            yield "loop", changed(node, iter=ast.Tuple([], ast.Load()))
-        case ast.Return(value=ast.expr()) if ast.unparse(node) != "return None":
-            yield "return value", ast.Return(ast.Constant(None))
+        case ast.Assign(value=value) | ast.Return(value=ast.expr() as value) if not_literal(value):
+            for kind, helper in (("detach", DETACH), ("dtype", ROUND)):
+                call = ast.Call(ast.Name(helper, ast.Load()), [value], [])
+                yield kind, changed(node, value=call)
+
+
+def is_in_place(name: str) -> bool:
+    """Checks whether a method's name says that it works in place, as `add_` does."""
+    return name.endswith("_") and not name.endswith("__")
+
+
+def not_literal(value: ast.expr) -> bool:
+    """Checks whether a statement's value may be a tensor: it is none of the literals."""
+    literals = (ast.Constant, ast.Dict, ast.Compare, ast.BoolOp, ast.JoinedStr, ast.Lambda)
+    return not isinstance(value, literals)
+
+
+def numeric_defaults(node: ast.FunctionDef) -> Iterator[tuple[str, bool | int | float]]:
+    """Yield the name and the default of each argument whose default is a number or a flag."""
+    arguments = node.args
+    named = [*arguments.posonlyargs, *arguments.args][-len(arguments.defaults) :]
+    pairs = [*zip(named, arguments.defaults, strict=False)]
+    for argument, default in [
+        *pairs,
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]:
+        match default:
+            case ast.Constant(value=int(value) | float(value)):
+                yield argument.arg, value
+
+
+def other_defaults(node: ast.FunctionDef) -> Iterator[ast.If]:
+    """Yield statements that give an argument another value where it has its default.
+
+    Code objects hold no defaults, so the change stands at the beginning of the function.
+    """
+    for name, value in numeric_defaults(node):
+        others = [not value] if isinstance(value, bool) else other_numbers(value)
+        for other in others:
+            source = f"if type({name}) is {type(value).__name__} and {name} == {value!r}: pass"
+            [condition] = ast.parse(source).body
+            assert isinstance(condition, ast.If)
+            condition.body = [*ast.parse(f"{CALL_NAME}()\n{name} = {other!r}").body]
+            yield condition
 
 
 def changed(node: ast.AST, **fields: object) -> Any:
@@ -169,15 +225,30 @@ class Replacing(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> ast.AST | list[ast.AST]:
         """Replace the changed node and keep all others."""
-        _, old, new = self._change
+        kind, old, new = self._change
         if node is not old:
             return self.generic_visit(node)
+        if kind == DEFAULT:  # its own statement, which says by itself that it acts
+            return [new, node]
         call = ast.Call(ast.Name(CALL_NAME, ast.Load()), [], [])
         if isinstance(new, ast.expr):
             return ast.copy_location(ast.BoolOp(ast.Or(), [call, new]), new)
         return [ast.copy_location(ast.Expr(call), new), new]
 
 
+def detach(value: Any) -> Any:
+    """Detaches a tensor that has a gradient; gives all else as it is."""
+    return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
+
+
+def round_to_bf16(value: Any) -> Any:
+    """Rounds an fp32 tensor to bf16 and back; gives all else as it is."""
+    if isinstance(value, Tensor) and value.dtype is torch.float32:
+        return value.bfloat16().float()
+    return value
+
+
+HELPERS: dict[str, Callable[[Any], Any]] = {DETACH: detach, ROUND: round_to_bf16}
 Functions = dict[tuple[str, int], CodeType]  # by qualified name and first line
 
 

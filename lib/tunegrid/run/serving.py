@@ -220,7 +220,8 @@ def save_trained(
 ) -> Path:
     """Saves a trained model, its record and its card in a folder under `root`; returns the folder.
 
-    No file contains a path on this machine. Raises InputError if the folder cannot be written.
+    No file contains a path on this machine, except that an adapter names a base saved beside it by
+    its path. Raises InputError if the folder cannot be written.
     """
     folder = root / cell.name
     adapter = folder / peft.utils.CONFIG_NAME
@@ -229,11 +230,10 @@ def save_trained(
         serving.save(cell, model, tokenizer, folder)
         if adapter.is_file():
             config = json.loads(adapter.read_text(encoding="utf-8"))
-            # PEFT resolves ./base from the current folder. A local checkpoint's name is no hub
-            # id, so PEFT fails instead of loading another base.
+            # A local checkpoint's name is no hub id, so PEFT fails instead of loading another base.
             config["base_model_name_or_path"] = base_name(cell, record)
-            if (folder / BASE).is_dir():
-                config["base_model_name_or_path"] = f"./{BASE}"
+            if (folder / BASE).is_dir():  # PEFT would look for ./base below the current folder
+                config["base_model_name_or_path"] = str((folder / BASE).resolve())
             adapter.write_text(json.dumps(config, indent=2), encoding="utf-8")
         make_card(cell, record, folder).save(folder / "README.md")
         with replace_file(folder / "record.json") as path:
@@ -282,8 +282,13 @@ def make_card(cell: Cell, record: Record, folder: Path) -> hub.ModelCard:
         sentences = [f"Its run did not pass ({record.status}).", *record.missed]
         caveats.append(f"- {strip_places(' '.join(sentences))}")
     finetuned_from = base
+    moving = ""
     if (folder / BASE).is_dir():
         finetuned_from += f", saved in `{BASE}/`"
+        moving = (
+            f" `adapter_config.json` names `{BASE}/` by its path (`base_model_name_or_path`): "
+            "correct it if you move this folder."
+        )
     data = hub.ModelCardData(
         base_model=base if has_public_base else None,
         datasets=None if is_synthetic else [task.dataset],
@@ -298,7 +303,7 @@ def make_card(cell: Cell, record: Record, folder: Path) -> hub.ModelCard:
         model_description=(
             f"{cell.backbone.name}, fine-tuned for {task.name} by `{cell.method.id}` "
             f"with tunegrid {version('tunegrid')}. "
-            "The recipe, the bounds and all figures are in `record.json` beside this card."
+            f"The recipe, the bounds and all figures are in `record.json` beside this card.{moving}"
         ),
         base_model=finetuned_from,
         bias_risks_limitations="\n".join(caveats),

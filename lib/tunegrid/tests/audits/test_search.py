@@ -130,6 +130,26 @@ def test_a_text_that_rounding_may_choose_is_told_from_one_that_it_cannot(
     assert math.isinf(noise) == math.isinf(most_noise)
 
 
+def test_several_ties_in_one_text_are_asked_for_again(monkeypatch):
+    """Eight ties must all fall as they did: one search of 256 has them so, 16 mostly have not."""
+    monkeypatch.setattr(search, "get_rounding", lambda beams, place: 1.0)
+    seen = []
+
+    def find(beams, rules, places, noise, draw):
+        seen.append((noise, draw))
+        return [[SimpleNamespace(ids=(A, END) if draw == 150 else (B, END))]]
+
+    monkeypatch.setattr(search.Beams, "__init__", lambda beams: None)
+    monkeypatch.setattr(search.Beams, "search", find)
+    assert search.find_noise(search.Beams(), None, 0, [(A, END)]) == 4.0
+    assert seen == [(search.NOISES[min(draw // 16, 4)], draw + 1) for draw in range(150)]
+    seen.clear()
+    large = search.Beams()
+    large.is_micro = False
+    assert math.isinf(search.find_noise(large, None, 0, [(A, END)]))
+    assert len(seen) == 4 * (5 + 8)
+
+
 def test_tuned_tokens_stay_before_what_the_encoder_made_of_a_shorter_source(monkeypatch):
     """Two tuned tokens and sources of 3 and 1 are five places; of the shorter one alone, three
     count.
@@ -147,6 +167,7 @@ def test_tuned_tokens_stay_before_what_the_encoder_made_of_a_shorter_source(monk
     monkeypatch.setattr(search, "target_logits", target_logits)
     evidence = SimpleNamespace(
         text_codec=SimpleNamespace(start_id=0, end_id=END),
+        cell=SimpleNamespace(profile=SimpleNamespace(micro=True)),
         model=SimpleNamespace(get_encoder=lambda: encoder),
         trainer=None,
     )

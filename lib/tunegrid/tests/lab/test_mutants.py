@@ -8,11 +8,14 @@ import json
 import sys
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+import torch
 
 from tunegrid.errors import InputError
 from tunegrid.lab import mutants as command
+from tunegrid.lab import mutation
 from tunegrid.lab.mutants import CRASH, OTHER, REPORTED, SILENT, Job, Mutant, Trial, find_outcome
 from tunegrid.lab.mutation import CALL_NAME, can_replace, find_changes, functions_in, replace_live
 from tunegrid.tests.outputs import refusal
@@ -47,7 +50,13 @@ def tiny(tmp_path, monkeypatch):
     (folder / "__init__.py").write_text(DOUBLE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(command, "MUTATED", ("tinylibrary",))
-    for cached in (command.library_path, command.library_file, command.change_numbers):
+    for cached in (
+        command.library_path,
+        command.library_file,
+        command.change_numbers,
+        command.changes_of,
+        command.original_functions,
+    ):
         cached.cache_clear()
     yield import_module("tinylibrary")
     monkeypatch.delitem(sys.modules, "tinylibrary")
@@ -66,29 +75,42 @@ def tiny(tmp_path, monkeypatch):
                 "comparison: a <= b is c -> a <= b is not c",
             ],
         ),
-        ("a[1]", ["constant: 1 -> 2"]),
+        ("a[1]", ["constant: 1 -> 2", "constant: 1 -> 0", "constant: 1 -> -1"]),
+        ("a[0]", ["constant: 0 -> 1", "constant: 0 -> -1"]),
+        ("a[:b]", ["slice: :b -> :b + 1"]),
+        ("[2.0]", ["constant: 2.0 -> 2.02", "constant: 2.0 -> 2.2", "constant: 2.0 -> -2.0"]),
         ("[True, None, 'text']", ["constant: True -> False"]),
+        ("a.sum(b)", ["reduction: a.sum(b) -> a.mean(b)"]),
+        ("a.add_(b)", ["in-place line removed: a.add_(b) -> pass"]),
+        ("a.__init__(b)", []),
+        ("a.add(b)", []),
         (
-            "x = f(a, b, c=d)",
+            "x = f(a, b=c)",
             [
-                "statement removed: x = f(a, b, c=d) -> pass",
-                "argument dropped: f(a, b, c=d) -> f(b, c=d)",
-                "argument dropped: f(a, b, c=d) -> f(a, c=d)",
-                "argument dropped: f(a, b, c=d) -> f(a, b)",
-                "arguments swapped: f(a, b, c=d) -> f(b, a, c=d)",
+                "detach: x = f(a, b=c) -> x = __tunegrid_detach__(f(a, b=c))",
+                "dtype: x = f(a, b=c) -> x = __tunegrid_round__(f(a, b=c))",
             ],
         ),
-        ("if a: b", ["condition: a -> not a", "condition: a -> True", "condition: a -> False"]),
-        ("while a: b", ["condition: a -> not a", "condition: a -> False"]),
-        ("a -= b", ["statement removed: a -= b -> pass", "operator: a -= b -> a += b"]),
+        ("x = 'text'", []),
+        ("if a: b", ["condition: a -> not a"]),
+        ("while a: b", ["condition: a -> not a"]),
+        ("a -= b", ["in-place line removed: a -= b -> pass", "operator: a -= b -> a += b"]),
         (
-            "for a in b: break",
+            "def f(): return a",
             [
-                "loop: for a in b:\n    break -> for a in ():\n    break",
-                "loop: break -> continue",
+                "detach: return a -> return __tunegrid_detach__(a)",
+                "dtype: return a -> return __tunegrid_round__(a)",
             ],
         ),
-        ("def f(): return a", ["return value: return a -> return None"]),
+        (
+            "def f(a, b=2.0, *, c=False, d=None): pass",
+            [
+                "default: type(b) is float and b == 2.0 -> b = 2.02",
+                "default: type(b) is float and b == 2.0 -> b = 2.2",
+                "default: type(b) is float and b == 2.0 -> b = -2.0",
+                "default: type(c) is bool and c == False -> c = True",
+            ],
+        ),
         ("def f(): return None", []),
         ("def f(a: Literal[1]) -> Literal[2]: 'text'", []),
         ("assert a == 1", []),
@@ -127,31 +149,74 @@ def test_a_live_function_and_those_within_it_take_a_change(tmp_path, monkeypatch
     assert calls == ["reached", "reached"]
 
 
-@pytest.mark.parametrize(
-    ("replacement", "is_possible"),
-    [("sum([number])", False), ("sum(step, [number])", True)],
-)
-def test_code_that_reads_other_names_of_an_outer_function_is_not_replaced(
-    tmp_path, replacement, is_possible
-):
+def test_code_that_reads_other_names_of_an_outer_function_is_not_replaced(tmp_path):
     path = tmp_path / "closure.py"
-    path.write_text(ADDER.replace("number + step", "sum([number], step)"))
-    changed = functions_in(path, change_number(path, replacement))
-    assert can_replace(functions_in(path), changed) == is_possible
+    path.write_text(ADDER)
+    original = functions_in(path)
+    path.write_text(ADDER.replace("number + step", "number"))
+    assert not can_replace(original, functions_in(path))
 
 
+def test_a_default_changes_where_the_caller_gives_none(tmp_path, monkeypatch):
+    path = tmp_path / "scaling.py"
+    path.write_text(
+        "def scale(x, factor=2.0, is_on=True):\n    return x * factor if is_on else x\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    scale = import_module("scaling").scale
+    calls = []
+    monkeypatch.setattr(f"builtins.{CALL_NAME}", lambda: calls.append("reached"), raising=False)
+    replace_live(functions_in(path, change_number(path, "factor = -2.0")))
+    assert [scale(3), scale(3, 5.0)] == [-6.0, 15.0]
+    assert calls == ["reached"]
+
+
+def test_helpers_change_tensors_alone():
+    weight = torch.ones(2, requires_grad=True)
+    assert not mutation.detach(weight * 2).requires_grad
+    assert mutation.detach("text") == "text"
+    # bf16 has 8 bits of mantissa: 1 + 2**-9 rounds to 1.
+    assert mutation.round_to_bf16(torch.tensor([1 + 2**-9])).tolist() == [1.0]
+    assert mutation.round_to_bf16(torch.tensor([3])).dtype is torch.int64
+
+
+FILE = "tinylibrary/__init__.py"
 LINES = {
-    "first": [("tinylibrary/__init__.py", 3), ("tinylibrary/__init__.py", 4)],
-    "second": [("tinylibrary/__init__.py", 3)],
+    ("first", "start"): [(FILE, 3), (FILE, 4)],
+    ("second", "start"): [(FILE, 4)],
+    ("first", "search"): [(FILE, 3)],
 }
 
 
-def test_a_seed_draws_the_same_mutants_each_time_of_cells_in_turn(tiny):
+def test_a_seed_draws_the_same_mutants_each_time_of_stages_in_turn(tiny):
     drawn = command.draw(LINES, 4, seed=1)
     assert drawn == command.draw(LINES, 4, seed=1)
-    assert [mutant.cell for mutant in drawn] == ["first", "second", "first", "second"]
-    texts = {(mutant.before, mutant.after) for mutant in drawn if mutant.cell == "second"}
-    assert texts == {("result = number + number", "pass"), ("number + number", "number - number")}
+    assert [mutant.stage for mutant in drawn] == ["search", "start", "search", "start"]
+    kinds = {mutant.kind for mutant in drawn if mutant.stage == "search"}
+    assert kinds < {"operator", "detach", "dtype"}
+    assert {mutant.cell for mutant in drawn if mutant.stage == "search"} == {"first"}
+
+
+def generate(function):
+    return function()
+
+
+def test_the_stage_is_that_of_the_first_known_caller(monkeypatch):
+    here = Path(__file__).name
+    stages = {"saving": [(here, "save")], "search": [(here, "generate")], "start": []}
+    monkeypatch.setattr(command, "STAGES", stages)
+    command.rank_of.cache_clear()
+
+    def look():
+        return command.stage_of(sys._getframe())
+
+    def save():
+        return generate(look)
+
+    assert [look(), generate(look), save()] == ["start", "search", "saving"]
+    command.rank_of.cache_clear()
+    assert command.is_called_from(here)
+    assert not command.is_called_from("no such file")
 
 
 def test_a_statement_of_many_executed_lines_counts_once(tiny, monkeypatch, tmp_path):
@@ -164,14 +229,14 @@ def test_a_statement_of_many_executed_lines_counts_once(tiny, monkeypatch, tmp_p
 
 def test_too_few_mutants_are_an_error(tiny):
     with pytest.raises(InputError, match="only 5 mutants: lower --count"):
-        command.draw(LINES, 6, seed=1)
+        command.draw({("first", "start"): LINES["first", "start"]}, 6, seed=1)
 
 
 MUTANT = Mutant(
     cell="t5_qa_sft",
-    file="tinylibrary/__init__.py",
+    file=FILE,
     line=3,
-    number=1,
+    number=2,
     kind="operator",
     before="number + number",
     after="number - number",
@@ -186,10 +251,8 @@ def test_a_process_runs_with_a_change_that_it_reaches(tiny, tmp_path, monkeypatc
     job = Job(cell="", folder=tmp_path / "job", mutant=mutant, is_traced=True)
     assert job.start("fork") == code
     assert job.was_reached == bool(mutant)
-    assert job.process_facts["lines"] == [
-        ["tinylibrary/__init__.py", 3],
-        ["tinylibrary/__init__.py", 4],
-    ]
+    assert job.process_facts["lines"] == {"start": [[FILE, 3], [FILE, 4]]}
+    assert not job.only_by_audits
     assert tiny.double(3) == 6
 
 
@@ -248,7 +311,7 @@ def test_a_share_counts_what_changes_results_and_survivors_have_their_place(tmp_
     ]
     path = tmp_path / "trial.json"
     page = tmp_path / "page.md"
-    trial = Trial(cells=["t5_qa_sft"], count=6, seed=1, versions={}, mutants=mutants)
+    trial = Trial(cells=["t5_qa_sft"], judged=3, count=6, seed=1, versions={}, mutants=mutants)
     path.write_bytes(command.TRIAL.dump_json(trial))
     assert command.main([str(path), f"--report={page}"]) == 0
     output = capsys.readouterr().out
@@ -256,8 +319,8 @@ def test_a_share_counts_what_changes_results_and_survivors_have_their_place(tmp_
     assert "3 of 4, 75.0% (30.1% to 95.4%)" in output
     assert "2 of 3, 66.7% (20.8% to 93.9%)" in output
     [survivor] = [line for line in output.splitlines() if line.startswith("tinylibrary")]
-    expected = "tinylibrary/__init__.py:3 number + number -> number - number t5_qa_sft files no"
-    assert " ".join(survivor.split()) == expected
+    expected = "tinylibrary/__init__.py:3 number + number -> number - number t5_qa_sft files the cell"
+    assert " ".join(survivor.split()).startswith(expected)
     assert "75.0%" in page.read_text()
 
 
@@ -276,7 +339,7 @@ def test_what_cannot_run_is_refused(capsys, arguments, sentence):
 
 def test_a_saved_trial_is_continued_only_if_asked_and_only_the_same(tmp_path, capsys):
     path = tmp_path / "trial.json"
-    trial = Trial(cells=command.SMOKE, count=2, seed=1, versions=command.versions())
+    trial = Trial(cells=command.SMOKE, judged=150, count=2, seed=1, versions=command.versions())
     path.write_bytes(command.TRIAL.dump_json(trial))
     words = ["--count=2", "-o", path]
     assert "continue it with --resume" in refusal(capsys, command.main, *words)

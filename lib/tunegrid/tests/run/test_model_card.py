@@ -61,10 +61,12 @@ BASE = "local checkpoint `bert-micro` (weights ffffffffffffffff)"
     [
         ("bert_sa_qlora", BASE, BASE),
         # The head's own frozen layers are in no checkpoint.
-        ("bert_sa_lora", f"{BASE}, saved in `base/`", "./base"),
+        ("bert_sa_lora", f"{BASE}, saved in `base/`", None),
     ],
 )
-def test_a_model_of_a_local_checkpoint_names_no_base_of_the_hub(tmp_path, cell_id, text, name):
+def test_a_model_of_a_local_checkpoint_names_no_base_of_the_hub(
+    monkeypatch, tmp_path, cell_id, text, name
+):
     profile = replace(QUICK_PROFILE, checkpoint_root=tmp_path)
     shutil.copytree(QUICK_PROFILE.checkpoint_root / "bert-micro", tmp_path / "bert-micro")
     change = "the checkpoint has no pooler.dense: it is new"
@@ -75,6 +77,11 @@ def test_a_model_of_a_local_checkpoint_names_no_base_of_the_hub(tmp_path, cell_i
     assert f"[optional]:** {text}\n" in card.text
     assert f"- {change}." in card.text
     config = json.loads((folder / "adapter_config.json").read_text())
+    if name is None:
+        name = str(folder / "base")
+        monkeypatch.chdir(tmp_path)  # the path does not depend on the current folder
+        assert AutoConfig.from_pretrained(config["base_model_name_or_path"]).model_type == "bert"
+        assert "correct it if you move this folder" in card.text
     assert config["base_model_name_or_path"] == name
 
 
