@@ -1,8 +1,9 @@
 """Reads a task's rows from a local folder or the hub, as one `Table` per split.
 
 A folder may hold JSON, CSV, Parquet or a saved `datasets.Dataset`, with columns named as on the
-hub. Label names are read as numbers. pyarrow and `datasets` read everything except JSON, where they
-would turn some texts into dates. Other functions here return a row's texts and answers.
+hub. Label names are read as numbers. Large files are kept on disk, in Arrow's format, and mapped
+into memory. pyarrow and `datasets` read everything except small files of JSON. Other functions here
+return a row's texts and answers.
 """
 
 import csv
@@ -11,19 +12,18 @@ import json
 import os
 import re
 import socket
-from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from hashlib import blake2b
 from itertools import chain, islice
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.tasks import FILE_KINDS, GZIP, Task, file_kind
+from tunegrid.machine import temporary_folder
 
 
 @cache
@@ -84,8 +84,8 @@ ROWS_AT_ONCE = 1000  # rows to read from disk at a time
 DENSE = 4  # read a slice if it has fewer than this many rows per row needed
 FIRST = 1000  # rows of a large file to check before anything is loaded
 LONGEST_CAUSE = 200  # characters; some libraries quote a whole schema
-# The largest file to hold in memory; a larger file stays on disk, unless it is compressed.
-HELD_BYTES = 2**25
+HELD_BYTES = 2**25  # the largest file to hold in memory; a larger file stays on disk
+BLOCK_BYTES = 2**24  # of JSON lines to read at a time
 # Column separators by kind of file; the first is used if a header has no separator.
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}
 # Advice on errors, by a part of pyarrow's message.
@@ -121,30 +121,10 @@ def input_errors(origin: str) -> Iterator[None]:
         raise InputError(f"{origin} cannot be read ({text}); {advice}") from None
 
 
-class Lines:
-    """A memory-mapped file of JSON lines; only the offsets of its rows are held in memory."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises InputError for a line that is not a row."""
-        self._starts = array("Q", (start for start, _ in _json_lines(path)))
-        with path.open("rb") as file:
-            self._bytes = mmap(file.fileno(), 0, access=ACCESS_READ)
-
-    def __len__(self) -> int:
-        """The number of rows."""
-        return len(self._starts)
-
-    def __getitem__(self, index: int) -> Row:
-        """Reads a row."""
-        self._bytes.seek(self._starts[index])
-        row: Row = json.loads(self._bytes.readline().decode())
-        return row
-
-
 class Table:
     """One split, read by column or by row.
 
-    Its rows are a list in memory, or `Lines` or a `datasets.Dataset` on disk.
+    Its rows are a list in memory, or a `datasets.Dataset` on disk.
 
     Attributes:
         origin: where the rows came from.
@@ -165,7 +145,7 @@ class Table:
         self.revision = revision
         self.is_whole = is_whole
         self.first = 2 if file_kind(origin) in SEPARATORS else 1  # row 1 of a CSV holds the names
-        self._by_row = isinstance(rows, list | Lines)
+        self._by_row = isinstance(rows, list)
         self.names = (
             tuple(rows[0] if len(rows) else ()) if self._by_row else tuple(rows.column_names)
         )
@@ -180,7 +160,7 @@ class Table:
         if self.convert or self._by_row:
             return [row.get(name) for row in self.take(range(len(self)))]
         with input_errors(self.origin):
-            return list(self._rows[name])
+            return list(self._rows[name][:])  # in one go; `datasets` iterates row by row
 
     def take(self, indices: Sequence[int]) -> Sequence[Row]:
         """The rows at these indices, read lazily if they are on disk."""
@@ -198,7 +178,7 @@ class Table:
 
 def _select(dataset: Any, indices: Sequence[int]) -> list[Row]:
     """Reads the rows at these indices; if they are close together, as one slice for speed."""
-    if isinstance(dataset, list | Lines) or not indices:
+    if isinstance(dataset, list) or not indices:
         return [dataset[index] for index in indices]
     first = min(indices)
     last = max(indices)
@@ -382,8 +362,8 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
     with input_errors(origin):
         is_large = sum(shard.stat().st_size for shard in paths) > HELD_BYTES
         if kind in (".json", ".jsonl"):
-            if is_large and not first and _is_json_lines(path):
-                return Table(Lines(path), origin)
+            if is_large and not first and not _is_array(path):
+                return Table(_stored(_json_batches(path)), origin)
             return _first_rows(_json_rows(path), origin, is_large=is_large and first)
         if kind in SEPARATORS and not is_large:
             return Table(list(_batch_rows([_csv(task, path)])), origin)
@@ -400,7 +380,7 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
         if kind == ".parquet":
             return Table(datasets.Dataset.from_parquet([str(shard) for shard in paths]), origin)
         if kind:
-            return Table(datasets.Dataset(_csv(task, path)), origin)
+            return Table(_stored(_csv(task, path, batches=True)), origin)
         dataset = datasets.load_from_disk(origin)
         # Otherwise a wrong offset in an Arrow file would silently read past its end.
         dataset.data.validate(full=True)
@@ -431,9 +411,61 @@ def _open(path: Path) -> Any:
     return gzip.open(path) if path.name.lower().endswith(GZIP) else path.open("rb")
 
 
-def _is_json_lines(path: Path) -> bool:
-    """Checks whether a file is neither compressed nor a JSON array, so that rows have offsets."""
-    return not path.name.lower().endswith(GZIP) and not _is_array(path)
+def _stored(batches: Iterable[Any]) -> Any:
+    """A `datasets.Dataset` of Arrow's batches, which are on disk and mapped into memory.
+
+    Their file has no name, so it is gone when this process ends, however it ends.
+    """
+    import datasets
+    import pyarrow as pa
+
+    with temporary_folder() as folder:
+        path = folder / "rows.arrow"
+        batches = iter(batches)
+        first = next(batches)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
+            for batch in chain([first], batches):
+                writer.write(batch)
+        return datasets.Dataset.from_file(str(path))
+
+
+def _json_batches(path: Path) -> Iterator[Any]:
+    """Yields the rows of a file of JSON lines as Arrow's tables, a block of lines at a time.
+
+    Columns and their types are those of the first rows, since Arrow would guess that some texts are
+    dates. Raises InputError for a line that is not a row, or whose columns have other types.
+    """
+    import pyarrow as pa
+    from pyarrow import json as arrow_json
+
+    first_rows = [row for _, row in islice(_json_lines(path), FIRST)]
+    schema = pa.Table.from_pylist(first_rows).schema
+    parse = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    count = 0
+    for block in _line_blocks(path):
+        read = arrow_json.ReadOptions(block_size=len(block) + 1)
+        try:
+            table = arrow_json.read_json(pa.BufferReader(block), read, parse)
+            table.validate(full=True)  # texts are UTF-8
+            if len(table) != sum(1 for line in block.splitlines() if line.strip()):
+                raise pa.ArrowInvalid("a line holds several rows")
+        except pa.ArrowInvalid as error:
+            for _ in _json_lines(path):
+                pass  # which names the line that is no row
+            cause = f"among the rows from {count + 1} on, {first_line(error)}"
+            types = f"give each column the type that it has in the first {FIRST} rows"
+            raise InputError(f"{path}: {cause}; {types}") from None
+        count += len(table)
+        yield from table.to_batches()
+
+
+def _line_blocks(path: Path) -> Iterator[bytes]:
+    """Yields a file's bytes in blocks of whole lines, decompressed if necessary."""
+    with _open(path) as file:
+        while block := file.read(BLOCK_BYTES):
+            block += file.readline()
+            if block.strip():
+                yield block
 
 
 def _is_array(path: Path) -> bool:

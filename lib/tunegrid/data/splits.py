@@ -302,8 +302,12 @@ def _surrogate_fault(task: Task, row: Row) -> str | None:
     JSON can hold a lone surrogate, but UTF-8 and tokenizers cannot.
     """
     values = [row.get(name) for name in task.columns]
+    texts = [value for value in values if isinstance(value, str)]
+    others = [value for value in values if isinstance(value, dict | list)]
     try:
-        json.dumps(values, ensure_ascii=False).encode()
+        "".join(texts).encode()
+        if others:
+            json.dumps(others, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         surrogate = error.object[error.start]
         return f"a column holds a lone surrogate ({surrogate!r}), which is not text"

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -41,6 +41,7 @@ from xml.etree import ElementTree
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 from scipy.stats import binomtest
+from torch import Tensor
 
 from tunegrid import ROOT
 from tunegrid.commands.run import command
@@ -51,6 +52,7 @@ from tunegrid.lab.false_alarms import BASELINE
 from tunegrid.lab.mutation import (
     CALL_NAME,
     HELPERS,
+    OF_TENSORS,
     Functions,
     Mutation,
     can_replace,
@@ -98,6 +100,7 @@ BYTES_ALONE = "bytes of tensors alone"
 NO_EFFECT = "nothing changes"
 EFFECTS = (HARMFUL, BYTES_ALONE, NO_EFFECT)
 RESULTS = {"weights", "files", "answers"}  # what a user receives
+RETURNED = "return"  # in place of a variable's name
 MARK_REACHED, MARK_CELL = "reached", "reached by the cell"  # names of empty files
 WITH_TIMES = ("record.json", "README.md")  # saved files that differ from run to run
 # Stages of a cell, and the code that begins each, as a part of its path and its name. Of all callers
@@ -221,8 +224,9 @@ class Job:
         if self.mutant:
             self._change(self.mutant)
         lines = defaultdict[str, set[tuple[str, int]]](set)
+        tensors: set[tuple[str, int, str]] = set()
         if self.is_traced:
-            sys.settrace(partial(trace_lines, lines))
+            sys.settrace(partial(trace_lines, lines, tensors))
             sys.gettrace = lambda: None  # else pytest-benchmark stops the trace while a cell trains
         options = [
             "-m",
@@ -248,6 +252,7 @@ class Job:
                 "cpu_seconds": time.process_time(),
                 "modules": names,
                 "lines": {stage: sorted(places) for stage, places in lines.items()},
+                "tensors": sorted(tensors),
             }
             path = self.folder / "process.json"
             path.write_text(json.dumps(facts), encoding="utf-8")
@@ -325,8 +330,10 @@ class Job:
         for path in sorted(models.rglob("*.*")):
             if path.is_file() and path.name not in WITH_TIMES:
                 digests = weights if path.suffix == ".safetensors" else files
-                # transformers saves a nested checkpoint's path, which differs between clones.
-                content = path.read_bytes().replace(os.fsencode(ROOT), b"")
+                # transformers saves a nested checkpoint's path, and an adapter its base's.
+                content = path.read_bytes()
+                for place in (ROOT, self.folder.resolve()):
+                    content = content.replace(os.fsencode(place), b"")
                 digest = hashlib.sha256(content).hexdigest()[:16]
                 digests[f"{path.relative_to(models)}"] = digest
         return {
@@ -338,9 +345,17 @@ class Job:
 
 
 def trace_lines(
-    lines: dict[str, set[tuple[str, int]]], frame: FrameType, event: str, argument: Any
+    lines: dict[str, set[tuple[str, int]]],
+    tensors: set[tuple[str, int, str]],
+    frame: FrameType,
+    event: str,
+    argument: Any,
 ) -> Any:
-    """Trace function for `sys.settrace` that collects executed lines of libraries by stage."""
+    """Trace function for `sys.settrace` that collects executed lines of libraries by stage.
+
+    `tensors` collects which variables of functions hold floating-point tensors: the function's
+    first line and the variable, or the line of a `return` and RETURNED.
+    """
     code = frame.f_code
     file = library_file(code.co_filename)
     if not file or not code.co_flags & CO_OPTIMIZED or is_called_from(AUDITS, frame):
@@ -350,9 +365,20 @@ def trace_lines(
     def note(frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line":
             places.add((file, frame.f_lineno))
+        elif event == "return":
+            if is_float(argument):
+                tensors.add((file, frame.f_lineno, RETURNED))
+            for name, value in frame.f_locals.items():
+                if is_float(value):
+                    tensors.add((file, code.co_firstlineno, name))
         return note
 
     return note
+
+
+def is_float(value: Any) -> bool:
+    """Checks whether a value is a floating-point tensor."""
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def stage_of(frame: FrameType | None) -> str:
@@ -467,6 +493,7 @@ def prepare_trial(trial: Trial, folder: Path, pool: ThreadPoolExecutor) -> Trial
     codes = pool.map(start, traced_jobs)
     healthy = {}
     lines = {}
+    tensors: set[tuple[str, int, str]] = set()
     for job, traced, code in zip(jobs, traced_jobs, codes, strict=True):
         differences = find_differences(job.facts, traced.facts)
         if code or differences or job.answer != traced.answer:
@@ -475,36 +502,43 @@ def prepare_trial(trial: Trial, folder: Path, pool: ThreadPoolExecutor) -> Trial
             raise InputError(f"{job.cell}: {fault}:\n{traced.output}")
         for stage, places in traced.process_facts["lines"].items():
             lines[job.cell, stage] = [(file, line) for file, line in places]
+        tensors |= {(file, line, name) for file, line, name in traced.process_facts["tensors"]}
         cpu_seconds = job.process_facts["cpu_seconds"]
         healthy[job.cell] = Healthy(facts=job.facts, answer=job.answer, cpu_seconds=cpu_seconds)
         size = sum(map(len, traced.process_facts["lines"].values()))
         result = f"a forked run is equal, and executes {size} lines of libraries"
         print(f"{job.cell}: {result}", flush=True)
-    mutants = draw(lines, trial.count, trial.seed)
+    mutants = draw(lines, tensors, trial.count, trial.seed)
     return replace(trial, modules=[*modules], healthy=healthy, mutants=mutants)
 
 
 def draw(
-    lines: Mapping[tuple[str, str], Sequence[tuple[str, int]]], count: int, seed: int
+    lines: Mapping[tuple[str, str], Sequence[tuple[str, int]]],
+    tensors: Collection[tuple[str, int, str]],
+    count: int,
+    seed: int,
 ) -> list[Mutant]:
-    """Draw mutants: for each stage in turn, a random statement, kind of change, and change.
+    """Draw mutants: for each stage in turn, a random kind of change, cell, and change.
 
-    `lines` holds the executed lines by cell and stage. Raises InputError if too few mutants are
-    found.
+    `lines` holds the executed lines by cell and stage, `tensors` the variables that hold tensors.
+    Raises InputError if too few mutants are found.
     """
     rng = random.Random(seed)
-    statements = {place: executed_statements(executed) for place, executed in lines.items()}
-    stages = [stage for stage in STAGES if any(stage == other for _, other in statements)]
+    changes: dict[str, dict[str, dict[str, list[tuple[str, int]]]]] = {}  # stage, kind, cell
+    for (cell, stage), executed in lines.items():
+        for file, line in executed_statements(executed):
+            for kind, numbers in change_numbers(file).get(line, {}).items():
+                for number in numbers:
+                    if kind not in OF_TENSORS or tensor_place(file, number) in tensors:
+                        by_cell = changes.setdefault(stage, {}).setdefault(kind, {})
+                        by_cell.setdefault(cell, []).append((file, number))
+    stages = [stage for stage in STAGES if stage in changes]
     mutants = dict[tuple[str, str, int], Mutant]()
-    for _ in range(ATTEMPTS * count):
-        stage = stages[len(mutants) % len(stages)]
-        cell = rng.choice([cell for cell, other in statements if other == stage])
-        file, line = rng.choice(statements[cell, stage])
-        numbers = change_numbers(file).get(line)
-        if not numbers:
-            continue
-        kind = rng.choice([*numbers])
-        number = rng.choice(numbers[kind])
+    for attempt in range(ATTEMPTS * count):
+        stage = stages[attempt % len(stages)]
+        by_cell = changes[stage][rng.choice([*changes[stage]])]
+        cell = rng.choice([*by_cell])
+        file, number = rng.choice(by_cell[cell])
         if (cell, file, number) in mutants:
             continue
         if not can_replace(original_functions(file), functions_in(library_path(file), number)):
@@ -525,6 +559,26 @@ def draw(
             return [*mutants.values()]
     fault = f"these cells have only {len(mutants)} mutants"
     raise InputError(f"{fault}: lower --count, or name more --cells")
+
+
+def tensor_place(file: str, number: int) -> tuple[str, int, str]:
+    """Where a change of a tensor must have been seen: as `trace_lines` notes it."""
+    node = changes_of(file)[number].node
+    if isinstance(node, ast.Return):
+        return file, node.lineno, RETURNED
+    assert isinstance(node, ast.Assign)
+    return file, function_starts(file).get(node.lineno, 0), ast.unparse(node.targets[0])
+
+
+@cache
+def function_starts(file: str) -> Mapping[int, int]:
+    """The first line, with decorators, of the innermost function around each line of a file."""
+    starts: dict[int, int] = {}
+    for node in ast.walk(ast.parse(library_path(file).read_bytes())):  # outer functions first
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *[decorator.lineno for decorator in node.decorator_list]])
+            starts |= dict.fromkeys(range(node.lineno, (node.end_lineno or node.lineno) + 1), first)
+    return starts
 
 
 def executed_statements(places: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -2,6 +2,7 @@
 that names them.
 """
 
+import gzip
 import json
 from collections import Counter
 from dataclasses import replace
@@ -419,6 +420,42 @@ def test_rows_that_stay_on_disk_are_the_same_rows_in_the_same_splits(
     assert stored.fingerprint == held.fingerprint
     assert stored.dropped == held.dropped
     assert stored.origins == held.origins
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("block", [2**24, 50])
+def test_large_compressed_lines_are_the_same_rows(tmp_path, review_folder, monkeypatch, block):
+    monkeypatch.setattr(sources, "BLOCK_BYTES", block)
+    lines = "\n".join(json.dumps(row | {"when": "2020-01-01"}) for row in reviews(40, 20))
+    (review_folder / "train.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    held = load_splits(SA, full_profile(tmp_path))
+    monkeypatch.setattr(sources, "HELD_BYTES", 0)
+    stored = load_splits(SA, full_profile(tmp_path))
+    assert isinstance(stored.train, StoredRows)
+    assert stored.fingerprint == held.fingerprint
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"label": 1, "title": "t", "content": "x", "content": "y"}', "line 62: invalid JSON"),
+        ('{"label": 1, "title": "t", "content": 7}', "changed from string to number in row 61"),
+        ('{"label": 1, "title": "t", "content": "\\ud800"}', "row 61"),
+        ('{"label": 1, "title": "a"} {"label": 1, "title": "b"}', "line 62: invalid JSON"),
+        ("[1, 2]", "line 62: expected a JSON object"),
+        (b'{"label": 1, "title": "t", "content": "caf\xe9"}', "line 62: invalid JSON"),
+    ],
+)
+def test_a_bad_row_far_down_a_large_file_is_one_sentence(
+    tmp_path, review_folder, monkeypatch, line, sentence
+):
+    monkeypatch.setattr(sources, "HELD_BYTES", 0)
+    monkeypatch.setattr(sources, "FIRST", 10)
+    lines = [json.dumps(row).encode() for row in [*reviews(40, 21)]]
+    lines.append(line if isinstance(line, bytes) else line.encode())
+    (review_folder / "train.jsonl").write_bytes(b"\n".join(lines))
+    assert sentence in refusal(SA, full_profile(tmp_path))
 
 
 # Splits
