@@ -193,16 +193,28 @@ class Pair:
         """Comparisons of losses and gradient norms in the run without accumulation."""
         return [*self.updates(self.trained[1])]
 
-    def answers(self, model: Any) -> list[Any]:
-        """The libraries' answers to the test rows: labels, texts of spans, or generated texts."""
+    def answers(self, model: Any, *, served: bool = False) -> list[Any]:
+        """The libraries' answers to the test rows: labels, texts of spans, or generated texts.
+
+        A model that is `served` gets one row at a time, in fp32: near a tie, other rows in the
+        batch and their padding decide by rounding, at true size in about one row of a hundred.
+        """
         training = not is_separated(self.cell)
         test = libraries.encoded(self.cell, self.tokenizer, self.test, training=training)
         settings: dict[str, Any] = {**self.ungrouped}
         if self.codec.generates:
             settings |= {"predict_with_generate": True, "per_device_eval_batch_size": TEST_ROWS}
+        if served:
+            settings |= {"per_device_eval_batch_size": 1, "bf16": False, "fp16": False}
         trainer = self.trainer("scored", model, **settings)
         if self.codec.generates:
-            return libraries.predicted_texts(self.cell, trainer, test)
+            tables = [test]
+            if served:
+                tables = [test.select([number]) for number in range(len(test))]
+            texts: list[str] = []
+            for table in tables:
+                texts += libraries.predicted_texts(self.cell, trainer, table)
+            return texts
         if extracts(self.cell):
             return libraries.predicted_spans(self.cell, trainer, self.test, test)
         return libraries.predicted_labels(trainer, test)
@@ -222,14 +234,20 @@ class Pair:
         self,
         model: Any,
         codec: Codec | None = None,
-        size: int | None = None,
+        *,
+        served: bool = False,
     ) -> list[Any]:
-        """Our model's answers to the test rows; `size` defaults to the libraries' batch size."""
+        """Our model's answers to the test rows, batched and rounded as those of `answers`."""
         codec = codec or self.codec
-        size = size or (TEST_ROWS if codec.generates else libraries.TEST_BATCH)
+        size = TEST_ROWS if codec.generates else libraries.TEST_BATCH
+        precision = self.precision
+        if served or codec.generates:
+            precision = "fp32"
+        if served:
+            size = 1
         features = codec.encode(self.test, training=False)
         outputs = []
-        with autocast("fp32" if codec.generates else self.precision, self.device):
+        with autocast(precision, self.device):
             for chunk in chunks(features, size):
                 outputs += codec.predict(model, chunk, self.device)
         return [prediction.value for prediction in codec.decode(self.test, features, outputs)]
@@ -485,15 +503,15 @@ def pipeline(pair: Pair) -> Iterator[Comparison]:
     else:
         options = libraries.quant_option(pair.cell)
         model = pair.kit.auto.from_pretrained(folder, **options, trust_remote_code=False)
-        their_answers = pair.answers(model.to(pair.device))
+        their_answers = pair.answers(model.to(pair.device), served=True)
     our_model = pair.our_trained()
     if "adapter_rounded_when_loaded" in known_ids:
         ours.round_adapters(our_model)
     if "segments_served" in known_ids:
         known_ids.discard("segments_lost")
     codec = ours.knowing_codec(pair.cell, pair.codec.tokenizer, known_ids)
-    size = 1 if has_pipeline else None
-    yield Comparison("answer to row", their_answers, pair.our_answers(our_model, codec, size))
+    own_answers = pair.our_answers(our_model, codec, served=True)
+    yield Comparison("answer to row", their_answers, own_answers)
 
 
 STAGES: Mapping[str, Callable[[Pair], Iterator[Comparison]]] = {
