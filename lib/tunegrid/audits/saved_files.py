@@ -130,11 +130,16 @@ def other_tensors(evidence: Evidence, folder: Path) -> Iterator[str]:
 
 
 def other_model(model: nn.Module, folder: Path) -> Iterator[str]:
-    """Yields a sentence for each tensor that differs between a full model and its files."""
+    """Yields a sentence for each tensor that differs between a full model and its files.
+
+    transformers saves a tensor that has several names once; PEFT saves it under each of them.
+    """
     tensors = dict(named_tensors(model))
     buffers = {name for name, _ in model.named_buffers()}
     temporary = buffers - model.state_dict().keys()
-    yield from other_files(folder.glob("*.safetensors"), tensors, tensors.keys() - temporary)
+    paths = sorted(folder.glob("*.safetensors"))
+    yield from other_files(paths, tensors, tensors.keys() - temporary)
+    yield from saved_twice(paths, tensors)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -193,6 +198,17 @@ def other_files(paths: Iterable[Path], tensors: Tensors, names: Collection[str])
         if name in names and storage(tensor) not in saved:
             saved.add(storage(tensor))
             yield f"{name} is in no file, nor is a tensor that is tied to it"
+
+
+def saved_twice(paths: Iterable[Path], tensors: Tensors) -> Iterator[str]:
+    """Yields a sentence for each name in the files whose tensor they hold under another name."""
+    names: dict[Any, str] = {}
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            for name in sorted(tensors.keys() & file.keys()):
+                other = names.setdefault(storage(tensors[name]), name)
+                if other != name:
+                    yield f"{name} was saved twice: {other} is the same tensor"
 
 
 def other_loaded(evidence: Evidence, served: Any) -> Iterator[str]:

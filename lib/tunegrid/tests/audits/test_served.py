@@ -168,6 +168,21 @@ def test_a_tensor_that_is_saved_otherwise_is_named(change, fault):
     assert fault in saved_otherwise("gpt2_sum_lora", rewrite)
 
 
+def test_a_tied_tensor_that_is_saved_under_two_names_is_named():
+    """transformers saves T5's embeddings once, although three modules have them."""
+
+    def copy_the_embeddings(folder):
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    fault = saved_otherwise("t5_sum_sft", copy_the_embeddings)
+    assert re.fullmatch(r"(\S+) was saved twice: (\S+) is the same tensor", fault)
+    assert "shared.weight" in fault
+    assert "encoder.embed_tokens.weight" in fault
+
+
 @pytest.mark.parametrize(
     ("cell_id", "name", "field", "value"),
     [
