@@ -42,6 +42,9 @@ from tunegrid.words import contrast
 # at least one of them is nearly always in the most open tenth.
 OPEN, SPREAD = 8, 4  # scored texts searched again: the most open, and evenly spread texts
 CANDIDATES = 64  # evenly spread scored texts from which the most open are chosen
+# The same in coarse arithmetic, where noise explains most of the texts that a broken rule changes:
+# under the plant "only the best beam goes on", all of the 12 texts searched, but not all of 36.
+COARSE_OPEN, COARSE_CANDIDATES = 32, 192
 FEW_OPEN, FEW_CANDIDATES = 4, 32  # for true-size models, whose passes are slow
 AT_ONCE = 16  # texts of a micro model searched together; larger models have large logits
 # Rules that take effect in every search, since an unsure model writes long texts that win, repeats
@@ -141,7 +144,11 @@ def leeway(evidence: Evidence) -> float:
 def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
     """Indices of the scored texts closest to losing to another text, and of evenly spread texts."""
     micro = evidence.cell.profile.micro
-    indices = spread_indices(len(evaluation.outputs), CANDIDATES if micro else FEW_CANDIDATES)
+    most_open, most = FEW_OPEN, FEW_CANDIDATES
+    if micro:
+        is_fine = leeway(evidence) == FINE
+        most_open, most = (OPEN, CANDIDATES) if is_fine else (COARSE_OPEN, COARSE_CANDIDATES)
+    indices = spread_indices(len(evaluation.outputs), most)
     lengths = get_lengths(evaluation.features)
     candidates = sorted((i for i in indices if evaluation.outputs[i]), key=lambda i: lengths[i])
     openness: dict[int, float] = {}
@@ -152,7 +159,7 @@ def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
             openness[i] = get_openness(scores, row.target, evidence.text_codec.generation)
     ranked = sorted(candidates, key=lambda i: -openness[i])
     spread = spread_indices(len(candidates), SPREAD)
-    chosen = ranked[: OPEN if micro else FEW_OPEN] + [candidates[i] for i in spread]
+    chosen = ranked[:most_open] + [candidates[i] for i in spread]
     return list(dict.fromkeys(chosen))
 
 
