@@ -144,10 +144,12 @@ def leeway(evidence: Evidence) -> float:
 def choose_texts(evidence: Evidence, evaluation: Evaluation) -> list[int]:
     """Indices of the scored texts closest to losing to another text, and of evenly spread texts."""
     micro = evidence.cell.profile.micro
-    most_open, most = FEW_OPEN, FEW_CANDIDATES
-    if micro:
-        is_fine = leeway(evidence) == FINE
-        most_open, most = (OPEN, CANDIDATES) if is_fine else (COARSE_OPEN, COARSE_CANDIDATES)
+    if not micro:
+        most_open, most = FEW_OPEN, FEW_CANDIDATES
+    elif leeway(evidence) == FINE:
+        most_open, most = OPEN, CANDIDATES
+    else:
+        most_open, most = COARSE_OPEN, COARSE_CANDIDATES
     indices = spread_indices(len(evaluation.outputs), most)
     lengths = get_lengths(evaluation.features)
     candidates = sorted((i for i in indices if evaluation.outputs[i]), key=lambda i: lengths[i])
