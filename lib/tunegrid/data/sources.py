@@ -363,7 +363,7 @@ def _read(task: Task, paths: Sequence[Path], *, first: bool = False) -> Table:
         is_large = sum(shard.stat().st_size for shard in paths) > HELD_BYTES
         if kind in (".json", ".jsonl"):
             if is_large and not first and not _is_array(path):
-                return Table(_stored(_json_batches(path)), origin)
+                return Table(_stored(_json_batches(task, path)), origin)
             return _first_rows(_json_rows(path), origin, is_large=is_large and first)
         if kind in SEPARATORS and not is_large:
             return Table(list(_batch_rows([_csv(task, path)])), origin)
@@ -429,18 +429,27 @@ def _stored(batches: Iterable[Any]) -> Any:
         return datasets.Dataset.from_file(str(path))
 
 
-def _json_batches(path: Path) -> Iterator[Any]:
+def _json_batches(task: Task, path: Path) -> Iterator[Any]:
     """Yields the rows of a file of JSON lines as Arrow's tables, a block of lines at a time.
 
     Columns and their types are those of the first rows, since Arrow would guess that some texts are
-    dates. Raises InputError for a line that is not a row, or whose columns have other types.
+    dates. A column without a value in the first rows has the task's type, or is left out. Raises
+    InputError for a line that is not a row, or whose columns have other types.
     """
     import pyarrow as pa
     from pyarrow import json as arrow_json
 
     first_rows = [row for _, row in islice(_json_lines(path), FIRST)]
-    schema = pa.Table.from_pylist(first_rows).schema
-    parse = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    types = _arrow_types(task)
+    fields = []
+    for field in pa.Table.from_pylist(first_rows).schema:
+        if not pa.types.is_null(field.type):
+            fields.append(field)
+        elif field.name in types:
+            fields.append(field.with_type(types[field.name]))
+    parse = arrow_json.ParseOptions(
+        explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore"
+    )
     count = 0
     for block in _line_blocks(path):
         read = arrow_json.ReadOptions(block_size=len(block) + 1)
@@ -453,8 +462,8 @@ def _json_batches(path: Path) -> Iterator[Any]:
             for _ in _json_lines(path):
                 pass  # which names the line that is no row
             cause = f"among the rows from {count + 1} on, {first_line(error)}"
-            types = f"give each column the type that it has in the first {FIRST} rows"
-            raise InputError(f"{path}: {cause}; {types}") from None
+            advice = f"give each column the type that it has in the first {FIRST} rows"
+            raise InputError(f"{path}: {cause}; {advice}") from None
         count += len(table)
         yield from table.to_batches()
 
@@ -520,6 +529,14 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
+def _arrow_types(task: Task) -> dict[str, Any]:
+    """Arrow's types of the task's columns that hold texts or numbers, by name."""
+    import pyarrow as pa
+
+    kinds: dict[type, Any] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    return {name: kinds[kind] for name, kind in task.columns.items() if kind in kinds}
+
+
 def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
     """Reads a CSV or TSV file with pyarrow, whole or in batches; the first line names the columns.
 
@@ -529,8 +546,7 @@ def _csv(task: Task, path: Path, *, batches: bool = False) -> Any:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    kinds: dict[type, Any] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    types = {name: kinds[kind] for name, kind in task.columns.items() if kind in kinds}
+    types = _arrow_types(task)
     if task.labels:
         types[task.target] = pa.string()
     read = arrow_csv.open_csv if batches else arrow_csv.read_csv

@@ -436,6 +436,20 @@ def test_large_compressed_lines_are_the_same_rows(tmp_path, review_folder, monke
 
 
 @pytest.mark.usefixtures("own_cache")
+def test_a_column_may_be_empty_in_all_first_rows_of_a_large_file(
+    tmp_path, review_folder, monkeypatch
+):
+    monkeypatch.setattr(sources, "HELD_BYTES", 0)
+    monkeypatch.setattr(sources, "FIRST", 10)
+    rows = [row | {"title": None, "score": None} for row in reviews(20, 0)]
+    rows += [row | {"title": "late", "score": 4.5} for row in reviews(20, 20)[20:]]
+    (review_folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    [table] = tables(SA, tmp_path).values()
+    assert table.names == ("label", "title", "content")  # no task reads the score
+    assert table.column("title") == [None] * 20 + ["late"] * 20
+
+
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
